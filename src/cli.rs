@@ -52,9 +52,11 @@ mod verify;
 mod views;
 mod wire;
 
+use crate::catalog::CatalogError;
 use crate::config::{ConfigError, SecretError};
 use crate::run::RunError;
 use crate::run::transfer::Stop;
+use crate::state::StateError;
 use args::{Args, Command};
 use clap::Parser;
 use context::{Context, Leftovers};
@@ -109,6 +111,18 @@ impl From<RunError> for Failure {
     }
 }
 
+impl From<CatalogError> for Failure {
+    fn from(error: CatalogError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::Config(error)
@@ -137,7 +151,9 @@ impl Failure {
     fn status(&self) -> u8 {
         match self {
             Self::Run(RunError::Interrupted) => status::INTERRUPTED,
-            Self::Run(RunError::Locked { .. } | RunError::LockedBy { .. }) => status::LOCKED,
+            Self::Run(RunError::State(StateError::Locked { .. }) | RunError::LockedBy { .. }) => {
+                status::LOCKED
+            }
             Self::Run(error) if error.is_damage() => status::DAMAGE,
             Self::Run(_) => status::FAILED,
             Self::Config(_) | Self::Secret(_) | Self::Usage { .. } => status::USAGE,

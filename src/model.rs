@@ -3,6 +3,7 @@
 
 mod backup_id;
 mod digest;
+mod error_chain;
 mod host_mark;
 mod name;
 mod quantity;
@@ -10,6 +11,7 @@ mod store_id;
 
 pub use backup_id::{BackupId, BackupKind};
 pub use digest::Digest;
+pub use error_chain::error_chain;
 pub use host_mark::HostMark;
 pub use name::{BookmarkName, DatasetName, SnapshotName};
 pub use quantity::bytes_text;

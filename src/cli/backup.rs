@@ -20,11 +20,11 @@ use crate::run::backup::{
     PlannedResume, StoreRole, back_up, plan_backup, plan_resumes,
 };
 use crate::run::clock::note_clock;
+use crate::run::copy::sums::write_sums;
 use crate::run::identity::refuse_one_place;
-use crate::run::inside::refuse_inside;
 use crate::run::keys::{KeyCache, WriterKeys, learn_keys};
-use crate::run::select::Selected;
-use crate::run::sums::write_sums;
+use crate::run::pool::inside::refuse_inside;
+use crate::run::pool::select::Selected;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;

@@ -7,7 +7,7 @@ use super::sequence::parse_steps;
 use super::wire::{load_config, usage};
 use crate::config::Config;
 use crate::run::error_chain;
-use crate::run::probe::{ProbeNote, known_probes};
+use crate::state::probes::{ProbeNote, known_probes};
 use serde_json::json;
 
 pub(super) fn config(

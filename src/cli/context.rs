@@ -7,12 +7,12 @@ use super::wire::load_config;
 use super::{Failure, status};
 use crate::config::{Config, Environment};
 use crate::model::DatasetName;
-use crate::run::RunError;
-use crate::run::here::host_name;
 use crate::run::hooks::RunningHook;
-use crate::run::lockfile::{HeldLock, Holder};
-use crate::run::select::{LeftOut, Selected, Selection, select_datasets};
+use crate::run::pool::select::{LeftOut, Selected, Selection, select_datasets};
 use crate::run::transfer::Stop;
+use crate::state::StateError;
+use crate::state::lockfile::{HeldLock, Holder};
+use crate::state::process::host_name;
 use crate::zfs::Zfs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -247,7 +247,7 @@ impl Leftovers {
 
     /// Removes the lock of this run. Returns whether it was still there; `None` when this run has
     /// none.
-    pub(super) fn release_lock(&self) -> Result<Option<bool>, RunError> {
+    pub(super) fn release_lock(&self) -> Result<Option<bool>, StateError> {
         let lock = self.lock().take();
         lock.map(HeldLock::release).transpose()
     }
@@ -267,6 +267,7 @@ impl Leftovers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::RunError;
     use crate::zfs::DatasetType;
     use crate::zfs::fake::FakeZfs;
     use std::os::unix::fs::PermissionsExt;

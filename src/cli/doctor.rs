@@ -11,13 +11,15 @@ use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::doctor::bucket::{Wanted, check_bucket, check_probe};
 use crate::run::doctor::host::{
-    Runner, check_datasets, check_folder, check_intermediate, check_permissions, check_zfs,
+    check_datasets, check_folder, check_intermediate, check_permissions, check_zfs,
 };
 use crate::run::doctor::{Check, CheckState};
 use crate::run::keys::KeyCache;
-use crate::run::probe::{ProbeCache, ProbeNote, probe_store};
-use crate::run::select::Selected;
+use crate::run::pool::select::Selected;
+use crate::run::probe::probe_store;
+use crate::run::runner::Runner;
 use crate::sign::Trust;
+use crate::state::probes::{ProbeCache, ProbeNote};
 use crate::store::ObjectStore;
 use crate::store::key::KEYRING_PREFIX;
 use jiff::Timestamp;

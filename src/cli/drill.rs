@@ -10,15 +10,16 @@ use super::{Failure, remember};
 use crate::cli::args::From;
 use crate::config::Config;
 use crate::model::DatasetName;
-use crate::run::doctor::host::Runner;
-use crate::run::drill::{
+use crate::run::pool::select::{Selected, select_datasets};
+use crate::run::restore::drill::{
     Comparison, DrillReport, Leftover, check_drill_allowed, clean_up, drill as run_drill,
     find_leftovers,
 };
-use crate::run::record::{DrillNote, Records};
 use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
-use crate::run::select::{Selected, select_datasets};
+use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
+use crate::state::StateError;
+use crate::state::history::{DrillNote, Records};
 use crate::zfs::Zfs;
 use jiff::Timestamp;
 use serde_json::json;
@@ -197,7 +198,7 @@ fn see_to_leftovers(
             Leftover::Destroyed(name) => output.always(&format!(
                 "destroyed {name}, which a drill that was killed left"
             )),
-            Leftover::Stays(_, RunError::Locked { holder, .. }) => {
+            Leftover::Stays(_, RunError::State(StateError::Locked { holder, .. })) => {
                 let process = holder
                     .map(|pid| format!(", process {pid}"))
                     .unwrap_or_default();

@@ -11,7 +11,7 @@ use super::wire::{open_intermediate, open_remote_to_delete, open_zfs, usage};
 use crate::model::{BackupId, DatasetName};
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
-use crate::run::pins::unpin;
+use crate::run::pool::pins::unpin;
 use crate::run::prune::{forget_beside, look_at_beside};
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;

@@ -11,8 +11,8 @@ use crate::model::DatasetName;
 use crate::plan::health::{FailureFact, Health, HealthFacts, HealthLimits, Level, judge_health};
 use crate::run::error_chain;
 use crate::run::identity::refuse_one_place;
-use crate::run::record::{Record, Records};
-use crate::run::select::{Selection, select_datasets};
+use crate::run::pool::select::{Selection, select_datasets};
+use crate::state::history::{Record, Records};
 use jiff::Timestamp;
 use serde_json::json;
 use std::time::Duration;
@@ -144,7 +144,7 @@ fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
 
 /// What there is to judge by.
 pub(super) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthFacts {
-    let failure = |failure: &crate::run::record::FailureNote| FailureFact {
+    let failure = |failure: &crate::state::history::FailureNote| FailureFact {
         at: failure.at,
         step: failure.step.clone(),
         reason: failure.reason.clone(),
@@ -227,7 +227,7 @@ fn print_json(judged: &[Judged], now: Timestamp, output: &Output) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::record::{FailureNote, SeenNote, VerifyNote};
+    use crate::state::history::{FailureNote, SeenNote, VerifyNote};
 
     const NOW: i64 = 1_800_000_000;
 

@@ -9,11 +9,11 @@ use super::output::{Output, WIDTH, age, bytes, wrap};
 use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_zfs, usage};
 use crate::model::BackupId;
 use crate::run::error_chain;
-use crate::run::holds::{
+use crate::run::pool::holds::{
     JudgedHold, KnownAttempts, our_holds, over_in, plan_release, release_holds,
 };
+use crate::run::pool::select::{Selected, select_datasets};
 use crate::run::restore::left_half;
-use crate::run::select::{Selected, select_datasets};
 use crate::sign::TrustedKeys;
 use crate::store::ObjectStore;
 use crate::zfs::Zfs;
@@ -266,7 +266,7 @@ fn print_json(all: &[Listed], output: &Output) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::holds::OurHold;
+    use crate::run::pool::holds::OurHold;
 
     fn listed(stays: Option<&str>, done: Option<Option<&str>>) -> Listed {
         let id = "20261122T212604Z-full-0123456789abcdef-fedcba9876543210";

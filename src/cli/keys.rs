@@ -6,8 +6,8 @@ use super::follow::Purpose;
 use super::output::Output;
 use super::rekey;
 use super::wire::{keys_for_writing_with, load_config, open_intermediate, open_remote_for, usage};
+use crate::run::keys::rotate::OldKeys;
 use crate::run::keys::{KeyCache, NewerKeys, WriterKeys};
-use crate::run::rekey::OldKeys;
 use crate::sign::Trust;
 use serde_json::json;
 

@@ -6,10 +6,11 @@ use super::context::Context;
 use super::output::age;
 use crate::config::{Config, TimeLimit};
 use crate::run::RunError;
-use crate::run::here::Here;
-use crate::run::lockfile::{
+use crate::state::StateError;
+use crate::state::lockfile::{
     Holder, LockKind, LockState, TakeOutcome, read_lock, remove_lock, take_lock,
 };
+use crate::state::process::Here;
 use jiff::Timestamp;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -116,7 +117,7 @@ pub(super) async fn wait_for_others<T>(
     let mut waiting = Waiting::new(context);
     loop {
         match work().await {
-            Err(error @ RunError::Locked { .. }) => {
+            Err(error @ RunError::State(StateError::Locked { .. })) => {
                 waiting.pause(&error.to_string(), || error).await?
             }
             done => return done,
@@ -360,7 +361,7 @@ mod tests {
     use super::super::args::Global;
     use super::super::output::Output;
     use super::*;
-    use crate::run::lock::lock_dataset;
+    use crate::state::dataset_lock::lock_dataset;
     use std::sync::Arc;
 
     /// What a command with this `--lock-wait` gets that finds the kernel lock held for `held`.
@@ -388,6 +389,7 @@ mod tests {
                 &dataset,
             )
             .map(|_| 7)
+            .map_err(RunError::from)
         });
         let others = async {
             tokio::time::sleep(held).await;

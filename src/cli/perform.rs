@@ -9,10 +9,10 @@ use super::{Failure, GRACE, dispatch, status, stopped_for};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::RunError;
-use crate::run::here::host_name;
 use crate::run::hooks::{HookCall, run_hook};
-use crate::run::last_success::{last_success, note_success};
-use crate::run::replace::sweep_leftovers;
+use crate::state::dir::sweep_leftovers;
+use crate::state::last_success::{last_success, note_success};
+use crate::state::process::host_name;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ pub(super) async fn perform(context: &Context) -> Result<(), Failure> {
             .output
             .always("the lock of this run was taken away while it worked"),
         Err(error) => {
-            let failure = Failure::Run(error);
+            let failure = Failure::from(error);
             failure.print(&context.output);
             report.status = status::worst(report.status, failure.status());
             report.said = report.said.or(context.output.first_error());

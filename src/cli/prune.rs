@@ -15,15 +15,16 @@ use crate::config::{Config, Environment, Remote, RetentionRules};
 use crate::manifest::Origin;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
-use crate::run::adopt::{origins_of, pool_sight};
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
-use crate::run::pins::unpin;
+use crate::run::pool::pins::unpin;
+use crate::run::pool::select::Selected;
+use crate::run::pool::sight::pool_sight;
 use crate::run::prune::{
     Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
 };
-use crate::run::select::Selected;
+use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore, StoreErrorKind};
 use crate::zfs::Zfs;

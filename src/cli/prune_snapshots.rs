@@ -9,11 +9,11 @@ use super::wire::{keys_for_pruning, open_intermediate, open_zfs};
 use super::{Failure, remember, status};
 use crate::plan::snapshots::find_snapshots_doubt;
 use crate::run::clock::ClockCheck;
-use crate::run::prune_snapshots::{
+use crate::run::pool::prune_snapshots::{
     SnapshotOutcome, SnapshotStore, SnapshotsEnv, look_at_snapshots,
     prune_snapshots as prune_dataset,
 };
-use crate::run::select::Selected;
+use crate::run::pool::select::Selected;
 use crate::zfs::Zfs;
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use crate::config::{Config, Environment, KeySource, SecretFile};
 use crate::keyring::WORK_FACTOR;
 use crate::run::RunError;
 use crate::run::keys::KeyCache;
-use crate::run::rekey::{CollectedDataset, OldKeys, Rekey, Rekeyed};
+use crate::run::keys::rotate::{CollectedDataset, OldKeys, Rekey, Rekeyed};
 use crate::sign::Trust;
 use age::secrecy::{ExposeSecret, SecretString};
 use serde_json::json;

@@ -2,14 +2,15 @@
 //! that cannot be written is said and fails nothing: the backup is there all the same.
 
 use super::identity::known_stores;
+use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::backup::BackupOutcome;
-use crate::run::catalog::Catalog;
-use crate::run::record::{DrillNote, FailureNote, OwnCommit, Records, VerifyNote};
-use crate::run::upload::CopiedBackup;
+use crate::run::copy::CopiedBackup;
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
+use crate::state::StateError;
+use crate::state::history::{DrillNote, FailureNote, OwnCommit, Records, VerifyNote};
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 
@@ -17,7 +18,7 @@ fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Re
     Records::new(&config.state_dir, &store.known(), stored)
 }
 
-fn told(outcome: Result<(), RunError>) {
+fn told(outcome: Result<(), StateError>) {
     if let Err(error) = outcome {
         tracing::warn!(
             "cannot save this for health and show: {}",
@@ -72,7 +73,10 @@ pub(super) fn failed(
     step: &str,
     error: &RunError,
 ) {
-    if matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
+    if matches!(
+        error,
+        RunError::Interrupted | RunError::State(StateError::Locked { .. })
+    ) {
         return;
     }
     let (step, reason, damage) = (step.to_owned(), error_chain(error), error.is_damage());
@@ -120,7 +124,7 @@ pub(super) fn verified(
 
 /// A store was looked into.
 pub(super) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) {
-    told(records(config, store, &catalog.dataset).note_seen(catalog, Timestamp::now()));
+    told(records(config, store, &catalog.dataset).note_seen(&catalog.seen_note(Timestamp::now())));
 }
 
 /// A drill ended well. What it says holds for the dataset, whichever store it read, so it stands
@@ -170,7 +174,10 @@ pub(super) fn pruned(
 
 /// Records that a prune of a dataset failed. An interruption or a concurrent run is not recorded.
 pub(super) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, error: &RunError) {
-    if !matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
+    if !matches!(
+        error,
+        RunError::Interrupted | RunError::State(StateError::Locked { .. })
+    ) {
         pruned(
             config,
             stored,

@@ -11,7 +11,6 @@ use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
 use crate::manifest::ChunkEntry;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
-use crate::run::doctor::host::Runner;
 use crate::run::restore::{
     PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreLock,
     RestorePoint, RestoreSet, ResumeChoice, Rollback, VisibleSteps, WentOn, check_allowed,
@@ -19,6 +18,7 @@ use crate::run::restore::{
     find_restore_tree, left_readonly, lock_folder, lock_target, restore_as_planned,
     restore_to_writer, visible_steps,
 };
+use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
 use crate::zfs::{Zfs, enlarge_pipe};
 use jiff::Timestamp;

@@ -6,11 +6,11 @@ use super::restore::{lock, manifests, print_plan, say_visible};
 use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName};
-use crate::run::doctor::host::Runner;
 use crate::run::restore::{
     ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target, is_makeshift,
     restore_to_dataset,
 };
+use crate::run::runner::Runner;
 use serde_json::json;
 
 /// One dataset of a tree, and where it goes.

@@ -4,7 +4,7 @@ use super::context::Context;
 use super::wire::open_zfs;
 use super::{Failure, status};
 use crate::config::SnapshotSource;
-use crate::run::snapshot::{SnapshotRun, SnapshotsTaken, snapshot_between_hooks};
+use crate::run::pool::snapshot::{SnapshotRun, SnapshotsTaken, snapshot_between_hooks};
 use crate::zfs::Dataset;
 use jiff::Timestamp;
 use serde_json::json;

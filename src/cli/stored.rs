@@ -3,10 +3,10 @@
 use super::Failure;
 use super::context::Context;
 use super::wire::open_zfs;
+use crate::catalog::list_datasets;
 use crate::config::Config;
 use crate::model::DatasetName;
-use crate::run::catalog::list_datasets;
-use crate::run::select::{Selected, Selection, match_stored, select_datasets};
+use crate::run::pool::select::{Selected, Selection, match_stored, select_datasets};
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 

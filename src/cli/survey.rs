@@ -12,22 +12,22 @@ use super::views::{
 };
 use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, trusted_keys};
 use super::{Failure, remember};
+use crate::catalog::usable::Seen;
+use crate::catalog::{
+    Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started,
+};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
-use crate::run::cache::{Keeping, ObjectCache};
-use crate::run::catalog::{
-    Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started,
-};
-use crate::run::holds::our_holds;
 use crate::run::identity::refuse_one_place;
-use crate::run::lock::is_held;
-use crate::run::record::Records;
-use crate::run::seen::Seen;
-use crate::run::select::{Selected, select_datasets};
-use crate::run::snapshot::is_own;
+use crate::run::pool::holds::our_holds;
+use crate::run::pool::select::{Selected, select_datasets};
+use crate::run::pool::snapshot::is_own;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
+use crate::state::dataset_lock::is_held;
+use crate::state::history::Records;
+use crate::state::manifests::{Keeping, ObjectCache};
 use crate::store::ObjectStore;
 use crate::store::key::dataset_prefix;
 use crate::zfs::Zfs;
@@ -170,12 +170,13 @@ impl Survey {
     /// What was found out, or nothing after it was said why not.
     fn keep<T>(
         &mut self,
-        found: Result<T, RunError>,
+        found: Result<T, impl Into<RunError>>,
         errors: &mut Vec<String>,
         output: &Output,
     ) -> Option<T> {
         found
             .map_err(|error| {
+                let error = error.into();
                 self.failed = true;
                 errors.push(error_chain(&error));
                 Failure::Run(error).print(output);
@@ -484,7 +485,7 @@ async fn attempt_view(
     let (started, distrust) = match read_started(store, dataset, &attempt.id, trusted).await {
         Ok(started) => (started, None),
         Err(error) if error.is_damage() => (None, Some(error_chain(&error))),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     Ok(AttemptView {
         id: attempt.id.clone(),

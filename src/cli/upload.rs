@@ -16,12 +16,12 @@ use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{LeftReason, doomed};
 use crate::run::RunError;
-use crate::run::identity::refuse_one_place;
-use crate::run::transfer::ProgressSink;
-use crate::run::upload::{
+use crate::run::copy::{
     CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal,
     upload_dataset,
 };
+use crate::run::identity::refuse_one_place;
+use crate::run::transfer::ProgressSink;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;

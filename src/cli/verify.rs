@@ -10,16 +10,16 @@ use super::wire::{
     ReadSide, key_file, open_for_reading, open_intermediate, open_zfs, trusted_keys,
 };
 use super::{Failure, remember, status};
+use crate::catalog::{Catalog, list_datasets, read_catalog};
 use crate::keyring::KeyFile;
 use crate::model::{BackupId, BackupKind, Guid, KnownStore};
 use crate::plan::sample::ReadShare;
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::catalog::{Catalog, list_datasets, read_catalog};
 use crate::run::identity::refuse_one_place;
-use crate::run::record::{OwnCommit, Records};
 use crate::run::verify::{BrokenBackup, ReadData, VerifyOptions, VerifyReport, verify_with};
 use crate::sign::TrustedKeys;
+use crate::state::history::{OwnCommit, Records};
 use crate::store::key::{BackupObject, ObjectKey, STORE_ID};
 use crate::store::{EvidenceTier, ObjectStore};
 use crate::zfs::Zfs;

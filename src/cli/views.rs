@@ -3,7 +3,7 @@
 
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::health::Health;
-use crate::run::record::Record;
+use crate::state::history::Record;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 

@@ -3,10 +3,10 @@
 
 use super::{Choices, Target};
 use crate::model::{DatasetName, KnownStore};
-use crate::run::cache::{Keeping, ObjectCache};
-use crate::run::here::Here;
-use crate::run::journal::log::{JournalRecord, line_of_log, records_of_log};
-use crate::run::lockfile::{Holder, LockKind, LockState, read_lock};
+use crate::state::journal::log::{JournalRecord, line_of_log, records_of_log};
+use crate::state::lockfile::{Holder, LockKind, LockState, read_lock};
+use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::process::Here;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 

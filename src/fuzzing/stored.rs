@@ -2,6 +2,7 @@
 //! chunks.
 
 use super::{Choices, Target};
+use crate::catalog::sealed::open_small;
 use crate::keyring::KeyFile;
 use crate::manifest::{
     ManifestError, Private, ProgressBody, parse_as, parse_chunk_list, parse_manifest,
@@ -9,7 +10,6 @@ use crate::manifest::{
     to_stored_bytes,
 };
 use crate::model::{BackupId, BookmarkName, DatasetName, Digest, Guid, SnapshotName};
-use crate::run::open_small;
 use crate::sign::{SignedType, SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::ObjectKey;
 use crate::store::key::{BackupObject, object_name, parse_object_name};

@@ -48,6 +48,13 @@ pub enum ManifestError {
     Sealed,
 }
 
+impl ManifestError {
+    /// Returns whether the object is damaged or forged. What a later version made is neither.
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Format { .. } | Self::Requires(_))
+    }
+}
+
 #[derive(Deserialize)]
 struct Preamble {
     format: u64,

@@ -5,19 +5,18 @@
 //! noted, so that a clock that is wrong for several nights never confirms itself.
 
 use super::RunError;
-use super::here::{Here, process_started};
-use super::replace::replace_file;
 use crate::plan::clock::{
     ClockDoubt, ClockFacts, ClockReading, ClockTrust, StoreClock, is_in_future, judge_clock,
 };
+use crate::state::dir::{create_folder, replace_file};
+use crate::state::error::{StateError, failed};
+use crate::state::process::{Here, process_started};
 use crate::store::ObjectStore;
 use crate::zfs::is_clock_synchronised;
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The form of the file. A file of a later one is refused.
@@ -54,8 +53,8 @@ impl ClockCheck {
     /// damaged is no error.
     ///
     /// # Errors
-    /// [`RunError::File`] naming a note that is there and cannot be read or understood.
-    pub fn read(state_dir: &Path, is_vouched: bool) -> Result<Self, RunError> {
+    /// [`StateError::File`] naming a note that is there and cannot be read or understood.
+    pub fn read(state_dir: &Path, is_vouched: bool) -> Result<Self, StateError> {
         let reading = read_clocks();
         let note = if is_vouched {
             None
@@ -122,21 +121,18 @@ impl ClockCheck {
     /// Keeps the reading for later runs, where it was confirmed.
     ///
     /// # Errors
-    /// [`RunError::File`].
+    /// [`StateError::File`].
     pub fn keep_note(
         &self,
         state_dir: &Path,
         judged: &Result<ClockTrust, ClockDoubt>,
-    ) -> Result<(), RunError> {
+    ) -> Result<(), StateError> {
         if *judged != Ok(ClockTrust::Confirmed) {
             return Ok(());
         }
         let path = note_path(state_dir);
         let write = || -> std::io::Result<()> {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(state_dir)?;
+            create_folder(state_dir)?;
             let stored = Stored {
                 format: FORMAT,
                 clock: self.reading.clone(),
@@ -152,14 +148,14 @@ impl ClockCheck {
 /// store with a clock, or a prune, because a backup compares no dates.
 ///
 /// # Errors
-/// [`RunError::Store`] when the store could not be asked; [`RunError::File`].
+/// [`RunError::Store`] when the store could not be asked; [`RunError::State`].
 pub async fn note_clock(state_dir: &Path, store: &dyn ObjectStore) -> Result<(), RunError> {
     let check = ClockCheck::read(state_dir, false)?;
     let clocks = store_clocks([store]).await?;
     if clocks.is_empty() && check.note.is_none() {
         return Ok(());
     }
-    check.keep_note(state_dir, &check.judge(&clocks, []))
+    Ok(check.keep_note(state_dir, &check.judge(&clocks, []))?)
 }
 
 /// Asks the stores that have a clock of their own for its time.
@@ -189,7 +185,7 @@ fn read_clocks() -> ClockReading {
     }
 }
 
-fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, RunError> {
+fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, StateError> {
     let path = note_path(state_dir);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -213,14 +209,6 @@ fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, RunError> {
 
 fn note_path(state_dir: &Path) -> PathBuf {
     state_dir.join("clock.json")
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

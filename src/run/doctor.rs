@@ -1,5 +1,5 @@
 //! What `doctor` looks at: this host ([`host`]) and its store ([`bucket`]). Everything here only
-//! looks; the one thing that is written is the probe of the store, by [`super::probe`].
+//! looks; the one thing that is written is the probe of the store, by [`crate::state::probes`].
 
 pub mod bucket;
 pub mod host;

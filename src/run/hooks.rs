@@ -393,8 +393,8 @@ mod tests {
             .parse()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
-        while crate::run::here::process_started(pid)
-            .is_some_and(|started| !crate::run::here::is_gone(pid, started))
+        while crate::state::process::process_started(pid)
+            .is_some_and(|started| !crate::state::process::is_gone(pid, started))
         {
             assert!(Instant::now() < deadline, "process {pid} lives");
             std::thread::sleep(LOOK_EVERY);

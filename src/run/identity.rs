@@ -15,7 +15,7 @@ pub use places::{Place, Purpose, accept, check_place, identify, known_at};
 
 use super::RunError;
 use crate::manifest::{FORMAT, parse_as, to_stored_bytes};
-use crate::model::{DatasetName, Digest, KnownStore, StoreId};
+use crate::model::{KnownStore, StoreId};
 use crate::store::key::{STORE_ID, STORE_ID_CLAIM_PREFIX};
 use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use jiff::SignedDuration;
@@ -35,11 +35,6 @@ const OBJECT_TYPE: &str = "store-id";
 const CLAIM_MAX: SignedDuration = SignedDuration::from_hours(1);
 /// Far more than the object has.
 const STORE_ID_BYTES_MAX: u64 = 4096;
-
-/// The name of what this host keeps about one dataset in one store.
-pub(super) fn state_name(store: &KnownStore, dataset: &DatasetName) -> String {
-    Digest::of(format!("{}\n{dataset}", store.id).as_bytes()).to_string()[..32].to_owned()
-}
 
 /// Refuses to take one store for two. With one store under two names each backup seems to be stored
 /// twice, and one of the two seems to be free to go.

@@ -5,8 +5,10 @@
 //! never an identity: a host that backs up cannot open its own backups without the passphrase.
 
 mod find;
+pub mod kept_config;
 mod learn;
 mod lists;
+pub mod rotate;
 mod successor;
 
 pub(super) use find::{find_keys, free_number, newer_of};
@@ -16,15 +18,16 @@ pub use lists::read_lists;
 pub(super) use lists::{list_flaws, put_list_copies, put_lists};
 pub(super) use successor::{Successor, foreign_recipient};
 
-use super::catalog::{get_signature, list_wanted};
-use super::lock::{KernelLock, lock_named};
-use super::replace::replace_file;
 use super::{RunError, error_chain};
+use crate::catalog::{get_signature, list_wanted};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::model::Digest;
 use crate::sign::{
     BelievedList, SignatureError, SignedType, SigningKey, Trust, TrustedKeys, VerifyingKey,
 };
+use crate::state::StateError;
+use crate::state::dataset_lock::{KernelLock, lock_named};
+use crate::state::dir::{create_folder, replace_file};
 use crate::store::key::KEYRING_PREFIX;
 use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::SecretString;
@@ -34,9 +37,8 @@ use bytes::Bytes;
 use find::put_back;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use successor::{find_newer, refuse_replaced};
 
@@ -164,7 +166,7 @@ impl KeyCache {
     }
 
     /// One run at a time looks for, makes and caches keys.
-    pub(super) fn lock(&self) -> Result<KernelLock, RunError> {
+    pub(super) fn lock(&self) -> Result<KernelLock, StateError> {
         lock_named(
             &self.state_dir,
             "keys",
@@ -212,11 +214,7 @@ impl KeyCache {
     }
 
     fn make_folder(&self) -> Result<(), RunError> {
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder);
-        made.map_err(|source| file_error("create", &self.folder, source))
+        create_folder(&self.folder).map_err(|source| file_error("create", &self.folder, source))
     }
 
     /// What is cached, or `None` on first use.
@@ -486,7 +484,7 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
         let signature = match get_signature(store, &key).await {
             Ok(signature) => signature,
             Err(error) if error.is_damage() => continue,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         // Backups with the newest keys: the rotation did read this store, and somebody deleted the
         // keyring.

@@ -4,7 +4,7 @@
 //! lock -> read -> plan -> records of backups that stay are made void -> signed prune record ->
 //! read anew, plan anew -> for each backup, descendants before ancestors: manifest in all versions,
 //! its signature, receipt, chunks, the rest. Both readings are of the store itself. Whether there
-//! is anything to delete at all is asked of what is kept first ([`super::cache`]), so that a night
+//! is anything to delete at all is asked of what is kept first ([`crate::state::manifests`]), so that a night
 //! with nothing to do costs a listing.
 //!
 //! The record goes before the second reading, and whoever uploads puts `started.json` before he
@@ -26,8 +26,6 @@ pub use look::{Beside, PruneLook, look};
 
 use super::RunError;
 use super::clock::{ClockCheck, store_clocks};
-use super::journal::forget_attempt;
-use super::lock::lock_dataset;
 use super::transfer::Stop;
 use crate::config::RetentionRules;
 use crate::manifest::{Origin, PrunedEntry};
@@ -36,6 +34,8 @@ use crate::plan::clock::{AHEAD_SECONDS_MAX, StoreClock};
 use crate::plan::prune::{Proof, PrunePlan};
 use crate::plan::timeline::PoolSight;
 use crate::sign::{SigningKey, TrustedKeys};
+use crate::state::dataset_lock::lock_dataset;
+use crate::state::journal::forget_attempt;
 use crate::store::ObjectStore;
 use at_work::OwnRecords;
 use delete::{delete_backup, remove_dead_uploads};
@@ -101,7 +101,7 @@ pub struct PruneOutcome {
 /// Carries the plan of one dataset out.
 ///
 /// # Errors
-/// [`RunError::Locked`] when another run works on the dataset; [`RunError::Refused`] when the store
+/// [`RunError::State`] when another run works on the dataset; [`RunError::Refused`] when the store
 /// changed between the two readings; [`RunError::Interrupted`]; [`RunError::Store`]. What was
 /// deleted until then is whole backups from the ends of their chains, and at most one that the next
 /// prune finishes.

@@ -5,30 +5,28 @@
 //! nearest store that has it whole.
 
 mod allowed;
+pub mod drill;
 mod find;
 mod leave;
-mod lock;
 mod mark;
-mod plain;
 mod properties;
-mod reader;
+mod reading;
 mod receive;
-mod resume;
 mod rollback;
 mod target;
 mod tree;
 mod visible;
 
+pub use crate::state::restore_lock::{RestoreLock, lock_folder, lock_target};
 pub use allowed::check_allowed;
 pub use find::{find_restore_backup, find_restore_set};
 pub(super) use leave::{destroy_left_scratch, destroy_scratch};
-pub use lock::{RestoreLock, lock_folder, lock_target};
 pub use mark::{
     Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half,
 };
-pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
-pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
+pub use reading::plain::fetch_requests;
+pub use reading::reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{
     ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_as_planned,
     restore_to_dataset,
@@ -42,9 +40,9 @@ use super::RunError;
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest, Private};
 use crate::model::{BackupId, DatasetName};
+use crate::run::restore::reading::reader::take_failure;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
-use reader::take_failure;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -5,12 +5,13 @@ mod backup;
 mod chains;
 mod data;
 
-use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
 use super::keys::{every_keyring, list_flaws};
-use super::record::OwnCommit;
 use super::{RunError, error_chain};
+use crate::catalog::CatalogError;
+use crate::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
+use crate::state::history::OwnCommit;
 use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use backup::{Found, verify_backup};
@@ -210,7 +211,9 @@ impl VerifyReport {
         for attempt in &catalog.attempts {
             let prefix = backup_prefix(&catalog.dataset, &attempt.id);
             let reason = match &attempt.disbelieved {
-                Some(RunError::Damaged { reason, .. }) if reason == MISSING => MISSING.to_owned(),
+                Some(CatalogError::Damaged { reason, .. }) if reason == MISSING => {
+                    MISSING.to_owned()
+                }
                 Some(error) => error_chain(error),
                 None if attempt.was_committed && !catalog.holds(attempt.id.snapshot_guid()) => {
                     format!("{MISSING}, and its signature is there")

@@ -12,7 +12,7 @@ use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::select::Selected;
+use zfs_backup::run::pool::select::Selected;
 use zfs_backup::store::MemoryStore;
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::{RealZfs, Zfs};

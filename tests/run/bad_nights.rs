@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
+use zfs_backup::catalog::{read_catalog, read_chunks};
 use zfs_backup::manifest::Receipt;
 use zfs_backup::model::{BackupId, Digest};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
-use zfs_backup::run::catalog::{read_catalog, read_chunks};
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::{
     B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore,

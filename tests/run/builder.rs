@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
+use zfs_backup::catalog::{StoredBackup, read_catalog, read_chunks, read_pruned};
 use zfs_backup::config::RetentionRules;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{
@@ -20,15 +21,14 @@ use zfs_backup::manifest::{
 use zfs_backup::model::{BackupId, BackupKind, DatasetName, Digest, Guid};
 use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::run::RunError;
-use zfs_backup::run::catalog::{StoredBackup, read_catalog, read_chunks, read_pruned};
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::{
     Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
 };
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::sign::SignedType;
+use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::key::{BackupObject, object_name};
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{Evidence, ObjectKey, ObjectStore, StoreError};
@@ -485,7 +485,8 @@ impl Upload {
             &mut receipt,
         )
         .await?;
-        journal.committed()
+        journal.committed()?;
+        Ok(())
     }
 
     /// After `started.json` is there: the base must still be whole, and no record may name it or

@@ -10,10 +10,10 @@ use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{BackupKind, DatasetName, SnapshotName};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, CommittedBackup, back_up, plan_backup};
+use zfs_backup::run::pool::select::{Selected, select_datasets};
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_backup, restore_to_dataset, restore_to_writer,
 };
-use zfs_backup::run::select::{Selected, select_datasets};
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::Fault;
@@ -745,7 +745,7 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
         .zfs
         .create(&stranger, zfs_backup::zfs::DatasetType::Filesystem);
     world.zfs.write_file(&stranger, 3, b"theirs");
-    zfs_backup::run::snapshot::take_snapshots(
+    zfs_backup::run::pool::snapshot::take_snapshots(
         &world.zfs,
         std::slice::from_ref(&stranger),
         "zfs-backup_",
@@ -786,7 +786,7 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
     };
     world.zfs.receive(&request, &mut &stream[..]).unwrap();
     world.zfs.write_file(&replica, 88, &noise(88, 5_000));
-    zfs_backup::run::snapshot::take_snapshots(
+    zfs_backup::run::pool::snapshot::take_snapshots(
         &world.zfs,
         std::slice::from_ref(&replica),
         "zfs-backup_",

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use zfs_backup::model::BackupKind;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::back_up;
+use zfs_backup::run::pool::select::Selected;
+use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
 };
-use zfs_backup::run::select::Selected;
-use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::zfs::{DatasetType, Zfs};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, back_up};
-use zfs_backup::run::select::Selected;
+use zfs_backup::run::pool::select::Selected;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,

@@ -8,6 +8,7 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::back_up;
 use zfs_backup::run::restore::{RestorePoint, open_stream};
+use zfs_backup::state::StateError;
 use zfs_backup::store::ObjectStore;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,7 +26,7 @@ async fn of_two_runs_at_once_one_is_told_that_the_dataset_is_locked() {
     };
     committed(done.unwrap());
     assert!(
-        matches!(refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b"))
+        matches!(refused, Err(RunError::State(StateError::Locked { subject, .. })) if subject.contains("tank/a b"))
     );
     assert_eq!(world.catalog().await.backups.len(), 1);
     world.assert_restores().await;

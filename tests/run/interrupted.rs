@@ -16,9 +16,9 @@ use zfs_backup::manifest::Origin;
 use zfs_backup::model::{BackupId, BackupKind};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up};
-use zfs_backup::run::journal::{read_attempts, unended};
-use zfs_backup::run::pins::pinned;
+use zfs_backup::run::pool::pins::pinned;
 use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
+use zfs_backup::state::journal::{read_attempts, unended};
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::Zfs;
@@ -292,7 +292,7 @@ async fn what_was_confirmed_is_neither_sent_nor_read_again() {
 
 /// The chunks that the journals of the world know as confirmed.
 fn confirmed_names(world: &World) -> BTreeSet<String> {
-    use zfs_backup::run::journal::log::JournalRecord;
+    use zfs_backup::state::journal::log::JournalRecord;
     let attempts = read_attempts(
         &world.settings.state_dir,
         &world.store.known(),
@@ -423,7 +423,7 @@ async fn an_upload_that_nothing_is_held_for_is_not_taken_up_from_the_store() {
     let world = World::new();
     interrupted_late(&world).await;
     std::fs::remove_dir_all(world.settings.state_dir.join("journal")).unwrap();
-    zfs_backup::run::pins::unpin(&world.zfs, &world.dataset, |_| true).unwrap();
+    zfs_backup::run::pool::pins::unpin(&world.zfs, &world.dataset, |_| true).unwrap();
     committed(world.try_back_up().await.unwrap());
     assert_eq!(ids(&world).len(), 2);
     world.assert_no_holds();
@@ -540,7 +540,7 @@ async fn a_held_snapshot_is_not_destroyed_and_one_that_is_gone_begins_anew() {
             .destroy_snapshots(std::slice::from_ref(&snapshot))
             .is_err()
     );
-    zfs_backup::run::pins::unpin(&world.zfs, &world.dataset, |_| true).unwrap();
+    zfs_backup::run::pool::pins::unpin(&world.zfs, &world.dataset, |_| true).unwrap();
     world
         .zfs
         .destroy_snapshots(std::slice::from_ref(&snapshot))
@@ -627,7 +627,7 @@ async fn an_upload_goes_on_only_as_what_it_began() {
         interrupted_late(&world).await;
         let before = ids(&world);
         change(&mut world);
-        let mut selected = zfs_backup::run::select::Selected {
+        let mut selected = zfs_backup::run::pool::select::Selected {
             dataset: world
                 .zfs
                 .dataset(&world.dataset)
@@ -948,7 +948,7 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
         .unwrap()
         .is_empty()
     );
-    zfs_backup::run::pins::unpin(&world.zfs, &world.dataset, |id| {
+    zfs_backup::run::pool::pins::unpin(&world.zfs, &world.dataset, |id| {
         outcome.deleted.contains(id)
     })
     .unwrap();

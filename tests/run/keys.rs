@@ -6,7 +6,7 @@ use age::secrecy::SecretString;
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyringError;
 use zfs_backup::run::RunError;
-use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
+use zfs_backup::run::keys::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{KeyCache, WriterKeys, learn_keys, open_keyrings, writer_keys};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::StoreErrorKind;

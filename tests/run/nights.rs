@@ -5,15 +5,16 @@ use crate::builder::Yard;
 use crate::world::{SNAPSHOT_PREFIX, World, memory_store, never, now};
 use std::sync::Arc;
 use tempfile::TempDir;
+use zfs_backup::catalog::{StoredBackup, read_catalog};
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::copy::doomed;
-use zfs_backup::run::catalog::{StoredBackup, read_catalog};
 use zfs_backup::run::clock::ClockCheck;
+use zfs_backup::run::copy::{UploadEnv, UploadRules, upload_dataset};
+use zfs_backup::run::pool::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
 use zfs_backup::run::prune::{Beside, prune_dataset};
-use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
-use zfs_backup::run::upload::{UploadEnv, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{SendBase, Zfs};
@@ -399,7 +400,7 @@ async fn an_unfinished_upload_keeps_its_snapshot() {
         !shorts(&world).contains(&unfinished[0]),
         "the one that was uploaded stays"
     );
-    let _held = zfs_backup::run::lock::lock_dataset(
+    let _held = zfs_backup::state::dataset_lock::lock_dataset(
         &world.settings.state_dir,
         &world.store.known(),
         &world.dataset,
@@ -407,7 +408,7 @@ async fn an_unfinished_upload_keeps_its_snapshot() {
     .unwrap();
     assert!(matches!(
         destroy(&world, 120).await,
-        Err(RunError::Locked { .. })
+        Err(RunError::State(StateError::Locked { .. }))
     ));
 }
 
@@ -416,7 +417,9 @@ impl World {
         let guid = self.zfs.dataset(&self.dataset).unwrap().unwrap().guid;
         let own = self.zfs.snapshots(&self.dataset).unwrap();
         own.into_iter()
-            .rfind(|snapshot| zfs_backup::run::snapshot::is_own(snapshot, guid, SNAPSHOT_PREFIX))
+            .rfind(|snapshot| {
+                zfs_backup::run::pool::snapshot::is_own(snapshot, guid, SNAPSHOT_PREFIX)
+            })
             .map(|snapshot| snapshot.name.short().to_owned())
             .unwrap()
     }

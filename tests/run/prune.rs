@@ -13,8 +13,9 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::prune::Proof;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::prune::{Beside, PruneEnv, forget, look_at, prune_dataset};
+use zfs_backup::state::StateError;
+use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
@@ -165,13 +166,10 @@ async fn whichever_call_fails_the_next_prune_finishes() {
             );
             yard.assert_restores(new.clone()).await;
             // What is left of the old chain is whole from its full on.
-            let catalog = zfs_backup::run::catalog::read_catalog(
-                &yard.store,
-                &yard.dataset,
-                &yard.keys.trusted,
-            )
-            .await
-            .unwrap();
+            let catalog =
+                zfs_backup::catalog::read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted)
+                    .await
+                    .unwrap();
             let left: Vec<BackupId> = old
                 .iter()
                 .filter(|id| catalog.backup(id).is_some())
@@ -219,12 +217,15 @@ async fn a_prune_stops_between_backups() {
 #[tokio::test]
 async fn another_run_on_this_host_keeps_a_prune_out() {
     let (yard, ..) = two_chains().await;
-    let _held =
-        zfs_backup::run::lock::lock_dataset(yard.state(0), &yard.store.known(), &yard.dataset)
-            .unwrap();
+    let _held = zfs_backup::state::dataset_lock::lock_dataset(
+        yard.state(0),
+        &yard.store.known(),
+        &yard.dataset,
+    )
+    .unwrap();
     assert!(matches!(
         yard.try_prune(0, &last_chains(1)).await,
-        Err(RunError::Locked { .. })
+        Err(RunError::State(StateError::Locked { .. }))
     ));
 }
 
@@ -340,7 +341,7 @@ async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() 
     assert_eq!(outcome.look.plan.delete_leftovers[0].proof, Proof::Journal);
     assert_eq!(outcome.deleted, std::slice::from_ref(&attempt));
     assert!(!yard.ids().contains(&attempt));
-    let known = zfs_backup::run::journal::never_committing(
+    let known = zfs_backup::state::journal::never_committing(
         yard.state(0),
         &yard.store.known(),
         &yard.dataset,
@@ -776,7 +777,7 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     let found = forget(&env(&yard), &yard.dataset, &attempt).await.unwrap();
     assert_eq!(found.manifest_blake3, None);
     assert!(!yard.ids().contains(&attempt));
-    let journal = zfs_backup::run::journal::never_committing(
+    let journal = zfs_backup::state::journal::never_committing(
         yard.state(0),
         &yard.store.known(),
         &yard.dataset,

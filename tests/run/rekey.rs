@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::run::RunError;
+use zfs_backup::run::keys::rotate::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
-use zfs_backup::run::rekey::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::store::memory::{Fault, MemoryStore};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 

@@ -10,13 +10,13 @@ use zfs_backup::manifest::Manifest;
 use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::back_up;
-use zfs_backup::run::drill::{Comparison, DrillReport, drill};
+use zfs_backup::run::pool::select::Selected;
+use zfs_backup::run::pool::snapshot::take_snapshots;
+use zfs_backup::run::restore::drill::{Comparison, DrillReport, drill};
 use zfs_backup::run::restore::{
     PropertyChoice, ReceiveOptions, RestorePoint, RestoreSet, RestoreTree, check_target,
     find_restore_set, find_restore_tree, restore_to_dataset,
 };
-use zfs_backup::run::select::Selected;
-use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};

@@ -12,17 +12,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 use tokio::task::yield_now;
+use zfs_backup::catalog::{
+    Catalog, CatalogError, read_catalog, read_catalog_through, read_prune_records,
+};
 use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::manifest::{FORMAT, PRUNE_RECORD_BYTES_MAX, PruneRecord, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Guid};
-use zfs_backup::run::cache::{Keeping, ObjectCache};
-use zfs_backup::run::catalog::{Catalog, read_catalog, read_catalog_through, read_prune_records};
-use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
+use zfs_backup::run::keys::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{open_keyrings, stored_keyrings};
 use zfs_backup::run::prune::look;
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::sign::SignedType;
+use zfs_backup::state::manifests::{Keeping, ObjectCache};
 use zfs_backup::store::memory::{MemoryStore, Operation};
 use zfs_backup::store::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
@@ -334,7 +336,7 @@ async fn receipts_and_chunk_lists_have_limits_that_fit_their_backup() {
     let list = key_of(&manifest, "chunks-0000.json");
     world.store.plant(&list, vec![b' '; MIB]);
     let store = Counting::new(&world.store);
-    let error = zfs_backup::run::catalog::read_chunks(&store, &manifest)
+    let error = zfs_backup::catalog::read_chunks(&store, &manifest)
         .await
         .unwrap_err();
     assert!(
@@ -426,7 +428,7 @@ async fn more_untrusted_backups_than_this_program_leaves_are_an_error_that_names
     for object in ["manifest.json", "started.json"] {
         plant(&world, UNTRUSTED_MAX, object, &b"x"[..]);
         let read = read_catalog(&world.store, &world.dataset, &world.keys.trusted).await;
-        let Err(error @ RunError::Refused { .. }) = read else {
+        let Err(error @ CatalogError::TooMany { .. }) = read else {
             panic!("{object}: {read:?}")
         };
         let text = error.to_string();

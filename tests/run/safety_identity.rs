@@ -18,17 +18,18 @@ use zfs_backup::model::{BackupId, BackupKind, DatasetName, Guid, KnownStore, Sto
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, OtherStore, StoreRole, back_up, plan_backup};
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::holds::{HOLD_PREFIX, KnownAttempts, over_in, release_holds};
 use zfs_backup::run::identity::{Place, Purpose, accept, identify, known_at};
-use zfs_backup::run::journal::{AttemptJournal, read_attempts, unended};
-use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
-use zfs_backup::run::prune_snapshots::{
+use zfs_backup::run::pool::holds::{KnownAttempts, over_in, release_holds};
+use zfs_backup::run::pool::pins::HOLD_PREFIX;
+use zfs_backup::run::pool::prune_snapshots::{
     SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
 };
-use zfs_backup::run::record::{OwnCommit, Records, VerifyNote};
+use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::verify::{Damage, VerifyOptions, verify_with};
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::state::history::{OwnCommit, Records, VerifyNote};
+use zfs_backup::state::journal::{AttemptJournal, read_attempts, unended};
 use zfs_backup::store::dir::DirStore;
 use zfs_backup::store::key::STORE_ID;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -125,7 +126,7 @@ async fn one_store_under_two_names_is_refused_by_all_that_relies_on_two() {
     }
     assert_eq!(world.store.keys(), before);
     let pair = Pair::new(world);
-    let upload = zfs_backup::run::upload::UploadEnv {
+    let upload = zfs_backup::run::copy::UploadEnv {
         to: pair.world.shared_store(),
         ..pair.env(never())
     };

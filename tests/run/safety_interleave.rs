@@ -15,6 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use zfs_backup::catalog::read_catalog;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::model::BackupId;
@@ -22,13 +23,12 @@ use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::copy::doomed;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, StoreRole, back_up};
-use zfs_backup::run::catalog::read_catalog;
+use zfs_backup::run::copy::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::keys::WriterKeys;
+use zfs_backup::run::pool::prune_snapshots::{SnapshotOutcome, prune_snapshots};
 use zfs_backup::run::prune::{
     Beside, PruneEnv, PruneOutcome, PruneTask, forget_beside, prune_dataset,
 };
-use zfs_backup::run::prune_snapshots::{SnapshotOutcome, prune_snapshots};
-use zfs_backup::run::upload::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};

@@ -16,13 +16,14 @@ use zfs_backup::model::{BackupId, BackupKind, Guid, HostMark};
 use zfs_backup::plan::prune::Doubt;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::adopt::{adopt, pool_sight};
 use zfs_backup::run::backup::{BackupEnv, back_up};
-use zfs_backup::run::host_mark::{host_mark, known_host_mark};
+use zfs_backup::run::pool::select::Selected;
+use zfs_backup::run::pool::sight::pool_sight;
+use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, prune_dataset};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, find_restore_tree};
-use zfs_backup::run::select::Selected;
-use zfs_backup::run::snapshot::take_snapshots;
+use zfs_backup::state::adoption::adopt;
+use zfs_backup::state::host_mark::{host_mark, known_host_mark};
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{DatasetType, Zfs};
@@ -407,7 +408,7 @@ async fn a_restored_dataset_that_goes_on_is_the_same_line() {
     let stored = world.dataset.clone();
     world.dataset = target;
     night(&world, 2);
-    let selected = zfs_backup::run::select::Selected {
+    let selected = zfs_backup::run::pool::select::Selected {
         stored: stored.clone(),
         ..world.selected()
     };
@@ -616,7 +617,7 @@ async fn a_tree_takes_the_descendants_of_the_root_that_was_chosen() {
             .zfs
             .set_now(jiff::Timestamp::from_second(1_770_000_000 + at * 86_400).unwrap());
         let names = [root.clone(), child.clone()];
-        zfs_backup::run::snapshot::take_snapshots(&world.zfs, &names, "zfs-backup_", now())
+        zfs_backup::run::pool::snapshot::take_snapshots(&world.zfs, &names, "zfs-backup_", now())
             .unwrap();
     };
     let back_up_both = async |world: &mut World| {

@@ -8,6 +8,7 @@ use crate::upload::{Pair, reasons};
 use crate::world::{SNAPSHOT_PREFIX, World, key_of, never, now};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
+use zfs_backup::catalog::read_catalog;
 use zfs_backup::config::{Age, RetentionRules};
 use zfs_backup::manifest::{Manifest, PruneRecord, PrunedEntry, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Guid, SnapshotName};
@@ -17,16 +18,15 @@ use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::plan::snapshots::{SnapshotReason, SnapshotVerdict, find_snapshots_doubt};
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, back_up};
-use zfs_backup::run::catalog::read_catalog;
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::holds::HOLD_PREFIX;
-use zfs_backup::run::journal::AttemptJournal;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, forget, prune_dataset};
-use zfs_backup::run::prune_snapshots::{
+use zfs_backup::run::copy::UploadEnv;
+use zfs_backup::run::pool::pins::HOLD_PREFIX;
+use zfs_backup::run::pool::prune_snapshots::{
     SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
 };
-use zfs_backup::run::upload::UploadEnv;
+use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, forget, prune_dataset};
 use zfs_backup::sign::SignedType;
+use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::Zfs;

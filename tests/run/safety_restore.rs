@@ -11,13 +11,14 @@ use tempfile::TempDir;
 use zfs_backup::config::DatasetSelection;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{DatasetName, SnapshotName};
-use zfs_backup::run::drill::{Leftover, clean_up, drill};
+use zfs_backup::run::pool::select::select_datasets;
+use zfs_backup::run::restore::drill::{Leftover, clean_up, drill};
 use zfs_backup::run::restore::{
     RESTORING_PROPERTY, ReceiveOptions, RestorePoint, RestoreSet, ResumeChoice, SCRATCH_PROPERTY,
     check_target, lock_target, restore_as_planned, restore_to_dataset,
 };
-use zfs_backup::run::select::select_datasets;
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::state::StateError;
 use zfs_backup::zfs::{DatasetType, PropertyValue, SendBase, Zfs};
 
 const EEXIST: i32 = 17;
@@ -743,7 +744,13 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     let held = lock_target(locks.path(), &scratch).unwrap();
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
     assert!(
-        matches!(&found[..], [Leftover::Stays(_, RunError::Locked { .. })]),
+        matches!(
+            &found[..],
+            [Leftover::Stays(
+                _,
+                RunError::State(StateError::Locked { .. })
+            )]
+        ),
         "{found:?}"
     );
     drop(held);

@@ -8,20 +8,21 @@ use age::secrecy::SecretString;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 use tempfile::TempDir;
+use zfs_backup::catalog::{read_catalog, read_pruned};
 use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::manifest::{Manifest, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::catalog::{read_catalog, read_pruned};
-use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
+use zfs_backup::run::keys::kept_config::{KeptConfig, keep_config, kept_configs};
+use zfs_backup::run::keys::rotate::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::run::keys::{
     KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, writer_keys, writer_keys_with,
 };
-use zfs_backup::run::rekey::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::sign::{SignedType, SigningKey, Trust};
+use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 
@@ -776,7 +777,7 @@ async fn a_successor_that_others_signed_stops_nobody() {
 async fn a_backup_under_way_and_an_object_that_cannot_be_read_stop_a_rotation() {
     let site = Site::new().await;
     let full = site.world.back_up().await.manifest;
-    let held = zfs_backup::run::lock::lock_dataset(
+    let held = zfs_backup::state::dataset_lock::lock_dataset(
         &site.world.settings.state_dir,
         &site.world.store.known(),
         &site.world.dataset,
@@ -784,7 +785,7 @@ async fn a_backup_under_way_and_an_object_that_cannot_be_read_stop_a_rotation() 
     .unwrap();
     assert!(matches!(
         site.try_rotate(OldKeys::Retire, &[]).await,
-        Err(RunError::Locked { .. })
+        Err(RunError::State(StateError::Locked { .. }))
     ));
     drop(held);
     let key = key_of(&full, "receipt.json");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use zfs_backup::config::{CommandLine, Hooks, TimeLimit};
 use zfs_backup::model::DatasetName;
 use zfs_backup::run::hooks::RunningHook;
-use zfs_backup::run::snapshot::{
+use zfs_backup::run::pool::snapshot::{
     SnapshotRun, SnapshotsTaken, is_own, snapshot_between_hooks, take_each_snapshot,
 };
 use zfs_backup::run::transfer::Stop;

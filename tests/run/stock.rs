@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use zfs_backup::manifest::{BaseRef, Manifest, Receipt, parse_strict, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Digest};
-use zfs_backup::run::snapshot::take_snapshots;
+use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::sign::SignedType;
 use zfs_backup::zfs::{Snapshot, Zfs};
 

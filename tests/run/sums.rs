@@ -7,12 +7,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use tempfile::TempDir;
+use zfs_backup::catalog::read_catalog;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
-use zfs_backup::run::catalog::read_catalog;
-use zfs_backup::run::sums::write_sums;
-use zfs_backup::run::upload::UploadEnv;
+use zfs_backup::run::copy::UploadEnv;
+use zfs_backup::run::copy::sums::write_sums;
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::{DirSettings, DirStore, ObjectKey, ObjectStore};
 

@@ -12,7 +12,7 @@ use zfs_backup::manifest::Origin;
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, PlannedResume, back_up, plan_resumes};
-use zfs_backup::run::pins::pinned;
+use zfs_backup::run::pool::pins::pinned;
 use zfs_backup::run::prune::{Beside, PruneTask, prune_dataset};
 use zfs_backup::run::transfer::Progress;
 use zfs_backup::store::StoreErrorKind;

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 use zfs_backup::manifest::Manifest;
-use zfs_backup::run::lock::lock_dataset;
-use zfs_backup::run::upload::UploadEnv;
+use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::state::StateError;
+use zfs_backup::state::dataset_lock::lock_dataset;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation, Outcome};
 use zfs_backup::store::{
     DirSettings, DirStore, Evidence, EvidenceTier, ObjectKey, ObjectStore, StoreErrorKind,
@@ -449,7 +450,7 @@ async fn while_another_run_has_the_lock_nothing_is_even_looked_at() {
     let held = lock_dataset(pair.state.path(), &pair.remote.known(), &pair.world.dataset).unwrap();
     let refused = pair.try_upload().await;
     assert!(
-        matches!(&refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b")),
+        matches!(&refused, Err(RunError::State(StateError::Locked { subject, .. })) if subject.contains("tank/a b")),
         "{refused:?}"
     );
     assert_eq!(pair.remote.events().len(), 0);

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::TempDir;
+use zfs_backup::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::config::{RawMode, SnapshotSource};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{ChunkEntry, Manifest};
@@ -15,16 +16,15 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{
     BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up,
 };
-use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
+use zfs_backup::run::pool::select::Selected;
+use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset,
     restore_to_writer,
 };
-use zfs_backup::run::select::Selected;
-use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::key::backup_prefix;
@@ -334,13 +334,13 @@ impl World {
     /// That nothing is kept in the pool but for what the next run finds: an upload that this host's
     /// journal will go on with, or a backup that was committed.
     pub(crate) fn assert_pins_are_known(&self) {
-        let unended = zfs_backup::run::journal::unended(
+        let unended = zfs_backup::state::journal::unended(
             &self.settings.state_dir,
             &self.store.known(),
             &self.dataset,
         );
         let (unended, manifests) = (unended.unwrap(), self.manifest_keys());
-        for id in zfs_backup::run::pins::pinned(&self.zfs, &self.dataset).unwrap() {
+        for id in zfs_backup::run::pool::pins::pinned(&self.zfs, &self.dataset).unwrap() {
             let is_committed = manifests.iter().any(|key| key.contains(id.as_str()));
             assert!(
                 is_committed || unended.contains(&id),

@@ -9,7 +9,7 @@ use super::super::views::{
 use super::*;
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::health::judge_health;
-use crate::run::record::{DrillNote, FailureNote, Record, SeenNote, VerifyNote};
+use crate::state::history::{DrillNote, FailureNote, Record, SeenNote, VerifyNote};
 use insta::assert_snapshot;
 use jiff::Timestamp;
 

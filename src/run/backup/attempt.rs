@@ -3,23 +3,23 @@
 use super::planning::{Base, Sight};
 use super::put::{Written, json};
 use super::recorder::Recorder;
-use super::tidy::tidy;
 use super::unfinished::{GoesOn, Unfinished};
 use super::{BackupEnv, BackupSettings, CommittedBackup};
+use crate::catalog::get_pinned;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
-use crate::run::bookmark_notes::BookmarkNotes;
-use crate::run::catalog::get_pinned;
-use crate::run::host_mark::host_mark;
-use crate::run::journal::AttemptJournal;
-use crate::run::journal::log::{AttemptLog, JournalRecord};
-use crate::run::locks::extend_keyring;
-use crate::run::pins::{pin, unpin};
+use crate::run::commit::object_lock::extend_keyring;
+use crate::run::commit::tidy::tidy;
+use crate::run::pool::pins::{pin, unpin};
 use crate::run::transfer::{Carried, Progress, StreamSource, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::bookmark_notes::BookmarkNotes;
+use crate::state::host_mark::host_mark;
+use crate::state::journal::AttemptJournal;
+use crate::state::journal::log::{AttemptLog, JournalRecord};
 use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
 use crate::stream::record::StreamExpectation;
 use crate::zfs::{
@@ -305,13 +305,14 @@ impl<'a> Attempt<'a> {
     ) -> Result<(AttemptJournal, AttemptLog), RunError> {
         let plan = self.plan_record(started, keyring)?;
         let state_dir = &self.env.settings.state_dir;
-        AttemptJournal::begin_logged(
+        let begun = AttemptJournal::begin_logged(
             state_dir,
             &self.env.store.known(),
             &self.stored,
             &self.id,
             &plan,
-        )
+        )?;
+        Ok(begun)
     }
 
     fn plan_record(
@@ -360,7 +361,7 @@ impl<'a> Attempt<'a> {
                 );
                 Err(self.pointless(RunError::refused(what, "run it again")))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 

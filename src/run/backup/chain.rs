@@ -3,15 +3,16 @@
 
 use super::attempt::Attempt;
 use super::planning::{Base, Beside, Sight};
-use crate::manifest::PruneRecord;
-use crate::model::{BackupId, Digest};
-use crate::run::cache::{Keeping, ObjectCache};
-use crate::run::catalog::{
+use crate::catalog::CatalogError;
+use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
+use crate::catalog::usable::Seen;
+use crate::catalog::{
     Catalog, PRUNE_MAX, StoredBackup, read_manifest, read_prune_records, read_prune_records_through,
 };
-use crate::run::seen::Seen;
-use crate::run::small::{TRIES_MAX, TRY_PAUSE};
+use crate::manifest::PruneRecord;
+use crate::model::{BackupId, Digest};
 use crate::run::{RunError, error_chain};
+use crate::state::manifests::{Keeping, ObjectCache};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name,
 };
@@ -175,7 +176,7 @@ impl Attempt<'_> {
                 tries.next(),
             ) {
                 (Ok((_, blake3)), _) => return Ok(Ok(blake3)),
-                (Err(RunError::Store(error)), Some(number)) if error.is_transient() => {
+                (Err(CatalogError::Store(error)), Some(number)) if error.is_transient() => {
                     tracing::warn!(
                         error = error_chain(&error),
                         number,
@@ -183,7 +184,7 @@ impl Attempt<'_> {
                     );
                     tokio::time::sleep(TRY_PAUSE * number).await;
                 }
-                (Err(error @ RunError::Store(_)), _) => return Err(error),
+                (Err(error @ CatalogError::Store(_)), _) => return Err(error.into()),
                 (Err(error), _) => return Ok(Err(error_chain(&error))),
             }
         }

@@ -4,6 +4,9 @@ use super::CommittedBackup;
 use super::attempt::{Attempt, Course, flag_names};
 use super::planning::{Sight, remember_commit};
 use super::put::{Put, Written, json};
+use crate::catalog::read_back::read_back;
+use crate::catalog::sealed::seal_small;
+use crate::catalog::{Catalog, StoredBackup};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files,
     LiveEntry, Manifest, Origin, Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey,
@@ -11,16 +14,13 @@ use crate::manifest::{
 };
 use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
-use crate::run::adopt::pool_sight;
-use crate::run::catalog::{Catalog, StoredBackup};
-use crate::run::host_mark::host_mark;
-use crate::run::journal::log::{CommitBytes, JournalRecord};
-use crate::run::locks::extend_chain;
-use crate::run::sealed::seal_small;
-use crate::run::small::read_back;
+use crate::run::commit::object_lock::extend_chain;
+use crate::run::pool::sight::pool_sight;
 use crate::run::transfer::Transferred;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::host_mark::host_mark;
+use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::store::ObjectKey;
 use crate::store::key::{BackupObject, object_name};
 use crate::zfs::PropertyValue;
@@ -161,7 +161,8 @@ impl Attempt<'_> {
         match (put, there) {
             // Also when the put failed: then only its reply was lost.
             (_, Ok(manifest)) => Ok(manifest),
-            (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
+            (Err(error), Err(_)) => Err(error),
+            (Ok(_), Err(error)) => Err(error.into()),
         }
     }
 

@@ -3,15 +3,15 @@
 
 use super::BackupEnv;
 use super::planning::Sight;
-use super::tidy::tidy;
 use super::unfinished::Unfinished;
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
-use crate::run::journal::log::JournalRecord;
-use crate::run::journal::{AttemptJournal, forget_attempt, read_attempts};
-use crate::run::pins::unpin;
-use crate::run::select::Selected;
+use crate::run::commit::tidy::tidy;
+use crate::run::pool::pins::unpin;
+use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
+use crate::state::journal::log::JournalRecord;
+use crate::state::journal::{AttemptJournal, forget_attempt, read_attempts};
 use crate::store::key::backup_prefix;
 use crate::store::{StoreErrorKind, UnfinishedUpload};
 use std::collections::BTreeSet;
@@ -75,7 +75,8 @@ fn note_given_up(
     let (_, mut log) = AttemptJournal::begin_logged(state_dir, &known, stored, upload.id(), &plan)?;
     log.append(&JournalRecord::GivenUp {
         why: why.to_owned(),
-    })
+    })?;
+    Ok(())
 }
 
 /// As [`give_up`], for one whose uploads are ended.

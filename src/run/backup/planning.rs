@@ -2,20 +2,20 @@
 
 use super::attempt::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
+use crate::catalog::remembered::{self, recall, remember};
+use crate::catalog::usable::Seen;
+use crate::catalog::{Catalog, StoredBackup, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
-use crate::run::cache::{Keeping, ObjectCache};
-use crate::run::catalog::{Catalog, StoredBackup, read_catalog_through};
 use crate::run::identity::refuse_one_place;
-use crate::run::journal::log::CommitBytes;
-use crate::run::remembered::{self, recall, remember};
-use crate::run::seen::Seen;
-use crate::run::select::Selected;
-use crate::run::snapshot::{find_dataset, is_own};
+use crate::run::pool::select::Selected;
+use crate::run::pool::snapshot::{find_dataset, is_own};
 use crate::run::{RunError, error_chain};
+use crate::state::journal::log::CommitBytes;
+use crate::state::manifests::{Keeping, ObjectCache};
 use crate::store::{ObjectStore, StoreError, StoreErrorKind};
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
@@ -128,7 +128,7 @@ pub(super) async fn see(
     for (id, error) in catalog.disbelieved() {
         tracing::warn!(%id, %error, store = store.url(), "the store has a manifest that is not believed; it is left alone");
     }
-    Seen::look_through(store, catalog, &cache, |_| true).await
+    Ok(Seen::look_through(store, catalog, &cache, |_| true).await?)
 }
 
 fn disbelieved(catalog: &Catalog, store_url: &str) -> Option<String> {

@@ -8,7 +8,7 @@ use crate::manifest::{
 };
 use crate::model::Digest;
 use crate::run::RunError;
-use crate::run::small::put_again;
+use crate::run::commit::put::put_again;
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, object_name};
 use crate::store::{Evidence, ObjectKey, PutOutcome, StoreErrorKind};

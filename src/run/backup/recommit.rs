@@ -3,17 +3,18 @@
 
 use super::given_up::give_up_id;
 use super::planning::{Sight, remember_commit};
-use super::tidy::tidy;
 use super::{BackupEnv, CommittedBackup};
+use crate::catalog::read_back::read_back;
+use crate::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::run::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
-use crate::run::journal::log::{CommitBytes, JournalRecord};
-use crate::run::journal::{JournaledAttempt, forget_attempt, read_attempts};
-use crate::run::pins::unpin;
-use crate::run::select::Selected;
-use crate::run::small::{put_again, read_back};
+use crate::run::commit::put::put_again;
+use crate::run::commit::tidy::tidy;
+use crate::run::pool::pins::unpin;
+use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
+use crate::state::journal::log::{CommitBytes, JournalRecord};
+use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
 use crate::store::key::{BackupObject, backup_prefix};
 use crate::store::{Evidence, ObjectKey, StoreErrorKind};
 use std::collections::BTreeMap;
@@ -176,7 +177,7 @@ async fn check(
     let chunks = match read_chunks(store, manifest).await {
         Ok(chunks) => chunks,
         Err(error) if error.is_damage() => return impossible(error_chain(&error)),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     let listed = StoredBackup {
         manifest: manifest.clone(),

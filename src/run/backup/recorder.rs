@@ -4,10 +4,10 @@
 use super::attempt::Attempt;
 use super::put::json;
 use crate::manifest::{ProgressBody, ProgressChunk, seal_progress};
-use crate::run::journal::log::{AttemptLog, JournalRecord};
 use crate::run::transfer::{Carried, ConfirmedChunk, TransferLog};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::journal::log::{AttemptLog, JournalRecord};
 use crate::store::key::{BackupObject, parse_object_name};
 use crate::stream::record::BeginRecord;
 use async_trait::async_trait;
@@ -136,12 +136,14 @@ impl TransferLog for Recorder<'_> {
         self.begun.insert(name.to_owned());
         self.log.append(&JournalRecord::Chunk {
             name: name.to_owned(),
-        })
+        })?;
+        Ok(())
     }
 
     fn opened(&mut self, name: &str, upload_id: &str) -> Result<(), RunError> {
         let (name, upload_id) = (name.to_owned(), upload_id.to_owned());
-        self.log.note(&JournalRecord::Upload { name, upload_id })
+        self.log.note(&JournalRecord::Upload { name, upload_id })?;
+        Ok(())
     }
 
     async fn confirmed(

@@ -3,15 +3,15 @@
 
 use super::planning::{Beside, Sight, see};
 use super::{BackupEnv, StoreRole};
+use crate::catalog::{Catalog, read_pruned};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, SIGNATURE_BYTES_MAX, parse_started};
 use crate::model::{BackupId, BackupKind, BookmarkName, Digest, Guid, KnownStore};
 use crate::plan::BackupFacts;
 use crate::plan::bookmarks::{BookmarkNeeds, is_own, needed_guids, spent_bookmarks};
-use crate::run::bookmark_notes::BookmarkNotes;
-use crate::run::cache::Keeping;
-use crate::run::catalog::{Catalog, read_pruned};
-use crate::run::select::Selected;
-use crate::run::{RunError, error_chain};
+use crate::run::error_chain;
+use crate::run::pool::select::Selected;
+use crate::state::bookmark_notes::BookmarkNotes;
+use crate::state::manifests::Keeping;
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use crate::zfs::Bookmark;
@@ -54,7 +54,6 @@ async fn find_spent(
     if let Some(unseen) = &sight.unseen {
         return Err(unseen.clone());
     }
-    let text = |error: RunError| error_chain(&error);
     let mut target = sight.target_facts();
     // Its hash is not looked at here.
     target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
@@ -173,4 +172,8 @@ async fn unfinished(
         guids.extend(started.base.map(|base| base.guid));
     }
     Ok(guids)
+}
+
+fn text(error: impl std::error::Error) -> String {
+    error_chain(&error)
 }

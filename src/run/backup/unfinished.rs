@@ -6,6 +6,8 @@ use super::BackupEnv;
 use super::attempt::{flag_names, send_flags};
 use super::given_up::give_up;
 use super::planning::{Local, Sight};
+use crate::catalog::CatalogError;
+use crate::catalog::{get_signed, read_pruned};
 use crate::manifest::{
     LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as,
     parse_progress, parse_started,
@@ -15,15 +17,14 @@ use crate::plan::resume::{
     ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished,
 };
 use crate::plan::send::RequestedKind;
-use crate::run::catalog::{get_signed, read_pruned};
-use crate::run::journal::log::JournalRecord;
-use crate::run::journal::{JournaledAttempt, forget_attempt, read_attempts};
-use crate::run::pins::{pinned, unpin};
-use crate::run::select::Selected;
+use crate::run::pool::pins::{pinned, unpin};
+use crate::run::pool::select::Selected;
 use crate::run::transfer::{Carried, ConfirmedChunk};
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::journal::log::JournalRecord;
+use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
 };
@@ -322,12 +323,12 @@ async fn in_store(
     .await
     {
         Ok(read) => read,
-        Err(RunError::Damaged { .. }) => return Ok(None),
+        Err(CatalogError::Damaged { .. }) => return Ok(None),
         Err(error) if error.is_damage() => {
             tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not trusted");
             return Ok(None);
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     match parse_started(&env.keys.trusted, stored, id, &bytes, &signature) {
         Ok(started) => {
@@ -466,12 +467,12 @@ async fn read_progress(
         .await;
         let (bytes, signature) = match read {
             Ok(read) => read,
-            Err(RunError::Damaged { .. }) => continue,
+            Err(CatalogError::Damaged { .. }) => continue,
             Err(error) if error.is_damage() => {
                 tracing::warn!(%key, error = error_chain(&error), "a progress object is not trusted");
                 continue;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         match parse_progress(
             &keys.trusted,
@@ -542,7 +543,7 @@ async fn check_chunks(
 /// How many chunks of an attempt are confirmed, and the bytes of stream in them, by its journal.
 ///
 /// # Errors
-/// [`RunError::File`] when that cannot be read.
+/// [`RunError::State`] when that cannot be read.
 pub(super) fn stored_of(
     env: &BackupEnv,
     selected: &Selected,

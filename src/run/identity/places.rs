@@ -1,25 +1,17 @@
 //! [`Place`]: where a configured name leads, and which identities this host found there.
-//!
-//! `state_dir/stores` has one small file for each place, named by the URL and the other settings
-//! that decide where the URL leads. A place may have several known identities, such as rotating
-//! disks; the last one is the newest.
 
 use super::take_over::take_over;
 use super::{make_store_id, read_store_id};
-use crate::model::{DatasetName, Digest, KnownStore, StoreId};
-use crate::run::lock::{KernelLock, lock_named};
-use crate::run::replace::replace_file;
+use crate::model::{DatasetName, KnownStore, StoreId};
 use crate::run::{RunError, error_chain};
+use crate::state::StateError;
+use crate::state::dataset_lock::{KernelLock, lock_named};
+use crate::state::places::PlaceFile;
 use crate::store::{IdentifiedStore, ObjectStore};
-use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const FORMAT: u32 = 1;
 /// Taking over the state of an earlier version lists the store once for each unfinished upload.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
@@ -36,6 +28,12 @@ pub struct Place {
     pub option: &'static str,
 }
 
+impl Place {
+    fn file(&self, state_dir: &Path) -> PlaceFile {
+        PlaceFile::new(state_dir, &self.url, &self.endpoint)
+    }
+}
+
 /// The purpose for which a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -48,89 +46,13 @@ pub enum Purpose {
     Restore,
 }
 
-#[derive(Serialize, Deserialize)]
-struct StoredPlace {
-    format: u32,
-    url: String,
-    endpoint: String,
-    ids: Vec<StoreId>,
-}
-
-/// The file of one place.
-struct PlaceFile<'a> {
-    path: PathBuf,
-    place: &'a Place,
-}
-
-impl<'a> PlaceFile<'a> {
-    fn new(state_dir: &Path, place: &'a Place) -> Self {
-        let name = Digest::of(format!("{}\n{}", place.url, place.endpoint).as_bytes()).to_string();
-        Self {
-            path: state_dir
-                .join("stores")
-                .join(format!("{}.json", &name[..32])),
-            place,
-        }
-    }
-
-    /// The identities that were found there, the newest last; none for a place that was never used.
-    fn load(&self) -> Result<Vec<StoreId>, RunError> {
-        let bytes = match fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(self.failed("read", source)),
-        };
-        let unusable =
-            |why: String| self.failed("use", std::io::Error::new(ErrorKind::InvalidData, why));
-        let stored: StoredPlace =
-            serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
-        match stored.format == FORMAT
-            && stored.url == self.place.url
-            && stored.endpoint == self.place.endpoint
-        {
-            true => Ok(stored.ids),
-            false => Err(unusable(format!(
-                "it is of format {} and of {}",
-                stored.format, stored.url
-            ))),
-        }
-    }
-
-    /// Notes the identity as the newest, whole or not at all.
-    fn save(&self, mut ids: Vec<StoreId>, newest: &StoreId) -> Result<(), RunError> {
-        ids.retain(|id| id != newest);
-        ids.push(newest.clone());
-        let Place { url, endpoint, .. } = self.place.clone();
-        let stored = StoredPlace {
-            format: FORMAT,
-            url,
-            endpoint,
-            ids,
-        };
-        let text = serde_json::to_vec_pretty(&stored)
-            .map_err(|error| self.failed("write", error.into()))?;
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.and_then(|()| replace_file(&self.path, &text))
-            .map_err(|source| self.failed("write", source))
-    }
-
-    fn failed(&self, operation: &'static str, source: std::io::Error) -> RunError {
-        RunError::File {
-            operation,
-            path: self.path.display().to_string(),
-            source,
-        }
-    }
-}
-
 /// The store at a place as this host last found it, without asking the store.
 ///
 /// # Errors
-/// [`RunError::File`] when that cannot be read: never taken for "never seen".
+/// [`RunError::State`] when that cannot be read: never taken for "never seen".
 pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError> {
     let url = place.url.clone();
-    Ok(match PlaceFile::new(state_dir, place).load()?.pop() {
+    Ok(match place.file(state_dir).load()?.pop() {
         Some(id) => KnownStore { id, url },
         None => KnownStore::of_url(&url),
     })
@@ -174,7 +96,7 @@ async fn find_id(
     access: Purpose,
     datasets: &[DatasetName],
 ) -> Result<Option<StoreId>, RunError> {
-    let file = PlaceFile::new(state_dir, place);
+    let file = place.file(state_dir);
     let known = file.load()?;
     let found = read_store_id(&**store).await?;
     match (found, known.last(), access) {
@@ -235,7 +157,7 @@ pub async fn check_place(
     place: &Place,
     store: &dyn ObjectStore,
 ) -> Result<KnownStore, RunError> {
-    let known = PlaceFile::new(state_dir, place).load()?;
+    let known = place.file(state_dir).load()?;
     let url = place.url.clone();
     match (read_store_id(store).await?, known.last()) {
         (Some(id), Some(last)) if !known.contains(&id) => {
@@ -272,7 +194,7 @@ pub async fn accept(
     store: &Arc<dyn ObjectStore>,
     datasets: &[DatasetName],
 ) -> Result<(Option<StoreId>, StoreId), RunError> {
-    let file = PlaceFile::new(state_dir, place);
+    let file = place.file(state_dir);
     let before = file.load()?.pop();
     let found = read_store_id(&**store).await?;
     let id = register(state_dir, &file, store, found, datasets).await?;
@@ -283,7 +205,7 @@ pub async fn accept(
 /// to it.
 async fn register(
     state_dir: &Path,
-    file: &PlaceFile<'_>,
+    file: &PlaceFile,
     store: &Arc<dyn ObjectStore>,
     found: Option<StoreId>,
     datasets: &[DatasetName],
@@ -298,7 +220,7 @@ async fn register(
     };
     let known = KnownStore {
         id: id.clone(),
-        url: file.place.url.clone(),
+        url: file.url().to_owned(),
     };
     take_over(state_dir, &known, &**store, datasets).await?;
     file.save(file.load()?, &id)?;
@@ -306,11 +228,11 @@ async fn register(
 }
 
 /// Several configurations may begin at the same minute: they wait for each other.
-async fn lock_stores(state_dir: &Path) -> Result<KernelLock, RunError> {
+async fn lock_stores(state_dir: &Path) -> Result<KernelLock, StateError> {
     let begun = Instant::now();
     loop {
         match lock_named(state_dir, "stores", "the identities of stores") {
-            Err(RunError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => {
+            Err(StateError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => {
                 tokio::time::sleep(LOCK_RETRY).await
             }
             result => return result,

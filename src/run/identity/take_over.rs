@@ -9,18 +9,18 @@
 //! A file is renamed at a time, and the place is remembered only after all of them: an interrupted
 //! run is repeated.
 
-use super::state_name;
 use crate::model::{BackupId, DatasetName, KnownStore};
 use crate::run::RunError;
-use crate::run::cache;
-use crate::run::lock::lock_dataset;
+use crate::state::dataset_lock::lock_dataset;
+use crate::state::dir::{create_folder, state_name};
+use crate::state::error::{StateError, failed};
+use crate::state::manifests;
 use crate::store::key::{BackupObject, backup_prefix};
 use crate::store::{ObjectKey, ObjectStore};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// How many of the newest backups in old state are looked for in the store.
@@ -29,8 +29,8 @@ const BACKUPS_ASKED_MAX: usize = 5;
 /// Moves what the URL named to the identity.
 ///
 /// # Errors
-/// [`RunError::Locked`] while a run of an earlier version works on one of the datasets;
-/// [`RunError::Store`]; [`RunError::File`].
+/// [`StateError::Locked`] while a run of an earlier version works on one of the datasets;
+/// [`RunError::Store`]; [`StateError::File`].
 pub(super) async fn take_over(
     state_dir: &Path,
     store: &KnownStore,
@@ -70,7 +70,7 @@ pub(super) async fn take_over(
             }
         }
         // The cache need not move: its objects can be fetched again.
-        remove_if_there(&cache::path_of(state_dir, &old, &dataset))?;
+        remove_if_there(&manifests::path_of(state_dir, &old, &dataset))?;
         for kind in ["journal", "records", "remote"] {
             let _ = fs::remove_dir(folder(kind, &old));
         }
@@ -127,7 +127,7 @@ struct OldEvent {
 }
 
 /// The backups that the files of a folder are about, by their names or by what is in them.
-fn named_backups(folder: &Path) -> Result<BTreeSet<BackupId>, RunError> {
+fn named_backups(folder: &Path) -> Result<BTreeSet<BackupId>, StateError> {
     let mut ids = BTreeSet::new();
     for (name, id) in files_of(folder)? {
         ids.extend(id);
@@ -139,7 +139,7 @@ fn named_backups(folder: &Path) -> Result<BTreeSet<BackupId>, RunError> {
 }
 
 /// Returns `None` for a file that is no record; the code that uses the records reports the fault.
-fn read_record(path: &Path) -> Result<Option<OldRecord>, RunError> {
+fn read_record(path: &Path) -> Result<Option<OldRecord>, StateError> {
     match fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -152,7 +152,7 @@ fn read_record(path: &Path) -> Result<Option<OldRecord>, RunError> {
 fn known_datasets(
     state_dir: &Path,
     configured: &[DatasetName],
-) -> Result<BTreeSet<DatasetName>, RunError> {
+) -> Result<BTreeSet<DatasetName>, StateError> {
     let mut names: BTreeSet<DatasetName> = configured.iter().cloned().collect();
     let places = state_dir.join("stored-as");
     for (name, _) in files_of(&places)? {
@@ -173,7 +173,7 @@ fn known_datasets(
 
 /// Returns the entries of a folder, each with the backup that its name begins with. A missing
 /// folder has none.
-fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> {
+fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, StateError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -196,8 +196,8 @@ fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> 
 }
 
 /// Renames one file. An existing file under the new name is newer and stays.
-fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), RunError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(to);
+fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), StateError> {
+    let made = create_folder(to);
     made.map_err(|source| failed("create", to, source))?;
     let (old, new): (PathBuf, PathBuf) = (from.join(name), to.join(name));
     if new
@@ -212,17 +212,9 @@ fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), RunError> {
         .map_err(|source| failed("sync", to, source))
 }
 
-fn remove_if_there(path: &Path) -> Result<(), RunError> {
+fn remove_if_there(path: &Path) -> Result<(), StateError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", path, source)),
         _ => Ok(()),
-    }
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
     }
 }

@@ -4,8 +4,8 @@
 use super::lists::read_lists;
 use super::successor::find_successor;
 use super::{StoredKeyring, keyring_error, stored_keyrings};
+use crate::catalog::list_wanted;
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
-use crate::run::catalog::list_wanted;
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, ParsedKey};
 use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};

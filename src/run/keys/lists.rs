@@ -5,11 +5,11 @@
 //! missing list only removes trust.
 
 use super::KeyCache;
+use crate::catalog::list_wanted;
 use crate::model::{DatasetName, Digest};
-use crate::run::catalog::list_wanted;
-use crate::run::replace::replace_file;
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, BelievedList, TrustedKeys};
+use crate::state::dir::replace_file;
 use crate::store::key::KEYRING_PREFIX;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use std::fs;

@@ -7,10 +7,10 @@
 //! bucket must delete the successor and all newer backups.
 
 use super::KEYRINGS_MAX;
+use crate::catalog::get_signed;
 use crate::keyring::{KeyFile, tag_of};
 use crate::manifest::{FORMAT, MANIFEST_BYTES_MAX, parse_as, to_stored_bytes};
-use crate::run::catalog::get_signed;
-use crate::run::small::put_again;
+use crate::run::commit::put::put_again;
 use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, SIGNATURE_SUFFIX};
@@ -139,7 +139,7 @@ pub(in crate::run) async fn read_successors(
                 parse_as::<Successor>(&bytes, "successor").map_err(|error| error_chain(&error))
             }
             Err(error) if error.is_damage() => Err(error_chain(&error)),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         match verified {
             Ok(successor) => successors.push(successor),

@@ -8,71 +8,37 @@
 //!   kept;
 //! - the record stays, because an upload that begins now must see that its base is about to be
 //!   deleted.
-//!
-//! `state_dir/prune-records` names the records that this host put, a file for each store and
-//! dataset. A second file, with the suffix `.seen`, notes when this host first saw a record that is
-//! dated in the future: by its own date such a record would stay young until that date.
 
 use super::PruneEnv;
+use crate::catalog::{Catalog, PRUNE_MAX};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::clock::is_in_future;
 use crate::plan::prune::OtherPrune;
 use crate::run::RunError;
-use crate::run::catalog::{Catalog, PRUNE_MAX};
-use crate::run::identity::state_name;
-use crate::run::replace::replace_file;
+use crate::state::prune_records::OwnPruneRecords;
 use crate::store::ObjectKey;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
 
-/// How many of this host's own records are remembered. Older ones do not matter: no prune of that
-/// age is running.
-const OWN_RECORDS_MAX: usize = 64;
-/// The suffix of the file that notes when records dated in the future were first seen.
-const SEEN: &str = "seen";
-
-/// The records that this host put into one store for one dataset, the newest last.
-pub(super) struct OwnRecords {
-    path: PathBuf,
-    keys: Vec<String>,
-    /// When this host first saw each record that was dated in the future.
-    first_seen: BTreeMap<String, Timestamp>,
-}
+/// The records that this host put into one store for one dataset.
+pub(super) struct OwnRecords(OwnPruneRecords);
 
 impl OwnRecords {
     /// Reads which records this host put.
     ///
     /// # Errors
-    /// [`RunError::File`] when that is not known.
+    /// [`RunError::State`] when that is not known.
     pub(super) fn read(env: &PruneEnv, dataset: &DatasetName) -> Result<Self, RunError> {
-        let path = env
-            .state_dir
-            .join("prune-records")
-            .join(state_name(&env.store.known(), dataset));
-        let keys = read_lines(&path)?;
-        let seen = read_lines(&path.with_extension(SEEN))?;
-        let first_seen = seen.iter().filter_map(|line| {
-            let (at, key) = line.split_once(' ')?;
-            Some((key.to_owned(), at.parse().ok()?))
-        });
-        let first_seen = first_seen.collect();
-        Ok(Self {
-            path,
-            keys,
-            first_seen,
-        })
+        let records = OwnPruneRecords::read(&env.state_dir, &env.store.known(), dataset)?;
+        Ok(Self(records))
     }
 
     /// Notes when this host first saw each of these records that is of another host and dated in
     /// the future. Records that are gone are forgotten.
     ///
     /// # Errors
-    /// [`RunError::File`]; then such a record counts for longer than two days.
+    /// [`RunError::State`]; then such a record counts for longer than two days.
     pub(super) fn note_future(
         &self,
         env: &PruneEnv,
@@ -80,37 +46,30 @@ impl OwnRecords {
     ) -> Result<(), RunError> {
         let mut seen = BTreeMap::new();
         for (key, record) in records {
-            let known = self.first_seen.get(key.as_str()).copied();
-            let is_own = self.keys.iter().any(|own| own == key.as_str());
+            let known = self.0.first_seen().get(key.as_str()).copied();
+            let is_own = self.0.contains(key.as_str());
             if known.is_some() || (!is_own && is_in_future(time_of(record), env.now)) {
                 // A note of the future is of a clock that was set back since.
                 let first = known.unwrap_or(env.now).min(env.now);
                 seen.insert(key.to_string(), first);
             }
         }
-        if seen == self.first_seen {
-            return Ok(());
-        }
-        let lines = seen.iter().map(|(key, at)| format!("{at} {key}\n"));
-        write_text(&self.path.with_extension(SEEN), &lines.collect::<String>())
+        Ok(self.0.note_first_seen(&seen)?)
     }
 
     /// Notes a record before it is put. On disk when it returns.
     ///
     /// # Errors
-    /// [`RunError::File`]; then the record may not be put.
-    pub(super) fn note(mut self, key: &ObjectKey) -> Result<(), RunError> {
-        self.keys.push(key.to_string());
-        let first = self.keys.len().saturating_sub(OWN_RECORDS_MAX);
-        let mut text = self.keys[first..].join("\n");
-        text.push('\n');
-        write_text(&self.path, &text)
+    /// [`RunError::State`]; then the record may not be put.
+    pub(super) fn note(self, key: &ObjectKey) -> Result<(), RunError> {
+        Ok(self.0.note(key.as_str())?)
     }
 
-    /// The time at which a record was put, as far as this host can believe it.
+    /// The time at which a record was put, as far as this host can trust it.
     fn put_at(&self, (key, record): &(ObjectKey, PruneRecord)) -> Timestamp {
         let at = time_of(record);
-        self.first_seen
+        self.0
+            .first_seen()
             .get(key.as_str())
             .map_or(at, |seen| at.min(*seen))
     }
@@ -122,7 +81,7 @@ impl OwnRecords {
         record: &(ObjectKey, PruneRecord),
     ) -> bool {
         let is_young = env.now.duration_since(self.put_at(record)) < PRUNE_MAX;
-        is_young && !self.keys.iter().any(|own| own == record.0.as_str())
+        is_young && !self.0.contains(record.0.as_str())
     }
 
     /// Returns the prune of another host that may be running: one of its records names a backup
@@ -160,33 +119,4 @@ impl OwnRecords {
 /// The date of a record: the store's, where it has one.
 fn time_of(record: &PruneRecord) -> Timestamp {
     record.recorded_at.unwrap_or(record.written_at)
-}
-
-/// The lines of a file; none where there is no file.
-fn read_lines(path: &Path) -> Result<Vec<String>, RunError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().map(ToOwned::to_owned).collect()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(RunError::File {
-            operation: "read",
-            path: path.display().to_string(),
-            source,
-        }),
-    }
-}
-
-fn write_text(path: &Path, text: &str) -> Result<(), RunError> {
-    let folder = path.parent().map(PathBuf::from).unwrap_or_default();
-    let write = || -> std::io::Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        replace_file(path, text.as_bytes())
-    };
-    write().map_err(|source| RunError::File {
-        operation: "write",
-        path: path.display().to_string(),
-        source,
-    })
 }

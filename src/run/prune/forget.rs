@@ -5,16 +5,16 @@ use super::at_work::OwnRecords;
 use super::delete::delete_backup;
 use super::look::{newest_records, read_leftovers};
 use super::record::put_record;
+use crate::catalog::usable::Seen;
+use crate::catalog::{read_catalog, read_prune_records};
 use crate::manifest::{PruneRecord, PrunedEntry};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::prune::{StartedFact, Waiting, follower, waiting_follower};
 use crate::plan::retention::in_order;
 use crate::run::RunError;
-use crate::run::catalog::{read_catalog, read_prune_records};
-use crate::run::journal::forget_attempt;
-use crate::run::lock::lock_dataset;
-use crate::run::seen::Seen;
+use crate::state::dataset_lock::lock_dataset;
+use crate::state::journal::forget_attempt;
 use crate::store::{ObjectKey, ObjectStore};
 
 /// What is forgotten.
@@ -181,7 +181,7 @@ async fn check_waiting(
 /// Deletes it, with a signed record, and removes it from this host's journal.
 ///
 /// # Errors
-/// As for [`look_at`]; [`RunError::Locked`].
+/// As for [`look_at`]; [`RunError::State`].
 pub async fn forget(
     env: &PruneEnv,
     dataset: &DatasetName,

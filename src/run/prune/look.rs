@@ -3,6 +3,11 @@
 
 use super::at_work::OwnRecords;
 use super::{PruneEnv, PruneTask};
+use crate::catalog::CatalogError;
+use crate::catalog::usable::Seen;
+use crate::catalog::{
+    Attempt, Catalog, read_catalog_through, read_prune_records_through, read_receipt, read_started,
+};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
@@ -13,15 +18,11 @@ use crate::plan::prune::{
 };
 use crate::plan::retention::in_order;
 use crate::plan::timeline::PoolSight;
-use crate::run::cache::{Keeping, ObjectCache};
-use crate::run::catalog::{
-    Attempt, Catalog, read_catalog_through, read_prune_records_through, read_receipt, read_started,
-};
 use crate::run::identity::refuse_one_place;
-use crate::run::journal::never_committing;
-use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
+use crate::state::journal::never_committing;
+use crate::state::manifests::{Keeping, ObjectCache};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, stream};
@@ -300,7 +301,7 @@ async fn look_behind_markers(
     Ok(())
 }
 
-fn describe(error: &RunError) -> Unreadable {
+fn describe(error: &CatalogError) -> Unreadable {
     Unreadable {
         reason: error_chain(error),
         damage: error.is_damage(),
@@ -308,10 +309,10 @@ fn describe(error: &RunError) -> Unreadable {
 }
 
 /// What is there and cannot be believed; what could not be asked stays an error.
-fn unreadable(error: RunError) -> Result<Unreadable, RunError> {
+fn unreadable(error: CatalogError) -> Result<Unreadable, RunError> {
     match &error {
-        RunError::Manifest { .. } | RunError::Damaged { .. } => Ok(describe(&error)),
-        _ => Err(error),
+        CatalogError::Manifest { .. } | CatalogError::Damaged { .. } => Ok(describe(&error)),
+        _ => Err(error.into()),
     }
 }
 

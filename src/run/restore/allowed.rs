@@ -3,7 +3,7 @@
 use super::{ReceiveOptions, ReceivePlan, RestoreSet, no_pool};
 use crate::model::DatasetName;
 use crate::plan::permissions::{RestoreNeeds, missing_for_restore};
-use crate::run::doctor::host::Runner;
+use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
 use crate::zfs::Zfs;
 

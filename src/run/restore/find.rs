@@ -2,17 +2,16 @@
 //! them.
 
 use super::{RestoreBackup, RestorePoint, RestoreSet};
+use crate::catalog::CatalogError;
+use crate::catalog::sealed::open_small;
+use crate::catalog::{Catalog, StoredBackup, find_gaps, get_pinned, read_catalog, read_chunks};
 use crate::keyring::KeyFile;
 use crate::manifest::{Manifest, ManifestError, PRIVATE_BYTES_MAX, Private, parse_as};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::restore::plan_restore;
 use crate::plan::timeline::Timeline;
-use crate::run::catalog::{
-    Catalog, StoredBackup, find_gaps, get_pinned, read_catalog, read_chunks,
-};
 use crate::run::keys::foreign_recipient;
-use crate::run::sealed::open_small;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignatureError;
 use crate::store::key::BackupObject;
@@ -82,7 +81,7 @@ impl Shelves {
             }
         }
         if let (true, Some(error)) = (shelves.is_empty(), first) {
-            return Err(error);
+            return Err(error.into());
         }
         let foreign = find_foreign(&shelves, keys).await?;
         Ok(Self {
@@ -396,7 +395,7 @@ async fn find_foreign(
 ) -> Result<Option<(BackupId, String)>, RunError> {
     for (store, catalog) in shelves {
         for (id, error) in catalog.disbelieved() {
-            let RunError::Manifest {
+            let CatalogError::Manifest {
                 source: ManifestError::Signature(SignatureError::Untrusted { .. }),
                 ..
             } = error
@@ -420,7 +419,7 @@ async fn load_backup(
     let manifest = &there.manifest;
     let chunks = read_chunks(&**store, manifest).await?;
     if let Some(gap) = find_gaps(there, &chunks).next() {
-        return Err(gap);
+        return Err(gap.into());
     }
     let private = match read_private(&**store, manifest, keys).await {
         Ok(private) => Some(private),
@@ -464,10 +463,10 @@ fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
     )
 }
 
-fn not_believed(dataset: &DatasetName, id: &BackupId, error: &RunError) -> RunError {
+fn not_believed(dataset: &DatasetName, id: &BackupId, error: &CatalogError) -> RunError {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest).to_string();
     let cause = match error {
-        RunError::Manifest { source, .. } => error_chain(source),
+        CatalogError::Manifest { source, .. } => error_chain(source),
         other => error_chain(other),
     };
     if error.is_damage() {

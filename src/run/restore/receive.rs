@@ -7,14 +7,14 @@ use super::leave::{
 use super::mark::{
     Begun, Mark, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreToken, parent_properties,
 };
-use super::plain::Entries;
-use super::reader::{FailureSlot, RestoreReader, open_resumed};
-use super::resume::{FoundStart, find_start};
 use super::rollback::find_stranger;
 use super::target::{ReceivePlan, check_target};
 use super::{PropertyChoice, RestoreBackup, RestoreSet, blocking, open_stream_until, take_failure};
 use crate::keyring::KeyFile;
 use crate::model::{BackupId, DatasetName, Digest, Guid, SnapshotName};
+use crate::run::restore::reading::plain::Entries;
+use crate::run::restore::reading::reader::{FailureSlot, RestoreReader, open_resumed};
+use crate::run::restore::reading::resume::{FoundStart, find_start};
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
 use crate::zfs::{

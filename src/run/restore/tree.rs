@@ -7,10 +7,10 @@
 
 use super::find::Shelves;
 use super::{RestorePoint, RestoreSet};
+use crate::catalog::list_datasets;
 use crate::keyring::KeyFile;
 use crate::manifest::{Descendant, Manifest, Private};
 use crate::model::{DatasetName, Guid, SnapshotName};
-use crate::run::catalog::list_datasets;
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use jiff::Timestamp;

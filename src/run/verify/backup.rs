@@ -1,12 +1,12 @@
 //! One backup: every object that its manifest names, against what the store says of it.
 
 use super::{Damage, compare};
+use crate::catalog::{
+    StoredBackup, chunk_key, find_gaps, get_pinned, get_signed, read_chunks, read_receipt,
+};
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{ChunkEntry, MANIFEST_BYTES_MAX, Manifest, PRIVATE_BYTES_MAX, Receipt};
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{
-    StoredBackup, chunk_key, find_gaps, get_pinned, get_signed, read_chunks, read_receipt,
-};
 use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, TrustedKeys};
 use crate::store::key::{
@@ -244,13 +244,13 @@ fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> 
 /// Damage found while reading, a missing object included, goes into the report; what could not be
 /// asked is an error.
 fn damage_or<T>(
-    result: Result<T, RunError>,
+    result: Result<T, impl Into<RunError>>,
     backup: &StoredBackup,
     found: &mut Found,
 ) -> Result<Option<T>, RunError> {
     let error = match result {
         Ok(value) => return Ok(Some(value)),
-        Err(error) => error,
+        Err(error) => error.into(),
     };
     if !error.is_damage() {
         return Err(error);

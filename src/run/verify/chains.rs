@@ -2,9 +2,9 @@
 //! be restored.
 
 use super::{Damage, MISSING};
+use crate::catalog::Catalog;
 use crate::model::{BackupId, Guid};
 use crate::plan::restore::{Bases, RestoreGap};
-use crate::run::catalog::Catalog;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A backup that cannot be restored, and what that costs.

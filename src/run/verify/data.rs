@@ -3,11 +3,11 @@
 //! a restore would.
 
 use super::{ChunksOf, Damage};
+use crate::catalog::{Catalog, chunk_key};
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::Digest;
 use crate::plan::sample::{Candidate, ReadShare, choose_chunks};
-use crate::run::catalog::{Catalog, chunk_key};
 use crate::run::restore::{RestoreBackup, restore_to_writer};
 use crate::run::transfer::{Stop, stopped};
 use crate::run::{RunError, error_chain};

@@ -1,0 +1,44 @@
+//! Reads a manifest back after it was put, again if the store is not well.
+
+use super::{CatalogError, read_manifest};
+use crate::manifest::Manifest;
+use crate::model::{BackupId, DatasetName, Digest};
+use crate::sign::TrustedKeys;
+use crate::store::key::BackupObject;
+use crate::store::{ObjectKey, ObjectStore};
+use std::time::Duration;
+
+/// How often a small object is put or read again.
+pub(crate) const TRIES_MAX: u32 = 3;
+/// Pause before that, times the number of the try.
+pub(crate) const TRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Reads a manifest back as everybody will. One failure of the store must not hide that the backup
+/// is there.
+///
+/// # Errors
+/// [`CatalogError`] when it is not there or not what was written.
+pub(crate) async fn read_back(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+    trusted: &TrustedKeys,
+    expected: Digest,
+) -> Result<Manifest, CatalogError> {
+    let mut tries = 1..=TRIES_MAX;
+    loop {
+        match (
+            read_manifest(store, dataset, id, trusted).await,
+            tries.next(),
+        ) {
+            (Ok((manifest, blake3)), _) if blake3 == expected => return Ok(manifest),
+            (Ok(_), _) => {
+                let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest).to_string();
+                let reason = "read back after the commit, it is not what was written".into();
+                return Err(CatalogError::Damaged { key, reason });
+            }
+            (Err(error), None) => return Err(error),
+            (Err(_), Some(number)) => tokio::time::sleep(TRY_PAUSE * number).await,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for
+//! nights when it cannot be reached. They are verified again whenever they are read.
+
+use crate::catalog::CatalogError;
+use crate::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
+use crate::manifest::{MANIFEST_BYTES_MAX, parse_manifest};
+use crate::model::{BackupId, DatasetName, Digest, KnownStore, error_chain};
+use crate::sign::TrustedKeys;
+use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::remembered::{Part, RememberedManifests};
+use crate::store::key::BackupObject;
+use crate::store::{ObjectKey, ObjectStore};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Keeps the manifests of these backups, and no others. Those that are kept already, or were read
+/// just now, are not fetched again.
+///
+/// # Errors
+/// [`CatalogError`]; then the memory is older than it could be, and never wrong.
+pub(crate) async fn remember(
+    state_dir: &Path,
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    whole: &[&StoredBackup],
+) -> Result<(), CatalogError> {
+    let files = RememberedManifests::new(state_dir, &store.known(), dataset);
+    files.create()?;
+    let wanted: BTreeSet<&BackupId> = whole.iter().map(|backup| &backup.manifest.id).collect();
+    for id in files.ids()?.iter().filter(|id| !wanted.contains(id)) {
+        files.remove(id)?;
+    }
+    let cache = ObjectCache::open(state_dir, &store.known(), dataset, Keeping::Nothing);
+    for backup in whole {
+        let id = &backup.manifest.id;
+        let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
+        let kept = files.read(id, Part::Manifest)?;
+        let signed = files.is_there(id, Part::Signature);
+        if signed && kept.is_some_and(|bytes| Digest::of(&bytes) == backup.manifest_blake3) {
+            continue;
+        }
+        let manifest = cache.get_pinned(key.as_str(), backup.manifest_blake3);
+        let (manifest, signature) = match manifest.zip(cache.get_any(key.signature().as_str())) {
+            Some(pair) => pair,
+            None => (
+                get_pinned(store, &key, backup.manifest_blake3, MANIFEST_BYTES_MAX).await?,
+                get_signature(store, &key).await?,
+            ),
+        };
+        files.write(id, Part::Signature, &signature)?;
+        files.write(id, Part::Manifest, &manifest)?;
+    }
+    Ok(())
+}
+
+/// Keeps the manifest of a backup that this host has just committed to the store, so that a plan
+/// without the remote follows from this backup too. Does nothing for a store that was never read:
+/// this one backup must not pass for all that the store holds.
+///
+/// # Errors
+/// As for [`remember`].
+pub(crate) fn remember_commit(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+    (manifest, signature): (&[u8], &[u8]),
+) -> Result<(), CatalogError> {
+    let files = RememberedManifests::new(state_dir, store, dataset);
+    if files.exist()? {
+        files.write(id, Part::Signature, signature)?;
+        files.write(id, Part::Manifest, manifest)?;
+    }
+    Ok(())
+}
+
+/// The backups that were whole when this store was last read; `None` when it never was. Those that
+/// do not verify are left out, and their number is told.
+///
+/// # Errors
+/// [`CatalogError::State`] when the memory cannot be read: never taken for "nothing".
+pub(crate) fn recall(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+) -> Result<Option<(Catalog, usize)>, CatalogError> {
+    let files = RememberedManifests::new(state_dir, store, dataset);
+    if !files.exist()? {
+        return Ok(None);
+    }
+    let (mut backups, mut disbelieved) = (Vec::new(), 0);
+    for id in files.ids()? {
+        let bytes = files.read(&id, Part::Manifest)?.unwrap_or_default();
+        let signature = files.read(&id, Part::Signature)?.unwrap_or_default();
+        match parse_manifest(trusted, dataset, &id, &bytes, &signature) {
+            Ok(manifest) => {
+                let (manifest_blake3, objects) = (Digest::of(&bytes), Default::default());
+                backups.push(StoredBackup {
+                    manifest,
+                    manifest_blake3,
+                    objects,
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%id, error = error_chain(&error), "the remembered manifest is not believed");
+                disbelieved += 1;
+            }
+        }
+    }
+    let catalog = Catalog {
+        dataset: dataset.clone(),
+        backups,
+        attempts: Vec::new(),
+        unknown: Vec::new(),
+        newest_object_at: None,
+    };
+    Ok(Some((catalog, disbelieved)))
+}

@@ -1,0 +1,244 @@
+//! What the stores of a dataset hold, looked at closely enough to plan on it: which backups are
+//! whole.
+//!
+//! A backup in the intermediate directory may follow from one that lies only in the remote, so
+//! chains may be walked through two stores at once.
+
+use crate::catalog::CatalogError;
+use crate::catalog::{Catalog, StoredBackup, find_gaps, read_chunks_through};
+use crate::manifest::Manifest;
+use crate::model::{BackupId, Digest, error_chain};
+use crate::plan::BackupFacts;
+use crate::plan::restore::Bases;
+use crate::state::manifests::ObjectCache;
+use crate::store::ObjectStore;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::collections::BTreeMap;
+
+/// Chunk lists fetched at once.
+const LISTS_MAX: usize = 16;
+
+/// One store's backups of a dataset, and what is wrong with the chunks of each.
+#[derive(Debug)]
+pub struct Seen {
+    /// What it holds.
+    pub catalog: Catalog,
+    flaws: BTreeMap<BackupId, Option<String>>,
+}
+
+impl Seen {
+    /// Holds every backup's chunks against the catalog's listing.
+    ///
+    /// # Errors
+    /// [`CatalogError::Store`] when a chunk list could not be read: nothing is known then.
+    pub async fn look(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, CatalogError> {
+        Self::look_through(store, catalog, &ObjectCache::none(), |_| true).await
+    }
+
+    /// As [`Seen::look`], but chunk lists that are kept are not fetched, and only those backups are
+    /// looked at that are wanted; of the others nothing is known, so they pass for flawed.
+    ///
+    /// # Errors
+    /// As for [`Seen::look`].
+    pub async fn look_through(
+        store: &dyn ObjectStore,
+        catalog: Catalog,
+        cache: &ObjectCache,
+        wanted: impl Fn(&StoredBackup) -> bool,
+    ) -> Result<Self, CatalogError> {
+        let look = |backup| async move { chunk_flaw(store, backup, cache).await };
+        // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+        let wanted: Vec<&StoredBackup> = catalog
+            .backups
+            .iter()
+            .filter(|backup| wanted(backup))
+            .collect();
+        let looks: Vec<_> = wanted.iter().map(|backup| look(*backup)).collect();
+        let found: Vec<Option<String>> = stream::iter(looks)
+            .buffered(LISTS_MAX)
+            .try_collect()
+            .await?;
+        let ids = wanted.iter().map(|backup| backup.manifest.id.clone());
+        let flaws = ids.zip(found).collect();
+        Ok(Self { catalog, flaws })
+    }
+
+    /// Backups that were whole when the store was last seen.
+    pub fn remembered(catalog: Catalog) -> Self {
+        let flaws = catalog
+            .backups
+            .iter()
+            .map(|backup| (backup.manifest.id.clone(), None))
+            .collect();
+        Self { catalog, flaws }
+    }
+
+    /// What planning needs of each backup, chains walked through `beside` too. Base and full are
+    /// those that would be received: where a twin stands in for the base in the manifest, the twin
+    /// is what must be kept.
+    pub fn facts(&self, beside: Option<&Self>) -> Vec<BackupFacts> {
+        let (known, bases) = (manifests(self, beside), bases(self, beside));
+        let (flaws, fulls) = (self.chain_flaws(beside, &bases), fulls(&bases));
+        let facts = |backup: &StoredBackup| {
+            let id = &backup.manifest.id;
+            let flaw = flaws.get(id).cloned().flatten();
+            let own = BackupFacts::new(
+                &backup.manifest,
+                backup.manifest_blake3,
+                stored_bytes(backup, &known),
+                flaw,
+            );
+            match (bases.base(id), fulls.get(id)) {
+                (Ok(Some(base)), Some(full)) => BackupFacts {
+                    base: Some(base.id.clone()),
+                    full_id: (*full).clone(),
+                    ..own
+                },
+                _ => own,
+            }
+        };
+        self.catalog.backups.iter().map(facts).collect()
+    }
+
+    /// As [`Seen::facts`], but each backup is judged by its own chunks alone: its ancestors may be
+    /// elsewhere.
+    pub fn own_facts(&self) -> Vec<BackupFacts> {
+        let facts = |backup: &StoredBackup| {
+            let flaw = self.own_flaw(None, &backup.manifest.id);
+            BackupFacts::new(
+                &backup.manifest,
+                backup.manifest_blake3,
+                backup.stored_bytes(),
+                flaw,
+            )
+        };
+        self.catalog.backups.iter().map(facts).collect()
+    }
+
+    /// As [`Seen::flaw`] without a second store, of all that were looked at.
+    pub fn flaws(&self) -> BTreeMap<&BackupId, Option<String>> {
+        self.chain_flaws(None, &bases(self, None))
+    }
+
+    /// Why this backup cannot be restored from the two stores together; `None` when it can.
+    pub fn flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
+        let mut flaws = self.chain_flaws(beside, &bases(self, beside));
+        flaws
+            .remove(id)
+            .unwrap_or_else(|| Some(format!("{id} is not there")))
+    }
+
+    /// What is wrong with each backup or what it follows from, in one pass: bases come before what
+    /// follows from them.
+    fn chain_flaws<'a>(
+        &'a self,
+        beside: Option<&'a Self>,
+        bases: &Bases<'a>,
+    ) -> BTreeMap<&'a BackupId, Option<String>> {
+        let mut flaws: BTreeMap<&BackupId, Option<String>> = BTreeMap::new();
+        for manifest in bases.in_order() {
+            let before = match bases.base(&manifest.id) {
+                Ok(base) => base.and_then(|base| flaws.get(&base.id).cloned().flatten()),
+                Err(gap) => Some(gap.to_string()),
+            };
+            flaws.insert(
+                &manifest.id,
+                before.or_else(|| self.own_flaw(beside, &manifest.id)),
+            );
+        }
+        flaws
+    }
+
+    /// Whole in one store is enough.
+    fn own_flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
+        let stores = [Some(self), beside].into_iter().flatten();
+        let mut flaws: Vec<&Option<String>> =
+            stores.filter_map(|seen| seen.flaws.get(id)).collect();
+        flaws.sort_unstable();
+        match flaws.first() {
+            Some(best) => Option::clone(best),
+            None => Some(format!("{id} was not looked at")),
+        }
+    }
+
+    /// The chain that leads to this backup, its full first; empty when it cannot be walked.
+    pub fn chain(&self, beside: Option<&Self>, id: &BackupId) -> Vec<BackupId> {
+        let chain = bases(self, beside).chain(id).unwrap_or_default();
+        chain
+            .into_iter()
+            .map(|manifest| manifest.id.clone())
+            .collect()
+    }
+
+    /// Those backups of this store that are whole without any other store.
+    pub fn whole(&self) -> Vec<&StoredBackup> {
+        let flaws = self.chain_flaws(None, &bases(self, None));
+        let is_whole =
+            |backup: &&StoredBackup| matches!(flaws.get(&backup.manifest.id), Some(None));
+        self.catalog.backups.iter().filter(is_whole).collect()
+    }
+}
+
+fn bases<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Bases<'a> {
+    Bases::find(manifests(seen, beside).into_values())
+}
+
+/// The full that each backup would be received after; itself for a full.
+fn fulls<'a>(bases: &Bases<'a>) -> BTreeMap<&'a BackupId, &'a BackupId> {
+    let mut fulls = BTreeMap::new();
+    for manifest in bases.in_order() {
+        let full = match bases.base(&manifest.id) {
+            Ok(Some(base)) => fulls.get(&base.id).copied(),
+            Ok(None) => Some(&manifest.id),
+            Err(_) => None,
+        };
+        fulls.extend(full.map(|full| (&manifest.id, full)));
+    }
+    fulls
+}
+
+/// The backups of both stores by id. Manifests are the same bytes in every store.
+type Known<'a> = BTreeMap<&'a BackupId, (&'a Manifest, Digest)>;
+
+fn manifests<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Known<'a> {
+    let stores = [Some(seen), beside].into_iter().flatten();
+    let mut known = Known::new();
+    for backup in stores.flat_map(|seen| &seen.catalog.backups) {
+        known
+            .entry(&backup.manifest.id)
+            .or_insert((&backup.manifest, backup.manifest_blake3));
+    }
+    known
+}
+
+/// As listed; without a listing, as the manifests tell it.
+fn stored_bytes(backup: &StoredBackup, known: &Known<'_>) -> u64 {
+    if !backup.objects.is_empty() {
+        return backup.stored_bytes();
+    }
+    let manifest = &backup.manifest;
+    let base = manifest
+        .base
+        .as_ref()
+        .and_then(|base| known.get(&base.backup_id));
+    manifest
+        .chain
+        .stored_bytes
+        .saturating_sub(base.map_or(0, |(base, _)| base.chain.stored_bytes))
+}
+
+/// What is wrong with a backup's own chunks. A list that cannot be believed is a flaw; one that
+/// cannot be read is an error.
+async fn chunk_flaw(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    cache: &ObjectCache,
+) -> Result<Option<String>, CatalogError> {
+    match read_chunks_through(store, backup, cache).await {
+        Ok(chunks) => Ok(find_gaps(backup, &chunks)
+            .next()
+            .map(|gap| error_chain(&gap))),
+        Err(error) if error.is_damage() => Ok(Some(error_chain(&error))),
+        Err(error) => Err(error),
+    }
+}

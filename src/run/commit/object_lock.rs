@@ -1,0 +1,120 @@
+//! Object lock of a chain: what a backup follows from must be locked as long as the backup is, and
+//! so must the keyring that opens it. Each commit sees to that, so that a chain in use never has a
+//! full whose lock is over.
+//!
+//! A prune need not know of it: the lock of an ancestor lasts as long as that of its longest locked
+//! descendant, and ancestors go after descendants.
+
+use crate::manifest::ReceiptEntry;
+use crate::model::{BackupId, DatasetName};
+use crate::run::RunError;
+use crate::store::key::{KEYRING_PREFIX, backup_prefix};
+use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+
+/// Locks that are extended at once.
+const AT_ONCE: usize = 8;
+/// By how much the locks of one backup's own objects may end apart before they are extended: an
+/// upload of some hours is left alone, and one that went on for days or weeks is not.
+const APART_MAX: SignedDuration = SignedDuration::from_hours(24);
+
+/// Extends the locks of keyrings with these tags to what an object would get that is put now: a
+/// store that cannot is found out before anything is sent.
+pub(in crate::run) async fn extend_keyring(
+    store: &dyn ObjectStore,
+    tags: &[String],
+    now: Timestamp,
+) -> Result<(), RunError> {
+    let Some(lock) = store.object_lock() else {
+        return Ok(());
+    };
+    extend_all(store, keyrings(store, tags).await?, lock.until(now)).await
+}
+
+/// Extends the locks of the ancestors of a backup, of its keyrings and of its own earlier objects
+/// to its own: to the last that ends of `own`, the objects of `id`. An ancestor that is not in this
+/// store has no lock here.
+pub(in crate::run) async fn extend_chain(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+    ancestors: &[BackupId],
+    tags: &[String],
+    own: &[ReceiptEntry],
+) -> Result<(), RunError> {
+    if store.object_lock().is_none() {
+        return Ok(());
+    }
+    let mut ends = Vec::with_capacity(own.len());
+    for entry in own {
+        let Some(text) = &entry.evidence.locked_until else {
+            continue;
+        };
+        let end = text.parse::<Timestamp>().map_err(|_| RunError::Damaged {
+            key: format!("{}{}", backup_prefix(dataset, id), entry.name),
+            reason: format!(
+                "{} says that it is locked until {text:?}, which is no time",
+                store.url()
+            ),
+        })?;
+        ends.push(end);
+    }
+    let (Some(first), Some(until)) = (ends.iter().min(), ends.iter().max()) else {
+        return Ok(());
+    };
+    // With the signatures, which no receipt names.
+    let own = (until.duration_since(*first) > APART_MAX).then_some(id);
+    let mut keys = keyrings(store, tags).await?;
+    for id in ancestors.iter().chain(own) {
+        let listed = store.list(&backup_prefix(dataset, id)).await?;
+        keys.extend(
+            listed
+                .iter()
+                .filter_map(|object| ObjectKey::listed(&object.key)),
+        );
+    }
+    extend_all(store, keys, *until).await
+}
+
+async fn keyrings(store: &dyn ObjectStore, tags: &[String]) -> Result<Vec<ObjectKey>, RunError> {
+    let mut keys = Vec::new();
+    for tag in tags {
+        let listed = store.list(&format!("{KEYRING_PREFIX}{tag}/")).await?;
+        keys.extend(
+            listed
+                .iter()
+                .filter_map(|object| ObjectKey::listed(&object.key)),
+        );
+    }
+    Ok(keys)
+}
+
+async fn extend_all(
+    store: &dyn ObjectStore,
+    keys: Vec<ObjectKey>,
+    until: Timestamp,
+) -> Result<(), RunError> {
+    let extended =
+        stream::iter(keys).map(|key| async move { store.extend_lock(&key, until).await });
+    let extended: Result<Vec<()>, _> = extended.buffer_unordered(AT_ONCE).try_collect().await;
+    let Err(error) = extended else { return Ok(()) };
+    let covers = store.object_lock().is_some_and(|lock| lock.covers_chains);
+    match error.kind {
+        StoreErrorKind::Unsupported if covers => {
+            tracing::debug!(
+                store = store.url(),
+                "locks cannot be extended here; the days cover every chain"
+            );
+            Ok(())
+        }
+        StoreErrorKind::Unsupported => Err(RunError::refused(
+            format!(
+                "{} cannot extend locks, and object_lock_days does not cover the longest chain",
+                store.url()
+            ),
+            "set backup-lifecycle.full_every, and object_lock_days to at least as long; or remove object_lock_days",
+        )),
+        _ => Err(error.into()),
+    }
+}

@@ -1,0 +1,256 @@
+//! One chunk from store to store: read once, hashed on its way, completed only when the hash is the
+//! signed one. What is stored already is held against the store's own word instead of being sent.
+
+use super::UploadEnv;
+use crate::catalog::chunk_key;
+use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
+use crate::manifest::{ChunkEntry, Manifest};
+use crate::model::Digest;
+use crate::run::transfer::stopped;
+use crate::run::{RunError, error_chain};
+use crate::store::proof::{ContentCheck, ContentVerdict};
+use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore, PartWriter, StoreErrorKind};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use std::ops::Range;
+
+/// Ranges read ahead of the store: with those in flight there, `part_bytes x (concurrency + 3)` at
+/// most.
+const AHEAD_MAX: usize = 2;
+/// Bytes of one range when an object is only read.
+const RANGE_BYTES: u64 = 8 << 20;
+
+/// One chunk in the new store.
+pub(super) struct CopiedChunk {
+    /// The store's word for it.
+    pub(super) evidence: Evidence,
+    /// It was sent now.
+    pub(super) sent: bool,
+    /// The store's word reaches the content, or the bytes were read back.
+    pub(super) proven: bool,
+}
+
+/// Copies one chunk. `listed` says that the new store has an object of that name already.
+pub(super) async fn copy_chunk(
+    env: &UploadEnv,
+    manifest: &Manifest,
+    chunk: &ChunkEntry,
+    listed: bool,
+) -> Result<CopiedChunk, RunError> {
+    let not_a_name = || RunError::Damaged {
+        key: chunk.name.clone(),
+        reason: "not a chunk's name".into(),
+    };
+    let copy = ChunkCopy {
+        env,
+        chunk,
+        key: chunk_key(manifest, chunk).ok_or_else(not_a_name)?,
+    };
+    let mut tries = 1..=TRIES_MAX;
+    let mut look_first = listed;
+    loop {
+        match (copy.try_once(look_first).await, tries.next()) {
+            // A key that is taken by now may be ours, its reply lost; so may one that failed.
+            (Err(RunError::Store(error)), Some(number))
+                if error.is_transient() || error.kind == StoreErrorKind::AlreadyExists =>
+            {
+                tracing::warn!(error = %error_chain(&error), number, "copying a chunk failed; trying again");
+                tokio::time::sleep(TRY_PAUSE * number).await;
+                look_first = true;
+            }
+            (result, _) => return result,
+        }
+    }
+}
+
+struct ChunkCopy<'a> {
+    env: &'a UploadEnv,
+    chunk: &'a ChunkEntry,
+    key: ObjectKey,
+}
+
+impl ChunkCopy<'_> {
+    async fn try_once(&self, look_first: bool) -> Result<CopiedChunk, RunError> {
+        let there = if look_first {
+            self.env.to.head(&self.key).await?
+        } else {
+            None
+        };
+        match there {
+            Some(found) => self.prove(found).await,
+            None => self.send().await.map(|evidence| CopiedChunk {
+                evidence,
+                sent: true,
+                proven: true,
+            }),
+        }
+    }
+
+    async fn send(&self) -> Result<Evidence, RunError> {
+        let mut writer = self.env.to.create(&self.key).await?;
+        let mut stop = self.env.stop.clone();
+        let sent = tokio::select! {
+            sent = self.feed(&mut *writer) => sent,
+            () = stopped(&mut stop) => Err(RunError::Interrupted),
+        };
+        match sent {
+            Ok(()) => Ok(writer.finish().await?),
+            Err(reason) => {
+                if let Err(error) = writer.abort().await {
+                    tracing::debug!(error = %error_chain(&error), "abort of an unfinished chunk failed");
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// Hands all parts over. The hash is known before the object is completed.
+    async fn feed(&self, writer: &mut dyn PartWriter) -> Result<(), RunError> {
+        let part_bytes = self.env.to.traits().part_bytes as u64;
+        let mut hasher = blake3::Hasher::new();
+        let from = &*self.env.from;
+        let ranges = ranges(self.chunk.sealed_bytes, part_bytes);
+        let mut parts = stream::iter(ranges)
+            .map(|range| get_part(from, &self.key, range))
+            .buffered(AHEAD_MAX);
+        while let Some(part) = parts.next().await {
+            let part = part?;
+            let hashed = part.clone();
+            hasher = beside(move || {
+                hasher.update(&hashed);
+                hasher
+            })
+            .await?;
+            writer.put_part(part).await?;
+        }
+        self.check_source(hasher.finalize().into())
+    }
+
+    /// Holds what is stored against the bytes in the directory, as far as the store's word goes. A
+    /// folder keeps no checksums: there the object itself is read.
+    async fn prove(&self, found: Evidence) -> Result<CopiedChunk, RunError> {
+        let other = |reason: String| RunError::Damaged {
+            key: self.key.to_string(),
+            reason: format!(
+                "{reason} (in {}); `zfs-backup forget` removes the unfinished copy",
+                self.env.to.url()
+            ),
+        };
+        if found.bytes != self.chunk.sealed_bytes {
+            return Err(other(format!(
+                "has {} bytes, not {}",
+                found.bytes, self.chunk.sealed_bytes
+            )));
+        }
+        let (blake3, verdict) = self
+            .read(&*self.env.from, ContentCheck::new(&found))
+            .await?;
+        self.check_source(blake3)?;
+        let proven = match verdict {
+            ContentVerdict::Proven => true,
+            ContentVerdict::Differs => {
+                return Err(other("the store reports another checksum".to_owned()));
+            }
+            ContentVerdict::SizeAgrees if found.tier == EvidenceTier::ReadBack => {
+                let (blake3, _) = self.read(&*self.env.to, ContentCheck::new(&found)).await?;
+                if blake3 != self.chunk.blake3 {
+                    return Err(other(format!(
+                        "its BLAKE3 is {blake3}, and the manifest says {}",
+                        self.chunk.blake3
+                    )));
+                }
+                true
+            }
+            ContentVerdict::SizeAgrees => false,
+        };
+        Ok(CopiedChunk {
+            evidence: found,
+            sent: false,
+            proven,
+        })
+    }
+
+    async fn read(
+        &self,
+        store: &dyn ObjectStore,
+        mut check: ContentCheck,
+    ) -> Result<(Digest, ContentVerdict), RunError> {
+        let mut hasher = blake3::Hasher::new();
+        let ranges = ranges(self.chunk.sealed_bytes, RANGE_BYTES);
+        let mut parts = stream::iter(ranges)
+            .map(|range| get_part(store, &self.key, range))
+            .buffered(AHEAD_MAX);
+        while let Some(part) = parts.next().await {
+            if *self.env.stop.borrow() {
+                return Err(RunError::Interrupted);
+            }
+            let part = part?;
+            (hasher, check) = beside(move || {
+                hasher.update(&part);
+                check.update(&part);
+                (hasher, check)
+            })
+            .await?;
+        }
+        Ok((hasher.finalize().into(), check.finish()))
+    }
+
+    fn check_source(&self, actual: Digest) -> Result<(), RunError> {
+        let expected = self.chunk.blake3;
+        if actual == expected {
+            return Ok(());
+        }
+        let reason = format!(
+            "its BLAKE3 is {actual}, and the manifest says {expected} (in {})",
+            self.env.from.url()
+        );
+        Err(RunError::Damaged {
+            key: self.key.to_string(),
+            reason,
+        })
+    }
+}
+
+/// A range of an object that is known to be there at its size: what is missing or shorter by now is
+/// damage.
+async fn get_part(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    range: Range<u64>,
+) -> Result<Bytes, RunError> {
+    let limit_bytes = range.end - range.start;
+    match store.get(key, Some(range), limit_bytes).await {
+        Ok(bytes) => Ok(bytes),
+        Err(error)
+            if matches!(
+                error.kind,
+                StoreErrorKind::NotFound | StoreErrorKind::Corrupt
+            ) =>
+        {
+            let reason = format!("{} (in {})", error_chain(&error), store.url());
+            Err(RunError::Damaged {
+                key: key.to_string(),
+                reason,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn ranges(bytes: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
+    let step = step.max(1);
+    (0..bytes.div_ceil(step)).map(move |number| number * step..((number + 1) * step).min(bytes))
+}
+
+/// Hashing blocks: a part takes milliseconds.
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RunError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| {
+        RunError::refused(
+            "a thread that hashes panicked",
+            "this is a defect: please report it",
+        )
+    })
+}

@@ -1,0 +1,60 @@
+//! The keyring that a backup is sealed to, among the keyrings of the store that it is copied to: a
+//! bare host begins there.
+
+use crate::keyring::tag_of;
+use crate::run::RunError;
+use crate::run::commit::put::put_again;
+use crate::run::keys::{fetch_keyring, list_keyrings};
+use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use bytes::Bytes;
+
+/// Puts a keyring that a backup is sealed to among the keyrings of the store that the backup is
+/// copied to, under the name that it has where it comes from. `recipients` are the backup's;
+/// `keyring` was held against its manifest.
+///
+/// # Errors
+/// [`RunError::Damaged`] when another keyring lies under that name; [`RunError::Store`].
+pub(super) async fn copy_keyring(
+    from: &dyn ObjectStore,
+    to: &dyn ObjectStore,
+    recipients: &[String],
+    keyring: &Bytes,
+) -> Result<(), RunError> {
+    for place in list_keyrings(to).await? {
+        if fetch_keyring(to, &place).await?.bytes == *keyring {
+            return Ok(());
+        }
+    }
+    let tags: Vec<String> = recipients
+        .iter()
+        .map(|recipient| tag_of(recipient))
+        .collect();
+    let mut key = None;
+    for place in list_keyrings(from)
+        .await?
+        .into_iter()
+        .filter(|place| tags.contains(&place.tag))
+    {
+        if fetch_keyring(from, &place).await?.bytes == *keyring {
+            key = Some(place.key);
+            break;
+        }
+    }
+    let Some(key) = key.or_else(|| tags.first().map(|tag| ObjectKey::keyring(tag))) else {
+        return Ok(());
+    };
+    match put_again(to, &key, keyring.clone()).await {
+        Ok(_) => Ok(()),
+        Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
+            let reason = format!(
+                "{} has another keyring there than the backup was sealed with",
+                to.url()
+            );
+            Err(RunError::Damaged {
+                key: key.to_string(),
+                reason,
+            })
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,9 @@
+//! The pool's side: which datasets are meant, and their snapshots, holds and bookmarks.
+
+pub mod holds;
+pub mod inside;
+pub mod pins;
+pub mod prune_snapshots;
+pub mod select;
+pub mod sight;
+pub mod snapshot;

@@ -1,0 +1,202 @@
+//! Destroying this tool's own old snapshots of one dataset, when nothing needs them any more.
+
+use super::pins::pinned;
+use super::select::Selected;
+use super::snapshot::{has_own_name, is_marked};
+use crate::catalog::read_catalog;
+use crate::catalog::usable::Seen;
+use crate::plan::clock::{ClockDoubt, ClockTrust};
+use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
+use crate::run::clock::{ClockCheck, store_clocks};
+use crate::run::identity::refuse_one_place;
+use crate::run::prune::read_leftovers;
+use crate::run::{RunError, error_chain};
+use crate::sign::TrustedKeys;
+use crate::state::dataset_lock::lock_dataset;
+use crate::state::journal::{never_committing, unended};
+use crate::store::ObjectStore;
+use crate::zfs::{Snapshot, Zfs};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A configured store.
+pub struct SnapshotStore {
+    /// The store.
+    pub store: Arc<dyn ObjectStore>,
+    /// It is an intermediate directory beside a remote, which may have what its backups build on.
+    pub beside_remote: bool,
+}
+
+/// What deciding about snapshots needs.
+pub struct SnapshotsEnv {
+    /// ZFS.
+    pub zfs: Arc<dyn Zfs>,
+    /// Every configured store.
+    pub stores: Vec<SnapshotStore>,
+    /// Whose manifests are believed.
+    pub trusted: TrustedKeys,
+    /// Locks and journals lie here.
+    pub state_dir: PathBuf,
+    /// `main.oldest_snapshot_days`.
+    pub oldest_days: u32,
+    /// The prefix of the names of own snapshots.
+    pub prefix: String,
+    /// The time.
+    pub now: Timestamp,
+    /// Whether that time may be trusted.
+    pub clock: ClockCheck,
+}
+
+/// What became of one snapshot.
+#[derive(Debug)]
+pub struct SnapshotOutcome {
+    /// What was decided.
+    pub verdict: SnapshotVerdict,
+    /// It was to go, and ZFS refused: it is held, being read or cloned.
+    pub refused: Option<String>,
+}
+
+/// Decides about the own snapshots of one dataset. Changes nothing.
+///
+/// # Errors
+/// [`RunError::Store`] and [`RunError::Zfs`] when anything could not be read: then no snapshot may
+/// be destroyed.
+pub async fn look_at_snapshots(
+    env: &SnapshotsEnv,
+    selected: &Selected,
+) -> Result<Vec<SnapshotVerdict>, RunError> {
+    Ok(look(env, selected).await?.0)
+}
+
+async fn look(
+    env: &SnapshotsEnv,
+    selected: &Selected,
+) -> Result<(Vec<SnapshotVerdict>, Result<ClockTrust, ClockDoubt>), RunError> {
+    let Selected { dataset, stored } = selected;
+    refuse_one_store_twice(env)?;
+    let (mut journal, mut known) = (BTreeSet::new(), BTreeSet::new());
+    for SnapshotStore { store, .. } in &env.stores {
+        journal.extend(never_committing(&env.state_dir, &store.known(), stored)?);
+        known.extend(unended(&env.state_dir, &store.known(), stored)?);
+    }
+    let mut catalogs = Vec::new();
+    for SnapshotStore { store, .. } in &env.stores {
+        catalogs.push(read_catalog(&**store, stored, &env.trusted).await?);
+    }
+    // Asked after the stores: an upload holds its snapshots before its first object can be listed.
+    let pinned = pinned(&*env.zfs, &dataset.name)?;
+    known.extend(pinned.iter().cloned());
+    let mut views = Vec::new();
+    for (
+        SnapshotStore {
+            store,
+            beside_remote,
+        },
+        mut catalog,
+    ) in env.stores.iter().zip(catalogs)
+    {
+        catalog
+            .attempts
+            .retain(|attempt| known.contains(&attempt.id));
+        let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
+        let seen = Seen::look(&**store, catalog).await?;
+        views.push(StoreView {
+            store: store.url().to_owned(),
+            facts: if *beside_remote {
+                seen.own_facts()
+            } else {
+                seen.facts(None)
+            },
+            attempts: leftovers
+                .into_iter()
+                .map(|leftover| (leftover.id, leftover.started))
+                .collect(),
+        });
+    }
+    // ZFS is asked last: what was made meanwhile counts.
+    let (snapshots, bookmarks) = (
+        env.zfs.snapshots(&dataset.name)?,
+        env.zfs.bookmarks(&dataset.name)?,
+    );
+    let marked = snapshots
+        .iter()
+        .filter(|snapshot| is_marked(snapshot, dataset.guid))
+        .cloned();
+    let (own, marked): (Vec<Snapshot>, Vec<Snapshot>) =
+        marked.partition(|snapshot| has_own_name(snapshot, &env.prefix));
+    let input = SnapshotsInput {
+        own: &own,
+        marked: &marked,
+        prefix: &env.prefix,
+        guids: &snapshots.iter().map(|snapshot| snapshot.guid).collect(),
+        bookmarks: &bookmarks,
+        stores: &views,
+        journal: &journal,
+        pinned: &pinned,
+        oldest_days: env.oldest_days,
+        now: env.now,
+        clock: None,
+    };
+    let verdicts = plan_snapshots(&input);
+    let is_needed = verdicts.iter().any(|verdict| verdict.destroy);
+    let stores = env
+        .stores
+        .iter()
+        .filter(|_| is_needed)
+        .map(|store| &*store.store);
+    let times = snapshots.iter().map(|snapshot| snapshot.created_at);
+    let clock = env.clock.judge(&store_clocks(stores).await?, times);
+    let verdicts = match &clock {
+        Ok(_) => verdicts,
+        Err(doubt) => plan_snapshots(&SnapshotsInput {
+            clock: Some(doubt),
+            ..input
+        }),
+    };
+    Ok((verdicts, clock))
+}
+
+/// Before anything is locked: a store that is there twice would be in its own way.
+fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
+    for (number, one) in env.stores.iter().enumerate() {
+        let mut others = env.stores.iter().skip(number + 1);
+        others.try_for_each(|other| refuse_one_place(&one.store.known(), &other.store.known()))?;
+    }
+    Ok(())
+}
+
+/// Destroys what may go, each by itself. One that ZFS refuses, because it is held or has clones,
+/// stays and is told of.
+///
+/// # Errors
+/// [`RunError::State`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]
+/// without the permission to destroy; as for [`look_at_snapshots`].
+pub async fn prune_snapshots(
+    env: &SnapshotsEnv,
+    selected: &Selected,
+) -> Result<Vec<SnapshotOutcome>, RunError> {
+    refuse_one_store_twice(env)?;
+    let lock = |store: &SnapshotStore| {
+        lock_dataset(&env.state_dir, &store.store.known(), &selected.stored)
+    };
+    let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
+    let mut outcomes = Vec::new();
+    let (verdicts, clock) = look(env, selected).await?;
+    env.clock.keep_note(&env.state_dir, &clock)?;
+    for verdict in verdicts {
+        let names = std::slice::from_ref(&verdict.name);
+        let destroyed = if verdict.destroy {
+            env.zfs.destroy_snapshots(names)
+        } else {
+            Ok(())
+        };
+        let refused = match destroyed {
+            Err(error) if error.permissions_lacking().is_some() => return Err(error.into()),
+            destroyed => destroyed.err().map(|error| error_chain(&error)),
+        };
+        outcomes.push(SnapshotOutcome { verdict, refused });
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,39 @@
+//! Reads the pool's side of a question about backups: which of their snapshots it still knows.
+
+use crate::manifest::Origin;
+use crate::model::{DatasetName, KnownStore};
+use crate::plan::timeline::PoolSight;
+use crate::run::RunError;
+use crate::state::adoption::adopted_backups;
+use crate::zfs::Zfs;
+use std::path::Path;
+
+/// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and what was
+/// taken over in that store.
+///
+/// # Errors
+/// [`RunError::Zfs`] when the pool cannot be read, [`RunError::State`] when the adoptions cannot.
+pub fn pool_sight(
+    zfs: &dyn Zfs,
+    dataset: &DatasetName,
+    (state_dir, store, stored): (&Path, &KnownStore, &DatasetName),
+    own: &Origin,
+) -> Result<PoolSight, RunError> {
+    let snapshots = zfs
+        .snapshots(dataset)?
+        .into_iter()
+        .map(|snapshot| snapshot.guid);
+    let bookmarks = zfs
+        .bookmarks(dataset)?
+        .into_iter()
+        .map(|bookmark| bookmark.guid);
+    let (known, adopted) = (
+        snapshots.chain(bookmarks).collect(),
+        adopted_backups(state_dir, store, stored, own)?,
+    );
+    Ok(PoolSight {
+        origin: own.clone(),
+        known,
+        adopted,
+    })
+}

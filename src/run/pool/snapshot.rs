@@ -1,0 +1,376 @@
+//! Taking snapshots: one atomic call a pool, each snapshot marked as ours, with the user's hooks
+//! around it.
+
+use crate::config::Hooks;
+use crate::model::{DatasetName, Guid, SnapshotName};
+use crate::run::hooks::{HookCall, RunningHook, run_hook};
+use crate::run::transfer::Stop;
+use crate::run::{RunError, error_chain};
+use crate::zfs::{Dataset, Snapshot, Zfs, ZfsErrno, ZfsError};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The user property that marks a snapshot as ours: the guids of the datasets that were snapshotted
+/// together. A snapshot is ours only if its own dataset's guid is in it, so that a copy replicated
+/// elsewhere is not.
+pub const ORIGIN_PROPERTY: &str = "zfs-backup:origin";
+
+/// ZFS keeps user property values up to 8 KiB; a guid takes 17 bytes of it.
+const GUIDS_PER_PROPERTY: usize = 400;
+
+/// The time in the name of an own snapshot; each 0 stands for a digit.
+const TIME_SHAPE: &str = "00000000T000000Z";
+
+/// A name with so many suffixes is looked for; more runs do not fit into a second.
+const SUFFIXES_MAX: u32 = 100;
+
+/// Whether this tool took the snapshot, of this dataset: by its name, which is `prefix` and a time,
+/// and by its mark. A mark alone does not count: any user with the permission `userprop` can set it
+/// on any snapshot.
+pub fn is_own(snapshot: &Snapshot, dataset_guid: Guid, prefix: &str) -> bool {
+    has_own_name(snapshot, prefix) && is_marked(snapshot, dataset_guid)
+}
+
+/// Whether the name is one that [`take_each_snapshot`] gives with this prefix.
+pub fn has_own_name(snapshot: &Snapshot, prefix: &str) -> bool {
+    let Some(rest) = snapshot.name.short().strip_prefix(prefix) else {
+        return false;
+    };
+    let (time, suffix) = rest
+        .split_once('-')
+        .map_or((rest, None), |(time, suffix)| (time, Some(suffix)));
+    let is_time = time.len() == TIME_SHAPE.len()
+        && time
+            .bytes()
+            .zip(TIME_SHAPE.bytes())
+            .all(|(byte, shape)| match shape {
+                b'0' => byte.is_ascii_digit(),
+                shape => byte == shape,
+            });
+    let is_suffix = |suffix: &str| {
+        (1..=2).contains(&suffix.len()) && suffix.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    is_time && suffix.is_none_or(is_suffix)
+}
+
+/// Whether the snapshot has the mark of own ones with the guid of this dataset. Only a property
+/// that was set on the snapshot itself counts: a received one came with a replica, an inherited one
+/// is of the dataset.
+pub fn is_marked(snapshot: &Snapshot, dataset_guid: Guid) -> bool {
+    let own = dataset_guid.to_string();
+    let is_ours = |name: &str| {
+        let rest = name.strip_prefix(ORIGIN_PROPERTY);
+        rest.is_some_and(|rest| {
+            rest.is_empty()
+                || rest
+                    .strip_prefix('-')
+                    .is_some_and(|n| n.parse::<u32>().is_ok())
+        })
+    };
+    let marks = snapshot
+        .user_properties
+        .iter()
+        .filter(|(name, _)| is_ours(name));
+    marks
+        .flat_map(|(_, value)| value.split(' '))
+        .any(|guid| guid == own)
+}
+
+/// What became of the datasets that were to be snapshotted.
+#[derive(Debug, Default)]
+pub struct SnapshotsTaken {
+    /// The snapshots, pool by pool.
+    pub taken: Vec<SnapshotName>,
+    /// The datasets without one, and why.
+    pub refused: Vec<(DatasetName, RunError)>,
+    /// Hooks that failed. When `pre_snapshot` is one of them, no snapshot was taken.
+    pub hook_errors: Vec<RunError>,
+}
+
+/// Takes one snapshot of each dataset, atomically within each pool. Returns the names, pool by
+/// pool.
+///
+/// # Errors
+/// [`RunError::NoDataset`] before anything is taken; the first refusal, and then other datasets may
+/// have a snapshot.
+pub fn take_snapshots(
+    zfs: &dyn Zfs,
+    datasets: &[DatasetName],
+    prefix: &str,
+    now: Timestamp,
+) -> Result<Vec<SnapshotName>, RunError> {
+    let datasets = datasets
+        .iter()
+        .map(|name| find_dataset(zfs, name))
+        .collect::<Result<Vec<_>, _>>()?;
+    let SnapshotsTaken { taken, refused, .. } = take_each_snapshot(zfs, &datasets, prefix, now);
+    refused
+        .into_iter()
+        .next()
+        .map_or(Ok(taken), |(_, error)| Err(error))
+}
+
+/// Takes one snapshot of each dataset: one atomic call a pool, repeated without the datasets that
+/// refuse (because they are in the middle of a receive, or at a limit). Pools do not depend on each
+/// other. Blocks.
+pub fn take_each_snapshot(
+    zfs: &dyn Zfs,
+    datasets: &[Dataset],
+    prefix: &str,
+    now: Timestamp,
+) -> SnapshotsTaken {
+    let time = now
+        .to_zoned(TimeZone::UTC)
+        .strftime("%Y%m%dT%H%M%SZ")
+        .to_string();
+    let mut outcome = SnapshotsTaken::default();
+    for pool in pools(datasets) {
+        let members = datasets
+            .iter()
+            .filter(|dataset| dataset.name.pool() == pool)
+            .collect();
+        take_in_pool(zfs, members, &format!("{prefix}{time}"), &mut outcome);
+    }
+    outcome
+}
+
+/// What [`snapshot_between_hooks`] works with.
+pub struct SnapshotRun<'a> {
+    /// ZFS.
+    pub zfs: &'a dyn Zfs,
+    /// What is snapshotted; it exists.
+    pub datasets: &'a [Dataset],
+    /// What the names begin with.
+    pub prefix: &'a str,
+    /// The clock, asked when `pre_snapshot` has ended.
+    pub now: fn() -> Timestamp,
+    /// `pre_snapshot` and `post_snapshot`.
+    pub hooks: &'a Hooks,
+    /// Variables that both hooks get.
+    pub variables: Vec<(&'static str, String)>,
+    /// Asks to stop: ends a `pre_snapshot` that is under way.
+    pub stop: &'a Stop,
+    /// The hook that runs now.
+    pub running: &'a RunningHook,
+}
+
+/// Runs `pre_snapshot`, takes the snapshots unless it failed, and runs `post_snapshot` whenever the
+/// first was started, so that what was brought to a halt goes on. `post_snapshot` finds in
+/// `ZFS_BACKUP_EXIT_STATUS` whether all was well.
+pub async fn snapshot_between_hooks(run: &SnapshotRun<'_>) -> SnapshotsTaken {
+    let mut outcome = SnapshotsTaken::default();
+    if let Some(command) = &run.hooks.pre_snapshot {
+        let (time_max, variables) = (run.hooks.timeout, run.variables.clone());
+        let call = HookCall {
+            key: "main.pre_snapshot",
+            command,
+            time_max,
+            variables,
+            input: None,
+        };
+        outcome
+            .hook_errors
+            .extend(run_hook(&call, Some(run.stop), run.running).await.err());
+    }
+    if outcome.hook_errors.is_empty() {
+        outcome = take_each_snapshot(run.zfs, run.datasets, run.prefix, (run.now)());
+    }
+    if let Some(command) = &run.hooks.post_snapshot {
+        let status = u8::from(!outcome.hook_errors.is_empty() || !outcome.refused.is_empty());
+        let mut variables = run.variables.clone();
+        variables.push(("ZFS_BACKUP_EXIT_STATUS", status.to_string()));
+        let call = HookCall {
+            key: "main.post_snapshot",
+            command,
+            time_max: run.hooks.timeout,
+            variables,
+            input: None,
+        };
+        // A request to stop does not end this one: a database that was brought to a halt must go
+        // on.
+        outcome
+            .hook_errors
+            .extend(run_hook(&call, None, run.running).await.err());
+    }
+    outcome
+}
+
+fn pools(datasets: &[Dataset]) -> BTreeSet<&str> {
+    datasets.iter().map(|dataset| dataset.name.pool()).collect()
+}
+
+fn take_in_pool(
+    zfs: &dyn Zfs,
+    mut members: Vec<&Dataset>,
+    name: &str,
+    outcome: &mut SnapshotsTaken,
+) {
+    // Two runs within a second want the same name: the later one gets a suffix.
+    let mut suffix = 0;
+    while !members.is_empty() && suffix < SUFFIXES_MAX {
+        let short = if suffix == 0 {
+            name.to_owned()
+        } else {
+            format!("{name}-{suffix}")
+        };
+        let names: Vec<SnapshotName> = drop_refused(&mut members, outcome, |dataset| {
+            let named = dataset.name.snapshot(&short);
+            named.map_err(|error| {
+                RunError::refused(error.to_string(), "make main.snapshot_prefix shorter")
+            })
+        });
+        if names.is_empty() {
+            return;
+        }
+        let error = match zfs.take_snapshots(&names, &origin_properties(&members)) {
+            Ok(()) => return outcome.taken.extend(names),
+            Err(error) => error,
+        };
+        if is_taken(&error) {
+            suffix += 1;
+            continue;
+        }
+        let count = members.len();
+        drop_culprits(zfs, &mut members, error, outcome);
+        debug_assert!(members.len() < count, "each round leaves fewer");
+    }
+    for dataset in members {
+        let what = format!(
+            "{}: a hundred snapshots named {name} exist already",
+            dataset.name
+        );
+        outcome.refused.push((
+            dataset.name.clone(),
+            RunError::refused(what, "wait a second"),
+        ));
+    }
+}
+
+/// Leaves out those that an error speaks of; all, when it is not known of whom it speaks.
+fn drop_culprits(
+    zfs: &dyn Zfs,
+    members: &mut Vec<&Dataset>,
+    error: ZfsError,
+    outcome: &mut SnapshotsTaken,
+) {
+    let before = members.len();
+    if let ZfsError::Several {
+        operation,
+        failures,
+    } = &error
+    {
+        drop_refused(members, outcome, |dataset| {
+            let of_dataset = |(name, _): &&(String, ZfsErrno)| {
+                name.rsplit_once('@')
+                    .is_some_and(|(parent, _)| parent == dataset.name.as_str())
+            };
+            // A name that is taken is no refusal: the next round has another.
+            match failures
+                .iter()
+                .find(of_dataset)
+                .filter(|(_, errno)| *errno != ZfsErrno::EXISTS)
+            {
+                None => Ok(()),
+                Some((name, errno)) => Err(ZfsError::Call {
+                    operation,
+                    subject: name.clone(),
+                    source: *errno,
+                }
+                .into()),
+            }
+        });
+    } else {
+        // Permissions are checked before anything is named: a dataset that went away fails the
+        // whole call.
+        drop_refused(members, outcome, |dataset| {
+            find_dataset(zfs, &dataset.name).map(drop)
+        });
+    }
+    if members.len() == before {
+        let text = error_chain(&error);
+        let mut first = Some(RunError::from(error));
+        for dataset in members.drain(..) {
+            let shared = || RunError::Refused {
+                what: format!("{}: {text}", dataset.name),
+                hint: None,
+            };
+            outcome
+                .refused
+                .push((dataset.name.clone(), first.take().unwrap_or_else(shared)));
+        }
+    }
+}
+
+/// Keeps those for which `check` is content, and gives what it gave for them.
+fn drop_refused<T>(
+    members: &mut Vec<&Dataset>,
+    outcome: &mut SnapshotsTaken,
+    check: impl Fn(&Dataset) -> Result<T, RunError>,
+) -> Vec<T> {
+    let mut kept = Vec::new();
+    members.retain(|dataset| match check(dataset) {
+        Ok(value) => {
+            kept.push(value);
+            true
+        }
+        Err(error) => {
+            outcome.refused.push((dataset.name.clone(), error));
+            false
+        }
+    });
+    kept
+}
+
+fn is_taken(error: &ZfsError) -> bool {
+    match error {
+        ZfsError::Several { failures, .. } => {
+            failures.iter().all(|(_, errno)| *errno == ZfsErrno::EXISTS)
+        }
+        other => other.errno() == Some(ZfsErrno::EXISTS),
+    }
+}
+
+fn origin_properties(members: &[&Dataset]) -> BTreeMap<String, String> {
+    let guids: Vec<String> = members
+        .iter()
+        .map(|dataset| dataset.guid.to_string())
+        .collect();
+    let name = |number: usize| {
+        if number == 0 {
+            ORIGIN_PROPERTY.to_owned()
+        } else {
+            format!("{ORIGIN_PROPERTY}-{number}")
+        }
+    };
+    guids
+        .chunks(GUIDS_PER_PROPERTY)
+        .enumerate()
+        .map(|(number, guids)| (name(number), guids.join(" ")))
+        .collect()
+}
+
+/// The dataset, or an error that names one with a similar name.
+///
+/// # Errors
+/// [`RunError::NoDataset`]; [`RunError::Zfs`] when it could not be found out.
+pub fn find_dataset(zfs: &dyn Zfs, name: &DatasetName) -> Result<Dataset, RunError> {
+    if let Some(dataset) = zfs.dataset(name)? {
+        return Ok(dataset);
+    }
+    // Siblings are only looked at for the hint; a failure there must not hide the answer.
+    let siblings = name
+        .parent()
+        .and_then(|parent| zfs.children(&parent).ok())
+        .unwrap_or_default();
+    let distance =
+        |other: &Dataset| strsim::damerau_levenshtein(other.name.as_str(), name.as_str());
+    let similar = siblings
+        .iter()
+        .min_by_key(|other| distance(other))
+        .filter(|other| distance(other) <= 3);
+    Err(RunError::NoDataset {
+        dataset: name.clone(),
+        similar: similar.map(|dataset| dataset.name.to_string()),
+    })
+}

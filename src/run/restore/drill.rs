@@ -1,0 +1,426 @@
+//! A restore drill: a chain is restored into a scratch dataset, looked at, and destroyed again.
+//!
+//! The kernel checks every record while it receives, and the snapshots that it makes have the guids
+//! of the manifests. Where the source still has a snapshot and its base, the pool's own stream of
+//! it is hashed too, and held against the one that came back: both must be the same bytes.
+
+use crate::keyring::KeyFile;
+use crate::model::{DatasetName, Digest, Guid, SnapshotName};
+use crate::run::restore::{
+    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice,
+    SCRATCH_PROPERTY, Scratch, check_allowed, destroy_left_scratch, destroy_scratch, lock_target,
+    restore_to_dataset,
+};
+use crate::run::runner::Runner;
+use crate::run::transfer::Stop;
+use crate::run::{RunError, error_chain};
+use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Zfs, ZfsError};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What the names of scratch datasets begin with.
+pub const SCRATCH_PREFIX: &str = "zfs-backup-drill-";
+/// What is read of a send at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// How one stream of a chain compares with what the pool sends now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Comparison {
+    /// The same bytes.
+    Same,
+    /// It could not be compared: why.
+    Not(String),
+}
+
+/// A drill that ended well.
+#[derive(Debug)]
+pub struct DrillReport {
+    /// The snapshots, as they were received.
+    pub snapshots: Vec<SnapshotName>,
+    /// A comparison for each backup of the chain.
+    pub compared: Vec<Comparison>,
+    /// Why the scratch dataset is still there, if it is.
+    pub left: Option<RunError>,
+}
+
+/// A scratch dataset that an earlier drill left, and its fate.
+#[derive(Debug)]
+pub enum Leftover {
+    /// The drill that made it had ended, and it was destroyed now.
+    Destroyed(DatasetName),
+    /// The dataset stays; the error has the reason and the remedy.
+    Stays(DatasetName, RunError),
+}
+
+/// Destroys the scratch datasets below `parent` whose drills have ended: those with the name and
+/// the mark of a scratch dataset that nobody has locked in `locks`, if they have nothing but what
+/// the drill received. Everything else is only named.
+///
+/// # Errors
+/// [`RunError::Zfs`] when the datasets cannot be listed.
+pub fn clean_up(
+    zfs: &dyn Zfs,
+    parent: &DatasetName,
+    locks: Option<&Path>,
+) -> Result<Vec<Leftover>, RunError> {
+    find_leftovers(zfs, parent)?
+        .into_iter()
+        .map(|dataset| Ok(clean_up_one(zfs, dataset, locks)))
+        .collect()
+}
+
+/// The scratch datasets of drills below `parent`, by their marks and their names.
+///
+/// # Errors
+/// [`RunError::Zfs`] when the datasets cannot be listed.
+pub fn find_leftovers(zfs: &dyn Zfs, parent: &DatasetName) -> Result<Vec<Dataset>, RunError> {
+    let is_scratch =
+        |dataset: &Dataset| Scratch::of(dataset).is_some() || has_scratch_name(dataset);
+    Ok(zfs
+        .children(parent)?
+        .into_iter()
+        .filter(is_scratch)
+        .collect())
+}
+
+fn has_scratch_name(dataset: &Dataset) -> bool {
+    dataset
+        .name
+        .as_str()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .starts_with(SCRATCH_PREFIX)
+}
+
+fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftover {
+    let name = dataset.name.clone();
+    let by_hand = format!(
+        "once no drill is running: zfs destroy -r {}",
+        shell_words::quote(name.as_str())
+    );
+    let stays = |what: &str| {
+        RunError::refused(
+            format!("{name} was left by an earlier drill, and stays: {what}"),
+            &by_hand,
+        )
+    };
+    let Some(locks) = locks else {
+        return Leftover::Stays(name.clone(), stays("that drill may still be running"));
+    };
+    let Some(scratch) = Scratch::of(&dataset) else {
+        return Leftover::Stays(name.clone(), stays("it does not carry the mark of a drill"));
+    };
+    // The mark alone proves nothing: a user with the permission `userprop` can set it on any
+    // dataset, with the guids of its snapshots. An administrator who renames a scratch dataset
+    // wants to keep it.
+    if !has_scratch_name(&dataset) {
+        let quoted = shell_words::quote(name.as_str());
+        return Leftover::Stays(
+            name.clone(),
+            RunError::refused(
+                format!(
+                    "{name} carries the mark of a drill, but not the name of a scratch dataset, and stays"
+                ),
+                format!(
+                    "to keep it: zfs inherit {SCRATCH_PROPERTY} {quoted}; if it may go: zfs destroy -r {quoted}"
+                ),
+            ),
+        );
+    }
+    // Held while it is destroyed, so that it is nobody's meanwhile.
+    let destroyed = lock_target(locks, &name)
+        .map_err(RunError::from)
+        .and_then(|_lock| destroy_left_scratch(zfs, &name, &scratch.guids));
+    match destroyed {
+        Ok(()) => Leftover::Destroyed(name),
+        Err(error) => Leftover::Stays(name, error),
+    }
+}
+
+/// Restores a chain into a scratch dataset below `parent`, checks it and destroys the scratch
+/// dataset again. `source` is the dataset that the backups are of, where it is in this pool. In
+/// `locks` the scratch dataset is locked meanwhile, so that the next drill knows that this one is
+/// running.
+///
+/// # Errors
+/// [`RunError`] when the chain does not restore, or [`RunError::Damaged`] when a stream is not the
+/// one that the pool sends. The scratch dataset is gone then too; one that could not be destroyed
+/// is named in a warning.
+pub async fn drill(
+    set: &RestoreSet,
+    keys: &KeyFile,
+    zfs: &Arc<dyn Zfs>,
+    source: Option<&Dataset>,
+    parent: &DatasetName,
+    locks: Option<&Path>,
+    stop: Stop,
+) -> Result<DrillReport, RunError> {
+    check_space(&**zfs, set, parent)?;
+    let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
+    let _lock = locks
+        .map(|locks| lock_target(locks, &scratch))
+        .transpose()?;
+    let received =
+        restore_to_dataset(set, keys, Arc::clone(zfs), &scratch, &options, stop.clone()).await?;
+    let compared = match source {
+        Some(source) => compare_all(set, &received, zfs, source, &stop).await,
+        None => Ok(set
+            .backups
+            .iter()
+            .map(|_| Comparison::Not("the dataset is not in this pool".to_owned()))
+            .collect()),
+    };
+    let guids: BTreeSet<Guid> = set
+        .backups
+        .iter()
+        .map(|backup| backup.manifest.snapshot.guid)
+        .collect();
+    let left = destroy_scratch(&**zfs, &scratch, &guids)
+        .err()
+        .map(|error| {
+            let what = format!(
+                "the scratch dataset {scratch} of this drill stays: {}",
+                error_chain(&error)
+            );
+            RunError::refused(
+                what,
+                format!("zfs destroy -r {}", shell_words::quote(scratch.as_str())),
+            )
+        });
+    match compared {
+        Ok(compared) => Ok(DrillReport {
+            snapshots: received.snapshots,
+            compared,
+            left,
+        }),
+        Err(error) => {
+            if let Some(left) = left {
+                tracing::warn!(hint = left.hint(), "{left}");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Whether this user may do what a drill below `parent` does.
+///
+/// # Errors
+/// [`RunError::Refused`] naming what is missing.
+pub fn check_drill_allowed(
+    zfs: &dyn Zfs,
+    set: &RestoreSet,
+    parent: &DatasetName,
+    runner: &Runner,
+) -> Result<(), RunError> {
+    let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
+    check_allowed(
+        zfs,
+        &scratch,
+        set,
+        &ReceivePlan::default(),
+        &options,
+        runner,
+    )
+}
+
+fn scratch_options(set: &RestoreSet) -> Result<ReceiveOptions, RunError> {
+    // A volume has no mount point; nothing is mounted by a receive anyway, and this keeps it so
+    // over a reboot.
+    let is_volume = set
+        .newest()
+        .private
+        .as_ref()
+        .is_some_and(|private| private.properties.contains_key("volsize"));
+    let kept_away = if is_volume {
+        "volmode=none"
+    } else {
+        "canmount=off"
+    };
+    let properties = PropertyChoice::new(false, &[kept_away.to_owned()], &[]).map_err(|error| {
+        RunError::refused(error.to_string(), "this is a defect: please report it")
+    })?;
+    // A drill is never gone on with, and leaves nothing.
+    Ok(ReceiveOptions {
+        properties,
+        rollback: false,
+        resume: ResumeChoice::Never,
+    })
+}
+
+fn scratch_name(parent: &DatasetName) -> Result<DatasetName, RunError> {
+    let nonce = getrandom::u32()
+        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let name = format!("{parent}/{SCRATCH_PREFIX}{nonce:08x}");
+    name.parse().map_err(|_| {
+        RunError::refused(
+            format!("{name} is too long for a dataset"),
+            "choose another --into",
+        )
+    })
+}
+
+/// Streams of compressed blocks are about as long as what they take in the pool.
+fn check_space(zfs: &dyn Zfs, set: &RestoreSet, parent: &DatasetName) -> Result<(), RunError> {
+    let Some(place) = zfs.dataset(parent)? else {
+        return Err(RunError::refused(
+            format!("{parent} does not exist"),
+            "choose an existing dataset with --into",
+        ));
+    };
+    let needed: u64 = set
+        .backups
+        .iter()
+        .map(|backup| backup.manifest.stream_bytes)
+        .sum();
+    let compressed = set
+        .newest()
+        .manifest
+        .send
+        .requested
+        .iter()
+        .any(|flag| flag == "compressed");
+    match place
+        .properties
+        .get("available")
+        .map(|property| &property.value)
+    {
+        Some(crate::zfs::PropertyValue::Number(available)) if compressed && needed > *available => {
+            let what =
+                format!("the streams have {needed} bytes, and {parent} has {available} available");
+            Err(RunError::refused(what, "choose a larger place with --into"))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn compare_all(
+    set: &RestoreSet,
+    received: &Received,
+    zfs: &Arc<dyn Zfs>,
+    source: &Dataset,
+    stop: &Stop,
+) -> Result<Vec<Comparison>, RunError> {
+    let mut compared = Vec::new();
+    for (backup, restored) in set.backups.iter().zip(&received.streams) {
+        let request = match send_again(&**zfs, source, backup)? {
+            Ok(request) => request,
+            Err(why) => {
+                compared.push(Comparison::Not(why));
+                continue;
+            }
+        };
+        let (sender, stopping) = (Arc::clone(zfs), stop.clone());
+        let hashed =
+            crate::run::restore::blocking(move || hash_send(&*sender, &request, &stopping)).await?;
+        compared.push(match hashed {
+            _ if *stop.borrow() => return Err(RunError::Interrupted),
+            Err(error) => Comparison::Not(error_chain(&error)),
+            Ok(own) if own == *restored => Comparison::Same,
+            Ok(own) => differs(&**zfs, backup, own, *restored)?,
+        });
+    }
+    Ok(compared)
+}
+
+/// Another version of ZFS may send the same snapshot in other records; the same version does not.
+fn differs(
+    zfs: &dyn Zfs,
+    backup: &RestoreBackup,
+    own: Digest,
+    restored: Digest,
+) -> Result<Comparison, RunError> {
+    let (then, now) = (&backup.manifest.send.zfs_version, zfs.module_version()?);
+    if *then != now {
+        return Ok(Comparison::Not(format!(
+            "sent by ZFS {then}, and this is {now}, which sends it otherwise"
+        )));
+    }
+    let reason = format!(
+        "restored, its stream has the BLAKE3 {restored}, and the one that the pool sends now {own}"
+    );
+    Err(RunError::Damaged {
+        key: backup.manifest.id.to_string(),
+        reason,
+    })
+}
+
+/// The send that made this backup, if all of it is still here under its name; else why not.
+fn send_again(
+    zfs: &dyn Zfs,
+    source: &Dataset,
+    backup: &RestoreBackup,
+) -> Result<Result<SendRequest, String>, RunError> {
+    let manifest = &backup.manifest;
+    let snapshots = zfs.snapshots(&source.name)?;
+    let find = |guid: Guid| snapshots.iter().find(|snapshot| snapshot.guid == guid);
+    let Some(snapshot) = find(manifest.snapshot.guid) else {
+        return Ok(Err("its snapshot is gone from the pool".to_owned()));
+    };
+    // The stream has the name in it.
+    let name = backup
+        .private
+        .as_ref()
+        .map(|private| private.snapshot_name.as_str());
+    if name != Some(snapshot.name.to_string().as_str()) {
+        return Ok(Err("its snapshot has another name now".to_owned()));
+    }
+    let base = match &manifest.base {
+        None => None,
+        Some(base) => {
+            let bookmarks = zfs.bookmarks(&source.name)?;
+            let bookmark = bookmarks
+                .into_iter()
+                .find(|bookmark| bookmark.guid == base.guid && !bookmark.redacted);
+            match (find(base.guid), bookmark) {
+                (Some(snapshot), _) => Some(SendBase::Snapshot(snapshot.name.clone())),
+                (None, Some(bookmark)) => Some(SendBase::Bookmark(bookmark.name)),
+                (None, None) => return Ok(Err("its base is gone from the pool".to_owned())),
+            }
+        }
+    };
+    let has = |flag: &str| {
+        manifest
+            .send
+            .requested
+            .iter()
+            .any(|requested| requested == flag)
+    };
+    let flags = SendFlags {
+        raw: has("raw"),
+        compressed: has("compressed"),
+        embedded: has("embedded"),
+        large_blocks: has("large-blocks"),
+    };
+    Ok(Ok(SendRequest {
+        snapshot: snapshot.name.clone(),
+        base,
+        flags,
+        resume: None,
+    }))
+}
+
+/// Blocking. A stop ends the send early; then the digest means nothing.
+fn hash_send(zfs: &dyn Zfs, request: &SendRequest, stop: &Stop) -> Result<Digest, ZfsError> {
+    let mut stream = zfs.send(request)?;
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; READ_BYTES]);
+    let failed = |source| ZfsError::System {
+        operation: "read the stream of",
+        subject: request.snapshot.to_string(),
+        source,
+    };
+    loop {
+        match stream.reader().read(&mut buffer) {
+            Ok(0) => break,
+            Ok(bytes) => drop(hasher.update(&buffer[..bytes])),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+        if *stop.borrow() {
+            return Ok(Digest::from(hasher.finalize()));
+        }
+    }
+    stream.finish()?;
+    Ok(Digest::from(hasher.finalize()))
+}

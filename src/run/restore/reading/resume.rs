@@ -1,0 +1,302 @@
+//! Where in a stored stream a receive that was cut goes on: [`find_start`].
+//!
+//! The receiver says at which object and offset it stopped. Nothing stored says where in the stream
+//! that is: the resume points that an upload notes would tell the store of the content, and go when
+//! the backup is committed. But the records of a stream stand in order, by object and within one by
+//! offset, so the place is found as a word is in a dictionary: a few looks at the first record
+//! after some place ([`Scout`]), each of which fetches about a MiB, beginning where the receiver's
+//! count of bytes points to. A look may be anywhere in a chunk that is not compressed, since the
+//! pages of an age file open one by one, under a head that the signed list pins; a compressed chunk
+//! opens from its start only.
+//!
+//! So what is fetched again is: BEGIN, the looks, and at most a step of 8 MiB (or a compressed
+//! chunk) before each of the three places that count: the point itself, the object's OBJECT record,
+//! and in raw streams its OBJECT_RANGE. The kernel repeats these two too when it resumes a send
+//! ([`crate::stream::resuming`]). An index could spare a part of that and would have to be made,
+//! sealed and kept with every backup; the format has a place for one, and needs none for this.
+
+use super::plain::{Entries, Entry, LOOK, PlainStream};
+use crate::run::RunError;
+use crate::run::restore::RestoreBackup;
+use crate::run::transfer::Stop;
+use crate::stream::fletcher::ByteOrder;
+use crate::stream::nvlist::with_resume_point;
+use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamError, feature};
+use crate::stream::resuming::{ResumeStart, ResumingError};
+use crate::stream::resync::{
+    Boundary, Gather, Place, Record, Scout, Wanted, Within, boundary_after_begin,
+};
+use crate::zfs::ResumeToken;
+use std::collections::BTreeMap;
+
+/// Dnodes in a block of them, which is what an OBJECT_RANGE covers.
+const OBJECTS_PER_RANGE: u64 = 32;
+/// Looks that follow the hint, before the rest is halved.
+const GUESSES: u32 = 4;
+
+/// Where a receive is taken up.
+pub(in crate::run::restore) struct FoundStart {
+    /// What the resumed stream begins with.
+    pub(in crate::run::restore) start: ResumeStart,
+    /// Where the fetch begins.
+    pub(in crate::run::restore) entry: Entry,
+    /// What is opened and passed by there.
+    pub(in crate::run::restore) skip_bytes: u64,
+}
+
+/// Finds the place in a backup's stream. Blocks; must be called within a runtime.
+///
+/// # Errors
+/// [`RunError::CannotTakeUp`] when the stored stream has no such place; the others when it cannot
+/// be read.
+pub(in crate::run::restore) fn find_start(
+    backup: &RestoreBackup,
+    identities: &[age::x25519::Identity],
+    token: &ResumeToken,
+    stop: Stop,
+) -> Result<FoundStart, RunError> {
+    let id = backup.manifest.id.to_string();
+    let unfit = |why| RunError::CannotTakeUp {
+        id: id.clone(),
+        source: ResumingError::Unfit { why },
+    };
+    if !backup.manifest.send.checked {
+        return Err(unfit("it has records of a type that is not known"));
+    }
+    let opening = read_opening(backup, identities, &stop)?;
+    let mut search = Search {
+        backup,
+        identities,
+        stop,
+        opening,
+        entries: Entries::of(backup),
+        seen: BTreeMap::new(),
+    };
+    let Opening {
+        begin,
+        payload,
+        boundary,
+    } = search.opening.clone();
+    let payload = with_resume_point(&payload, token.object, token.offset)
+        .filter(|_| begin.order == ByteOrder::Little)
+        .ok_or_else(|| unfit("it was sent by a machine of the other byte order"))?;
+    let mut start = ResumeStart {
+        begin,
+        payload,
+        prologue: Vec::new(),
+        from: boundary,
+        first: None,
+    };
+    // Nothing was received for good, or the first block of a volume: all of it.
+    if token.object <= 1 && token.offset == 0 {
+        return Ok(FoundStart {
+            start,
+            entry: Entry(0),
+            skip_bytes: boundary.position,
+        });
+    }
+    let object = Place {
+        object: token.object,
+        within: Within::Object,
+    };
+    let point = match token.offset {
+        0 => object,
+        offset => Place {
+            within: Within::Block(offset),
+            ..object
+        },
+    };
+    let entry = search.seek(point, search.entries.before(token.bytes))?;
+    if start.begin.has(feature::RAW) {
+        let first = token.object / OBJECTS_PER_RANGE * OBJECTS_PER_RANGE;
+        let range = Place {
+            object: first,
+            within: Within::Range,
+        };
+        let at = search.seek(range, entry)?;
+        start.prologue = search.gather(at, token.object, Wanted::Range)?;
+    }
+    if point != object {
+        let at = search.seek(object, entry)?;
+        let records = search.gather(at, token.object, Wanted::Object)?;
+        if records.is_empty() {
+            return Err(RunError::CannotTakeUp {
+                id,
+                source: ResumingError::NoPlace { place: object },
+            });
+        }
+        start.prologue.extend(records);
+    }
+    start.first = Some(point);
+    start.from = search.look(entry)?.0.unwrap_or(boundary);
+    let skip_bytes = start.from.position - search.entries.position(entry);
+    Ok(FoundStart {
+        start,
+        entry,
+        skip_bytes,
+    })
+}
+
+/// BEGIN as it is stored, and where it ends.
+#[derive(Clone)]
+struct Opening {
+    begin: BeginRecord,
+    payload: Vec<u8>,
+    boundary: Boundary,
+}
+
+fn read_opening(
+    backup: &RestoreBackup,
+    identities: &[age::x25519::Identity],
+    stop: &Stop,
+) -> Result<Opening, RunError> {
+    let id = backup.manifest.id.to_string();
+    let wrong = |source| RunError::CannotTakeUp {
+        id: id.clone(),
+        source,
+    };
+    let mut stream = PlainStream::open(backup, identities, Entry(0), LOOK, stop.clone());
+    let mut bytes = Vec::new();
+    let mut read_to = |bytes: &mut Vec<u8>, length: usize| -> Result<(), RunError> {
+        while bytes.len() < length && stream.read(bytes)? {}
+        let why = "it ends within its first record";
+        if bytes.len() < length {
+            Err(wrong(ResumingError::Unfit { why }))
+        } else {
+            Ok(())
+        }
+    };
+    read_to(&mut bytes, HEADER_BYTES)?;
+    let header = bytes.first_chunk().copied().unwrap_or([0; HEADER_BYTES]);
+    let begin = BeginRecord::parse(&header).map_err(|fault| {
+        wrong(ResumingError::Stream(StreamError {
+            record: 0,
+            record_type: None,
+            position: 0,
+            fault,
+        }))
+    })?;
+    let manifest = &backup.manifest;
+    let base = manifest.base.as_ref().map(|base| base.guid);
+    if begin.snapshot_guid != manifest.snapshot.guid
+        || begin.base_guid != base
+        || begin.has(feature::RESUMING)
+    {
+        return Err(wrong(ResumingError::Unfit {
+            why: "its stream is not of the snapshot and base that it names",
+        }));
+    }
+    let end = HEADER_BYTES + begin.payload_bytes as usize;
+    read_to(&mut bytes, end)?;
+    let boundary = boundary_after_begin(begin.order, &bytes[..end]);
+    Ok(Opening {
+        payload: bytes[HEADER_BYTES..end].to_vec(),
+        boundary,
+        begin,
+    })
+}
+
+/// What is at an entry: the first boundary after it, and the first record with a place after that.
+type Sight = (Option<Boundary>, Option<Place>);
+
+/// A search through one stream.
+struct Search<'a> {
+    backup: &'a RestoreBackup,
+    identities: &'a [age::x25519::Identity],
+    stop: Stop,
+    opening: Opening,
+    entries: Entries,
+    seen: BTreeMap<Entry, Sight>,
+}
+
+impl Search<'_> {
+    /// The last entry after which a record of that place, or one before it, comes first. The place
+    /// lies behind it.
+    fn seek(&mut self, place: Place, hint: Entry) -> Result<Entry, RunError> {
+        let (mut low, mut high) = (0, self.entries.count);
+        let (mut guess, mut guesses) = (hint.0.max(1), GUESSES);
+        while high - low > 1 {
+            let halved = low + (high - low) / 2;
+            let at = if guesses > 0 && low < guess && guess < high {
+                guess
+            } else {
+                halved
+            };
+            guesses = guesses.saturating_sub(1);
+            if self.look(Entry(at))?.1.is_some_and(|first| first <= place) {
+                (low, guess) = (at, at + 1);
+            } else {
+                (high, guess) = (at, at - 1);
+            }
+        }
+        Ok(Entry(low))
+    }
+
+    fn look(&mut self, entry: Entry) -> Result<Sight, RunError> {
+        if let Some(sight) = self.seen.get(&entry) {
+            return Ok(*sight);
+        }
+        let Opening {
+            begin, boundary, ..
+        } = &self.opening;
+        let mut scout = match entry {
+            Entry(0) => Scout::at(begin.clone(), *boundary),
+            entry => Scout::new(begin.clone(), self.entries.position(entry)),
+        };
+        let skip = if entry == Entry(0) {
+            boundary.position
+        } else {
+            0
+        };
+        self.read(entry, skip, |bytes| scout.feed(bytes))?;
+        scout.end();
+        let sight = scout
+            .found()
+            .map_or((None, None), |(boundary, place)| (Some(boundary), place));
+        self.seen.insert(entry, sight);
+        Ok(sight)
+    }
+
+    /// Records of an object that lie behind an entry.
+    fn gather(
+        &mut self,
+        entry: Entry,
+        object: u64,
+        wanted: Wanted,
+    ) -> Result<Vec<Record>, RunError> {
+        let from = self.look(entry)?.0.unwrap_or(self.opening.boundary);
+        let mut gather = Gather::new(self.opening.begin.clone(), from, object, wanted);
+        let skip = from.position - self.entries.position(entry);
+        self.read(entry, skip, |bytes| gather.feed(bytes))?;
+        Ok(gather.records())
+    }
+
+    /// Feeds the stream from an entry on, but for its first bytes, until that is enough or it has
+    /// ended.
+    fn read(
+        &self,
+        entry: Entry,
+        mut skip_bytes: u64,
+        mut feed: impl FnMut(&[u8]) -> Result<bool, StreamError>,
+    ) -> Result<(), RunError> {
+        let mut stream =
+            PlainStream::open(self.backup, self.identities, entry, LOOK, self.stop.clone());
+        let mut plain = Vec::new();
+        while stream.read(&mut plain)? {
+            let skipped = usize::try_from(skip_bytes)
+                .unwrap_or(usize::MAX)
+                .min(plain.len());
+            skip_bytes -= skipped as u64;
+            let id = || self.backup.manifest.id.to_string();
+            let enough = feed(&plain[skipped..]).map_err(|error| RunError::CannotTakeUp {
+                id: id(),
+                source: ResumingError::Stream(error),
+            })?;
+            if enough {
+                return Ok(());
+            }
+            plain.clear();
+        }
+        Ok(())
+    }
+}

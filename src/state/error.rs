@@ -1,0 +1,94 @@
+//! Why this host's own files could not be used.
+
+use std::io::{Error, ErrorKind};
+use std::path::Path;
+
+/// Why a file below `state_dir`, a lock or the lockfile could not be used. The text says what was
+/// attempted on which file; the source says why.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file could not be read or written.
+    #[error("{operation} {path}")]
+    File {
+        /// "read", "write", "lock".
+        operation: &'static str,
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: Error,
+    },
+    /// Another run has the kernel lock.
+    #[error("{subject} is being worked on by another run{}", holder.map(|pid| format!(", process {pid}")).unwrap_or_default())]
+    Locked {
+        /// What is locked.
+        subject: String,
+        /// The process that has the lock, where the kernel or the lock file names it.
+        holder: Option<u32>,
+    },
+    /// The file of this host's id holds something else.
+    #[error("{path}: 16 lower-case hexadecimal digits and a newline were expected")]
+    HostId {
+        /// The file.
+        path: String,
+    },
+    /// The lockfile was made and removed again and again while this process tried to use it.
+    #[error("the lockfile {path} comes and goes")]
+    LockfileChanges {
+        /// The lockfile.
+        path: String,
+    },
+    /// Another program holds a kernel lock on the lockfile.
+    #[error(
+        "lock the lockfile {path}: another process has held a kernel lock on it for {seconds} s, and zfs-backup never \
+         holds one for longer than a moment"
+    )]
+    LockfileBusy {
+        /// The lockfile.
+        path: String,
+        /// For how long this process waited.
+        seconds: u64,
+    },
+    /// The system has no random bytes for a name that nobody can guess.
+    #[error("the system gives no random bytes")]
+    NoRandomBytes,
+}
+
+impl StateError {
+    /// Says what a person can do, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::File { path, source, .. } => full_disk_hint(path, source),
+            Self::Locked { .. } => Some("wait until it has ended".into()),
+            Self::HostId { path } => Some(format!(
+                "if nothing else is amiss there: rm {}; the next backup makes a new one",
+                shell_words::quote(path)
+            )),
+            Self::LockfileChanges { .. } => Some("see which programs use it".into()),
+            Self::LockfileBusy { path, .. } => Some(format!(
+                "`fuser -v {}` names the process; end it",
+                shell_words::quote(path)
+            )),
+            Self::NoRandomBytes => Some("check /dev/urandom".into()),
+        }
+    }
+}
+
+/// Says what helps when a file could not be written because its file system is full; `None` for
+/// any other failure.
+pub(crate) fn full_disk_hint(path: &str, source: &Error) -> Option<String> {
+    matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded).then(|| {
+        format!(
+            "make room on the file system of {path}; what the store has confirmed is kept, and the next run goes on"
+        )
+    })
+}
+
+/// Names the operation and the file that an error of the file system belongs to.
+pub(crate) fn failed(operation: &'static str, path: &Path, source: Error) -> StateError {
+    StateError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
+}

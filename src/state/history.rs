@@ -1,0 +1,556 @@
+//! What this host remembers of one dataset in one store: when it was last committed, looked at,
+//! verified, drilled, and what failed since. `health` and `show` live on it, without network and
+//! without ZFS.
+//!
+//! One small file an event, in a folder a store and dataset below `state_dir/records`. Each is
+//! written whole, so that two runs never tread on each other's. A file that is there and cannot be
+//! read is an error, never "nothing".
+
+use super::dir::state_name;
+use super::dir::{create_folder, replace_file};
+use super::error::{StateError, failed};
+use crate::manifest::Manifest;
+use crate::model::{BackupId, DatasetName, KnownStore, StoreId};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// The form of the files. A file of a later one is refused.
+const FORMAT: u32 = 1;
+
+/// All that is remembered. `None` is "never, as far as this host knows": a wiped `state_dir` knows
+/// nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Record {
+    /// The newest backup that this host committed.
+    pub commit: Option<CommitNote>,
+    /// What the store held when it was last looked into.
+    pub seen: Option<SeenNote>,
+    /// The last verification without damage.
+    pub verify: Option<VerifyNote>,
+    /// The last restore that was rehearsed.
+    pub drill: Option<DrillNote>,
+    /// What failed and has not succeeded since, a step each.
+    pub failures: Vec<FailureNote>,
+}
+
+/// A committed backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitNote {
+    /// Its id.
+    pub id: BackupId,
+    /// When its snapshot was taken.
+    pub snapshot_at: Timestamp,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+    /// Its sealed bytes.
+    pub stored_bytes: u64,
+    /// Incrementals in its chain, itself included; 0 for a full.
+    pub chain_position: u32,
+    /// Sealed bytes of its chain, itself included.
+    pub chain_bytes: u64,
+    /// Bytes of all backups in the store, as far as this host knows.
+    pub total_bytes: u64,
+    /// It was sent raw.
+    pub raw: bool,
+}
+
+/// A backup that this host committed to a store, by making or by copying it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnCommit {
+    /// The backup's id.
+    pub id: BackupId,
+    /// When it was committed.
+    pub at: Timestamp,
+}
+
+/// What a listing of the store showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenNote {
+    /// When it was listed.
+    pub at: Timestamp,
+    /// The newest whole backup.
+    pub newest: Option<BackupId>,
+    /// When the snapshot of the newest was taken.
+    pub newest_at: Option<Timestamp>,
+    /// Incrementals in the newest one's chain.
+    pub chain_position: u32,
+    /// Whole backups.
+    pub backups: u64,
+    /// Bytes of all their objects.
+    pub total_bytes: u64,
+    /// How many time lines they are of; 0 in what older builds wrote.
+    #[serde(default)]
+    pub time_lines: u64,
+}
+
+/// A verification that found no damage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyNote {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Whole backups that were verified.
+    pub backups: u64,
+    /// Which share of the data was read: `none` when only checksums were compared, else as it was
+    /// asked for: `5%`.
+    pub read_data: String,
+}
+
+/// A restore that was rehearsed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillNote {
+    /// When it ended well.
+    pub at: Timestamp,
+    /// The backup that was restored.
+    pub id: BackupId,
+}
+
+/// A step that failed and has not succeeded since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureNote {
+    /// When.
+    pub at: Timestamp,
+    /// The step: `backup`, `verify`.
+    pub step: String,
+    /// Why, on one line.
+    pub reason: String,
+    /// Stored data is damaged: more than a failure.
+    pub damage: bool,
+}
+
+/// What stands in a file.
+#[derive(Serialize, Deserialize)]
+struct Stored<T> {
+    format: u32,
+    dataset: DatasetName,
+    store: String,
+    event: T,
+}
+
+/// The records of one dataset in one store.
+#[derive(Debug, Clone)]
+pub struct Records {
+    folder: PathBuf,
+    dataset: DatasetName,
+    store: KnownStore,
+}
+
+impl Records {
+    /// Names them by the store's identity and the dataset's name there; nothing is touched yet.
+    pub fn new(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Self {
+        let folder = state_dir.join("records").join(state_name(store, dataset));
+        Self {
+            folder,
+            dataset: dataset.clone(),
+            store: store.clone(),
+        }
+    }
+
+    /// All that is remembered.
+    ///
+    /// # Errors
+    /// [`StateError::File`] naming the file that is there and cannot be read or understood.
+    pub fn read(&self) -> Result<Record, StateError> {
+        Ok(Record {
+            commit: self.load("commit")?,
+            seen: self.load("seen")?,
+            verify: self.load("verify")?,
+            drill: self.load("drill")?,
+            failures: self.failures()?,
+        })
+    }
+
+    /// A backup was committed at `now`. A failure of that step is over.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; the backup is there all the same.
+    pub fn note_commit(
+        &self,
+        manifest: &Manifest,
+        stored_bytes: u64,
+        now: Timestamp,
+    ) -> Result<(), StateError> {
+        let known = self
+            .load::<CommitNote>("commit")?
+            .map(|commit| (commit.committed_at, commit.total_bytes));
+        let listed = self
+            .load::<SeenNote>("seen")?
+            .map(|seen| (seen.at, seen.total_bytes));
+        let before = known.max(listed).map_or(0, |(_, bytes)| bytes);
+        let note = CommitNote {
+            id: manifest.id.clone(),
+            snapshot_at: manifest.snapshot.created_at,
+            committed_at: now,
+            stored_bytes,
+            chain_position: manifest.chain.position,
+            chain_bytes: manifest.chain.stored_bytes,
+            total_bytes: before
+                .saturating_add(stored_bytes)
+                .max(manifest.chain.stored_bytes),
+            raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
+        };
+        self.store("commit", &note)?;
+        self.note_success("backup")
+    }
+
+    /// A backup was copied into this store.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; the backup is there all the same.
+    pub fn note_copy(&self, copied: &OwnCommit) -> Result<(), StateError> {
+        self.store("copied", copied)
+    }
+
+    /// Returns the last backups that this host committed to this store. A record of an earlier
+    /// version does not count: it was made for the store's URL, which may have led elsewhere then.
+    ///
+    /// # Errors
+    /// As for [`Records::read`].
+    pub fn own_commits(&self) -> Result<Vec<OwnCommit>, StateError> {
+        let is_ours =
+            |store: &String| self.store.id.is_random() && *store == self.store.id.as_str();
+        let made = self
+            .load_stored::<CommitNote>("commit")?
+            .filter(|stored| is_ours(&stored.store));
+        let copied = self
+            .load_stored::<OwnCommit>("copied")?
+            .filter(|stored| is_ours(&stored.store));
+        let made = made.map(|stored| OwnCommit {
+            id: stored.event.id,
+            at: stored.event.committed_at,
+        });
+        Ok(made
+            .into_iter()
+            .chain(copied.map(|stored| stored.event))
+            .collect())
+    }
+
+    /// The store was looked into, and this is what it held.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn note_seen(&self, note: &SeenNote) -> Result<(), StateError> {
+        self.store("seen", note)
+    }
+
+    /// A verification ended without damage. A failure of that step is over.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn note_verify(&self, note: &VerifyNote) -> Result<(), StateError> {
+        self.store("verify", note)?;
+        self.note_success("verify")
+    }
+
+    /// A restore was rehearsed.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn note_drill(&self, note: &DrillNote) -> Result<(), StateError> {
+        self.store("drill", note)?;
+        self.note_success("drill")
+    }
+
+    /// A step failed. The step is a word of letters.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn note_failure(&self, note: &FailureNote) -> Result<(), StateError> {
+        self.store(&format!("failed-{}", note.step), note)
+    }
+
+    /// A step succeeded, or had nothing to do: its failure is over.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn note_success(&self, step: &str) -> Result<(), StateError> {
+        let path = self.path(&format!("failed-{step}"));
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(failed("remove", &path, source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, event: &str) -> PathBuf {
+        self.folder.join(format!("{event}.json"))
+    }
+
+    fn failures(&self) -> Result<Vec<FailureNote>, StateError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(failed("read", &self.folder, source)),
+        };
+        let mut failures: Vec<FailureNote> = Vec::new();
+        for entry in entries {
+            let name = entry
+                .map_err(|source| failed("read", &self.folder, source))?
+                .file_name();
+            let event = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            if let Some(event) = event.filter(|event| event.starts_with("failed-")) {
+                failures.extend(self.load(event)?);
+            }
+        }
+        failures.sort_by_key(|failure| failure.at);
+        Ok(failures)
+    }
+
+    fn load<T: DeserializeOwned>(&self, event: &str) -> Result<Option<T>, StateError> {
+        Ok(self.load_stored(event)?.map(|stored| stored.event))
+    }
+
+    fn load_stored<T: DeserializeOwned>(
+        &self,
+        event: &str,
+    ) -> Result<Option<Stored<T>>, StateError> {
+        let path = self.path(event);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("read", &path, source)),
+        };
+        let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
+        let stored: Stored<T> =
+            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        if stored.format != FORMAT {
+            return Err(wrong(format!(
+                "it has format {}, and this version knows {FORMAT}",
+                stored.format
+            )));
+        }
+        if stored.dataset != self.dataset || !self.is_of(&stored.store) {
+            return Err(wrong(format!(
+                "it is of {} in {}",
+                stored.dataset, stored.store
+            )));
+        }
+        Ok(Some(stored))
+    }
+
+    /// Returns whether a record in this folder is of this store. A record that an earlier version
+    /// made names the URL of then. Only a store that proved to be meant got the folder, and its URL
+    /// may be another one by now.
+    fn is_of(&self, store: &str) -> bool {
+        let names_url = store.parse::<StoreId>().is_err();
+        store == self.store.id.as_str()
+            || store == self.store.url
+            || (names_url && self.store.id.is_random())
+    }
+
+    /// Whole or not at all, and on disk when this returns.
+    fn store<T: Serialize>(&self, event: &str, note: &T) -> Result<(), StateError> {
+        let made = create_folder(&self.folder);
+        made.map_err(|source| failed("create", &self.folder, source))?;
+        let path = self.path(event);
+        let (dataset, store) = (self.dataset.clone(), self.store.id.to_string());
+        let written = || -> std::io::Result<()> {
+            let bytes = serde_json::to_vec_pretty(&Stored {
+                format: FORMAT,
+                dataset,
+                store,
+                event: note,
+            })?;
+            replace_file(&path, &bytes)
+        };
+        written().map_err(|source| failed("write", &path, source))
+    }
+}
+
+/// The stores into which this host committed a backup of a dataset since then, as the records name
+/// them: by identity, or by URL in those of an earlier version.
+///
+/// # Errors
+/// [`StateError::File`] when the records cannot be read.
+pub(crate) fn recent_committers(
+    state_dir: &Path,
+    dataset: &DatasetName,
+    since: Timestamp,
+) -> Result<Vec<String>, StateError> {
+    let folder = state_dir.join("records");
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed("read", &folder, source)),
+    };
+    let mut stores = Vec::new();
+    for entry in entries {
+        let path = entry
+            .map_err(|source| failed("read", &folder, source))?
+            .path()
+            .join("commit.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
+            Err(source) => return Err(failed("read", &path, source)),
+        };
+        let stored: Stored<CommitNote> = serde_json::from_slice(&bytes)
+            .map_err(|error| failed("understand", &path, error.into()))?;
+        if stored.dataset == *dataset && stored.event.committed_at >= since {
+            stores.push(stored.store);
+        }
+    }
+    Ok(stores)
+}
+
+impl Record {
+    /// When the snapshot of the newest known backup was taken: one that this host committed, or one
+    /// that it saw.
+    pub fn newest_at(&self) -> Option<Timestamp> {
+        self.commit
+            .as_ref()
+            .map(|commit| commit.snapshot_at)
+            .max(self.seen.as_ref().and_then(|seen| seen.newest_at))
+    }
+
+    /// The newest known backup.
+    pub fn newest(&self) -> Option<&BackupId> {
+        let commit = self
+            .commit
+            .as_ref()
+            .map(|commit| (commit.snapshot_at, &commit.id));
+        let seen = self
+            .seen
+            .as_ref()
+            .and_then(|seen| Some((seen.newest_at?, seen.newest.as_ref()?)));
+        commit.max(seen).map(|(_, id)| id)
+    }
+
+    /// What is known of the store's bytes and of the newest chain's incrementals, and since when.
+    pub fn last_known(&self) -> Option<(Timestamp, u64, u32)> {
+        let commit = self
+            .commit
+            .as_ref()
+            .map(|note| (note.committed_at, note.total_bytes, note.chain_position));
+        commit.max(
+            self.seen
+                .as_ref()
+                .map(|note| (note.at, note.total_bytes, note.chain_position)),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::error_chain;
+
+    fn records(state: &Path) -> Records {
+        Records::new(
+            state,
+            &KnownStore::of_url("s3:b/p"),
+            &"tank/a b".parse().unwrap(),
+        )
+    }
+
+    fn failure(step: &str, second: i64) -> FailureNote {
+        let at = Timestamp::from_second(second).unwrap();
+        FailureNote {
+            at,
+            step: step.into(),
+            reason: "no route".into(),
+            damage: false,
+        }
+    }
+
+    #[test]
+    fn what_was_noted_is_remembered_and_a_success_ends_a_failure() {
+        let state = tempfile::tempdir().unwrap();
+        let records = records(state.path());
+        assert_eq!(records.read().unwrap(), Record::default());
+        let verify = VerifyNote {
+            at: Timestamp::UNIX_EPOCH,
+            backups: 3,
+            read_data: "5%".into(),
+        };
+        records.note_failure(&failure("verify", 9)).unwrap();
+        records.note_failure(&failure("backup", 5)).unwrap();
+        assert_eq!(
+            records.read().unwrap().failures,
+            [failure("backup", 5), failure("verify", 9)]
+        );
+        records.note_verify(&verify).unwrap();
+        let record = records.read().unwrap();
+        assert_eq!(
+            (record.verify, record.failures),
+            (Some(verify), vec![failure("backup", 5)])
+        );
+        records.note_success("backup").unwrap();
+        assert_eq!(records.read().unwrap().failures, []);
+        let other = Records::new(
+            state.path(),
+            &KnownStore::of_url("s3:b/q"),
+            &"tank/a b".parse().unwrap(),
+        );
+        assert_eq!(
+            other.read().unwrap(),
+            Record::default(),
+            "another store's record"
+        );
+    }
+
+    #[test]
+    fn a_record_that_moved_to_an_identity_is_read_under_every_later_url() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset = "tank/a b".parse().unwrap();
+        let old = records(state.path());
+        old.note_failure(&failure("drill", 5)).unwrap();
+        let of = |id: u128| KnownStore {
+            id: StoreId::from_random(id),
+            url: "file:/elsewhere".into(),
+        };
+        let now = Records::new(state.path(), &of(1), &dataset);
+        fs::rename(&old.folder, &now.folder).unwrap();
+        assert_eq!(now.read().unwrap().failures, [failure("drill", 5)]);
+        // A record of another identity, or of another URL where the store has no identity, stays an
+        // error.
+        now.note_failure(&failure("drill", 6)).unwrap();
+        let other = Records::new(state.path(), &of(2), &dataset);
+        fs::rename(&now.folder, &other.folder).unwrap();
+        assert!(other.read().is_err());
+        let unnamed = Records::new(state.path(), &KnownStore::of_url("s3:b/q"), &dataset);
+        fs::rename(&other.folder, &unnamed.folder).unwrap();
+        assert!(unnamed.read().is_err());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_understood_is_named_and_never_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let records = records(state.path());
+        records.note_failure(&failure("backup", 5)).unwrap();
+        for event in ["commit", "seen", "verify", "drill", "failed-backup"] {
+            let path = records.path(event);
+            let before = fs::read(&path).ok();
+            for wrong in [
+                "",
+                "{",
+                "{\"format\":2,\"dataset\":\"tank/a b\",\"store\":\"s3:b/p\",\"event\":null}",
+            ] {
+                fs::write(&path, wrong).unwrap();
+                let error = error_chain(&records.read().unwrap_err());
+                assert!(error.contains(&path.display().to_string()), "{error}");
+            }
+            fs::remove_file(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            assert!(records.read().is_err(), "{event}: a folder in its place");
+            fs::remove_dir(&path).unwrap();
+            before
+                .into_iter()
+                .for_each(|bytes| fs::write(&path, bytes).unwrap());
+        }
+        let moved = Records {
+            dataset: "tank/b".parse().unwrap(),
+            ..records
+        };
+        let error = error_chain(&moved.read().unwrap_err());
+        assert!(error.contains("it is of tank/a b in s3:b/p"), "{error}");
+    }
+}

@@ -1,0 +1,500 @@
+//! What this host knows of the attempts that it began: whether one can have reached its commit.
+//!
+//! One file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing`
+//! before the first byte of a receipt or manifest is put, removed when the manifest was read back.
+//! Each step is on disk before the next one is taken. Only an attempt that is `begun` and has no
+//! manifest is known never to have been a backup.
+//!
+//! In the file is the append-only log of a backup ([`log`] has its format): what is needed to go on
+//! with it, and from `committing` on the very bytes of its commit. An attempt that was given up
+//! keeps its file, so that a prune knows that what is stored of it was never a backup.
+//!
+//! A copy from another store keeps its id, so an interrupted one is gone on with under the same
+//! name, and its receipt, once written to `<id>.receipt`, is put again as it is: objects never
+//! change, and a receipt has a time in it.
+
+pub mod log;
+
+use super::dir::state_name;
+use super::dir::{create_folder, create_new, replace_file};
+use super::error::{StateError, failed};
+use crate::model::{BackupId, DatasetName, KnownStore};
+use log::{AttemptLog, JournalRecord, ReadLog, read_log};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+const BEGUN: &str = "begun";
+const COMMITTING: &str = "committing";
+const RECEIPT: &str = "receipt";
+
+/// The bytes of an object and of its signature.
+pub type SignedBytes = (Vec<u8>, Vec<u8>);
+
+/// The record of one attempt that is under way. Dropped without [`AttemptJournal::committed`] it
+/// stays on disk.
+#[derive(Debug)]
+pub struct AttemptJournal {
+    folder: PathBuf,
+    id: BackupId,
+}
+
+impl AttemptJournal {
+    /// Notes that this attempt begins, before its first object is put.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; then nothing may be put.
+    pub fn begin(
+        state_dir: &Path,
+        store: &KnownStore,
+        dataset: &DatasetName,
+        id: &BackupId,
+    ) -> Result<Self, StateError> {
+        let folder = folder_of(state_dir, store, dataset);
+        create_folder(&folder).map_err(|source| failed("create", &folder, source))?;
+        let journal = Self {
+            folder,
+            id: id.clone(),
+        };
+        let file = journal.file(BEGUN);
+        let created = create_new(&file).and_then(|file| file.sync_all());
+        created.map_err(|source| failed("create", &file, source))?;
+        journal.sync_folder()?;
+        Ok(journal)
+    }
+
+    /// As [`AttemptJournal::begin`], with a log whose first record is the plan.
+    ///
+    /// # Errors
+    /// As for [`AttemptJournal::begin`].
+    pub fn begin_logged(
+        state_dir: &Path,
+        store: &KnownStore,
+        dataset: &DatasetName,
+        id: &BackupId,
+        plan: &JournalRecord,
+    ) -> Result<(Self, AttemptLog), StateError> {
+        let journal = Self::begin(state_dir, store, dataset, id)?;
+        let path = journal.file(BEGUN);
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|source| failed("open", &path, source))?;
+        let mut log = AttemptLog::new(file, path.clone());
+        if let Err(error) = log.append(plan) {
+            // Nothing was put or held yet. On a full disk this is all that can be done, and frees a
+            // place.
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        Ok((journal, log))
+    }
+
+    /// As [`AttemptJournal::begin`], or goes on with the same attempt where an earlier run left it:
+    /// one that came near its commit stays so.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; then nothing may be put.
+    pub fn begin_or_go_on(
+        state_dir: &Path,
+        store: &KnownStore,
+        dataset: &DatasetName,
+        id: &BackupId,
+    ) -> Result<Self, StateError> {
+        let journal = Self {
+            folder: folder_of(state_dir, store, dataset),
+            id: id.clone(),
+        };
+        for state in [BEGUN, COMMITTING] {
+            let file = journal.file(state);
+            if file
+                .try_exists()
+                .map_err(|source| failed("look at", &file, source))?
+            {
+                return Ok(journal);
+            }
+        }
+        Self::begin(state_dir, store, dataset, id)
+    }
+
+    /// Notes that from now on the manifest may be there. A second call does nothing.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; then the manifest may not be put.
+    pub fn committing(&self) -> Result<(), StateError> {
+        let (file, committing) = (self.file(BEGUN), self.file(COMMITTING));
+        if !committing
+            .try_exists()
+            .map_err(|source| failed("look at", &committing, source))?
+        {
+            std::fs::rename(&file, &committing)
+                .map_err(|source| failed("rename", &file, source))?;
+        }
+        self.sync_folder()
+    }
+
+    /// Keeps the very bytes of a receipt and its signature, before either is put.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; then the receipt may not be put.
+    pub fn keep_receipt(&self, receipt: &[u8], signature: &[u8]) -> Result<(), StateError> {
+        let file = self.file(RECEIPT);
+        // The signature is text; the receipt follows behind its length.
+        let mut bytes = format!("{}\n", signature.len()).into_bytes();
+        bytes.extend_from_slice(signature);
+        bytes.extend_from_slice(receipt);
+        replace_file(&file, &bytes).map_err(|source| failed("write", &file, source))
+    }
+
+    /// The receipt and signature that were kept, if there are any.
+    ///
+    /// # Errors
+    /// [`StateError::File`] when they are there and cannot be read.
+    pub fn kept_receipt(&self) -> Result<Option<SignedBytes>, StateError> {
+        let file = self.file(RECEIPT);
+        let bytes = match std::fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("read", &file, source)),
+        };
+        let split = || {
+            let line = bytes.iter().position(|byte| *byte == b'\n')?;
+            let length: usize = std::str::from_utf8(&bytes[..line]).ok()?.parse().ok()?;
+            let (signature, receipt) = bytes[line + 1..].split_at_checked(length)?;
+            Some((receipt.to_vec(), signature.to_vec()))
+        };
+        // What is no receipt verifies as none, and is made anew.
+        Ok(split())
+    }
+
+    /// The manifest was read back: nothing is left to know.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; the backup is there all the same.
+    pub fn committed(self) -> Result<(), StateError> {
+        let receipt = self.file(RECEIPT);
+        match std::fs::remove_file(&receipt) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(failed("remove", &receipt, source));
+            }
+            _ => {}
+        }
+        let file = self.file(COMMITTING);
+        std::fs::remove_file(&file).map_err(|source| failed("remove", &file, source))
+    }
+
+    fn file(&self, state: &str) -> PathBuf {
+        self.folder.join(format!("{}.{state}", self.id))
+    }
+
+    fn sync_folder(&self) -> Result<(), StateError> {
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| failed("sync", &self.folder, source))
+    }
+}
+
+/// The attempts of this dataset in this store that this host began and that never came near their
+/// commit.
+///
+/// # Errors
+/// [`StateError::File`] when that could not be read: nothing is known then.
+pub fn never_committing(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<BTreeSet<BackupId>, StateError> {
+    attempts_in(state_dir, store, dataset, &[BEGUN])
+}
+
+/// The attempts of this dataset in this store that this host began and did not see committed,
+/// however far they came.
+///
+/// # Errors
+/// [`StateError::File`] when that could not be read: nothing is known then.
+pub fn unended(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<BTreeSet<BackupId>, StateError> {
+    attempts_in(state_dir, store, dataset, &[BEGUN, COMMITTING])
+}
+
+fn attempts_in(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+    states: &[&str],
+) -> Result<BTreeSet<BackupId>, StateError> {
+    let folder = folder_of(state_dir, store, dataset);
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(source) => return Err(failed("read", &folder, source)),
+    };
+    let mut ids = BTreeSet::new();
+    for entry in entries {
+        let name = entry
+            .map_err(|source| failed("read", &folder, source))?
+            .file_name();
+        let attempt = name.to_str().and_then(|name| name.split_once('.'));
+        ids.extend(
+            attempt
+                .filter(|(_, state)| states.contains(state))
+                .and_then(|(id, _)| id.parse::<BackupId>().ok()),
+        );
+    }
+    Ok(ids)
+}
+
+/// One attempt that this host began and did not see committed, with what its log holds.
+#[derive(Debug)]
+pub struct JournaledAttempt {
+    /// Its id.
+    pub id: BackupId,
+    /// It came near its commit: its manifest may be there.
+    pub committing: bool,
+    folder: PathBuf,
+    log: ReadLog,
+}
+
+impl JournaledAttempt {
+    /// The records of its log. None for a copy from another store, and for one that was interrupted
+    /// at its very start.
+    pub fn records(&self) -> &[JournalRecord] {
+        &self.log.records
+    }
+
+    /// Whether it was given up.
+    pub fn is_given_up(&self) -> bool {
+        self.records()
+            .iter()
+            .any(|record| matches!(record, JournalRecord::GivenUp { .. }))
+    }
+
+    /// Opens its log behind the last sound record.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn go_on(&self) -> Result<(AttemptJournal, AttemptLog), StateError> {
+        let journal = AttemptJournal {
+            folder: self.folder.clone(),
+            id: self.id.clone(),
+        };
+        let path = journal.file(if self.committing { COMMITTING } else { BEGUN });
+        let log = AttemptLog::go_on(path, &self.log)?;
+        Ok((journal, log))
+    }
+
+    /// Notes that nobody goes on with it. Its file stays as the proof of what is stored of it.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn give_up(&self, why: &str) -> Result<(), StateError> {
+        let (_, mut log) = self.go_on()?;
+        log.append(&JournalRecord::GivenUp {
+            why: why.to_owned(),
+        })
+    }
+}
+
+/// The attempts of this dataset in this store that this host began and did not see committed, by
+/// their snapshots' times.
+///
+/// # Errors
+/// [`StateError::File`] when one is there and cannot be read: nothing is known then.
+pub fn read_attempts(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<Vec<JournaledAttempt>, StateError> {
+    let folder = folder_of(state_dir, store, dataset);
+    let mut states = BTreeMap::new();
+    for state in [BEGUN, COMMITTING] {
+        let ids = attempts_in(state_dir, store, dataset, &[state])?;
+        states.extend(ids.into_iter().map(|id| (id, state)));
+    }
+    let read = |(id, state): (BackupId, &str)| {
+        let log = read_log(&folder.join(format!("{id}.{state}")))?;
+        Ok(JournaledAttempt {
+            id,
+            committing: state == COMMITTING,
+            folder: folder.clone(),
+            log,
+        })
+    };
+    states.into_iter().map(read).collect()
+}
+
+/// An attempt as any journal of this host has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownAttempt {
+    /// The name of this host's state folder for that dataset and store.
+    pub folder: String,
+    /// Whether the attempt was abandoned.
+    pub is_given_up: bool,
+}
+
+/// Looks for an attempt in all journals of this host, for every store and dataset, because several
+/// configurations may share the state folder.
+///
+/// # Errors
+/// [`StateError::File`] when a journal exists and cannot be read: the answer is unknown then.
+pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAttempt>, StateError> {
+    let journals = state_dir.join("journal");
+    let entries = match std::fs::read_dir(&journals) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed("read", &journals, source)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let folder = entry
+            .map_err(|source| failed("read", &journals, source))?
+            .file_name();
+        for state in [BEGUN, COMMITTING] {
+            let path = journals.join(&folder).join(format!("{id}.{state}"));
+            if path
+                .try_exists()
+                .map_err(|source| failed("look at", &path, source))?
+            {
+                let log = read_log(&path)?;
+                let is_given_up = log
+                    .records
+                    .iter()
+                    .any(|record| matches!(record, JournalRecord::GivenUp { .. }));
+                found.push(KnownAttempt {
+                    folder: folder.to_string_lossy().into_owned(),
+                    is_given_up,
+                });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.folder.cmp(&b.folder));
+    Ok(found)
+}
+
+/// Forgets an attempt whose objects are gone. One that is not known is no error.
+///
+/// # Errors
+/// [`StateError::File`].
+pub fn forget_attempt(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+) -> Result<(), StateError> {
+    for state in [RECEIPT, BEGUN, COMMITTING] {
+        let file = folder_of(state_dir, store, dataset).join(format!("{id}.{state}"));
+        match std::fs::remove_file(&file) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(failed("remove", &file, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn folder_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
+    state_dir.join("journal").join(state_name(store, dataset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BackupKind, Guid};
+    use jiff::Timestamp;
+
+    fn store(url: &str) -> KnownStore {
+        KnownStore::of_url(url)
+    }
+
+    #[test]
+    fn only_an_attempt_that_never_came_near_its_commit_is_told() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        let id = |nonce| BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
+        let known = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
+        assert!(known().is_empty());
+        let begin =
+            |nonce| AttemptJournal::begin(state.path(), &store("s3:b"), &dataset, &id(nonce));
+        let (first, second) = (begin(1).unwrap(), begin(2).unwrap());
+        assert!(begin(1).is_err(), "an id is begun once");
+        assert_eq!(known(), BTreeSet::from([id(1), id(2)]));
+        second.committing().unwrap();
+        assert_eq!(known(), BTreeSet::from([id(1)]));
+        assert_eq!(
+            unended(state.path(), &store("s3:b"), &dataset).unwrap(),
+            BTreeSet::from([id(1), id(2)])
+        );
+        second.committed().unwrap();
+        drop(first);
+        assert_eq!(known(), BTreeSet::from([id(1)]));
+        assert!(
+            never_committing(state.path(), &store("s3:other"), &dataset)
+                .unwrap()
+                .is_empty()
+        );
+        forget_attempt(state.path(), &store("s3:b"), &dataset, &id(1)).unwrap();
+        assert!(known().is_empty());
+    }
+
+    #[test]
+    fn a_logged_attempt_is_read_back_until_it_is_committed_or_given_up() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
+        let read = || read_attempts(state.path(), &store("s3:b"), &dataset).unwrap();
+        let plan = JournalRecord::Plan {
+            started: vec![1],
+            keyring: None,
+            zfs_version: "2".into(),
+        };
+        let (journal, mut log) =
+            AttemptJournal::begin_logged(state.path(), &store("s3:b"), &dataset, &id, &plan)
+                .unwrap();
+        journal.committing().unwrap();
+        let chunk = JournalRecord::Chunk { name: "c".into() };
+        log.append(&chunk).unwrap();
+        let found = read().remove(0);
+        assert_eq!(
+            (found.committing, found.is_given_up(), found.records()),
+            (true, false, &[plan, chunk][..])
+        );
+        found.give_up("tired").unwrap();
+        assert!(read()[0].is_given_up());
+        journal.committed().unwrap();
+        assert!(read().is_empty());
+    }
+
+    #[test]
+    fn an_attempt_that_is_gone_on_with_keeps_its_state_and_its_receipt() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
+        let go_on =
+            || AttemptJournal::begin_or_go_on(state.path(), &store("s3:b"), &dataset, &id).unwrap();
+        let never = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
+        drop(go_on());
+        assert_eq!(go_on().kept_receipt().unwrap(), None);
+        assert_eq!(never(), BTreeSet::from([id.clone()]));
+        let journal = go_on();
+        journal.keep_receipt(b"{\n}\n", b"signed\n").unwrap();
+        journal.committing().unwrap();
+        drop(journal);
+        let journal = go_on();
+        assert!(
+            never().is_empty(),
+            "it came near its commit, whatever began since"
+        );
+        assert_eq!(
+            journal.kept_receipt().unwrap(),
+            Some((b"{\n}\n".to_vec(), b"signed\n".to_vec()))
+        );
+        journal.committing().unwrap();
+        journal.committed().unwrap();
+        assert_eq!(go_on().kept_receipt().unwrap(), None);
+        assert_eq!(never(), BTreeSet::from([id.clone()]));
+    }
+}

@@ -1,0 +1,146 @@
+//! The files that keep the manifests of a remote, with their signatures, for runs that cannot reach
+//! it.
+//!
+//! `state_dir/remote` has a folder for each store and dataset. Nothing in it is trusted: manifests
+//! are verified whenever they are read.
+
+use super::dir::{create_folder, replace_until_crash, state_name};
+use super::error::{StateError, failed};
+use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX};
+use crate::model::{BackupId, DatasetName, KnownStore};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// Which file of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The manifest.
+    Manifest,
+    /// The manifest's signature.
+    Signature,
+}
+
+impl Part {
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Manifest => "json",
+            Self::Signature => "json.minisig",
+        }
+    }
+
+    fn bytes_max(self) -> u64 {
+        match self {
+            Self::Manifest => MANIFEST_BYTES_MAX,
+            Self::Signature => SIGNATURE_BYTES_MAX,
+        }
+    }
+}
+
+/// The remembered manifests of one dataset in one store.
+#[derive(Debug)]
+pub(crate) struct RememberedManifests {
+    folder: PathBuf,
+}
+
+impl RememberedManifests {
+    /// Names the folder. Nothing is read yet.
+    pub(crate) fn new(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Self {
+        Self {
+            folder: state_dir.join("remote").join(state_name(store, dataset)),
+        }
+    }
+
+    /// Makes the folder.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn create(&self) -> Result<(), StateError> {
+        create_folder(&self.folder).map_err(|source| failed("create", &self.folder, source))
+    }
+
+    /// Returns whether this store was ever remembered.
+    ///
+    /// # Errors
+    /// [`StateError::File`] when that cannot be found out.
+    pub(crate) fn exist(&self) -> Result<bool, StateError> {
+        match std::fs::metadata(&self.folder) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(failed("read", &self.folder, source)),
+        }
+    }
+
+    /// Returns the backups whose manifests are kept, in order.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn ids(&self) -> Result<Vec<BackupId>, StateError> {
+        let unreadable = |source| failed("read", &self.folder, source);
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(unreadable)? {
+            let name = entry.map_err(unreadable)?.file_name();
+            let suffix = Part::Manifest.extension();
+            let id = name
+                .to_str()
+                .and_then(|name| name.strip_suffix(suffix)?.strip_suffix('.')?.parse().ok());
+            ids.extend(id);
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Returns whether this file is there.
+    pub(crate) fn is_there(&self, id: &BackupId, part: Part) -> bool {
+        self.path(id, part).exists()
+    }
+
+    /// Reads a file, up to the limit of its type; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn read(&self, id: &BackupId, part: Part) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.path(id, part);
+        let opened = match File::open(&path) {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("read", &path, source)),
+        };
+        let mut bytes = Vec::new();
+        opened
+            .take(part.bytes_max())
+            .read_to_end(&mut bytes)
+            .map_err(|source| failed("read", &path, source))?;
+        Ok(Some(bytes))
+    }
+
+    /// Writes a file. After a crash it may be missing: the store has it.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn write(&self, id: &BackupId, part: Part, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.path(id, part);
+        replace_until_crash(&path, bytes).map_err(|source| failed("write", &path, source))
+    }
+
+    /// Removes both files of a backup. A missing one is no error.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn remove(&self, id: &BackupId) -> Result<(), StateError> {
+        for part in [Part::Manifest, Part::Signature] {
+            let path = self.path(id, part);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != ErrorKind::NotFound => {
+                    return Err(failed("remove", &path, source));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, id: &BackupId, part: Part) -> PathBuf {
+        self.folder.join(format!("{id}.{}", part.extension()))
+    }
+}
