@@ -3,8 +3,11 @@
 use super::{Breach, Rust, Source, Token, production};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// The folders of a room, each with those that it may use.
+type Folders = &'static [(&'static str, &'static [&'static str])];
+
 /// Which folders and files inside a room another one there may use, each after those that it uses.
-pub(crate) const SUBROOMS: &[(&str, &[(&str, &[&str])])] = &[(
+pub(crate) const SUBROOMS: &[(&str, Folders)] = &[(
     "run",
     &[
         ("error", &[]),
