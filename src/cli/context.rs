@@ -183,15 +183,15 @@ impl Context {
         self.with_tally(|tally| tally.paused.insert(dataset.clone()));
     }
 
-    /// A dataset failed: said at once, and the others go on.
+    /// Prints why a dataset failed, and notes it. The command goes on with the other datasets.
     pub(super) fn failed(&self, dataset: &DatasetName, failure: &Failure) {
         failure.print(&self.output);
-        let reason = failure.reason();
-        self.with_tally(|tally| {
-            tally
-                .failed
-                .insert(dataset.clone(), (failure.status(), reason))
-        });
+        self.reported(dataset, failure.status(), failure.reason());
+    }
+
+    /// Notes that a dataset failed, after the command has printed why.
+    pub(super) fn reported(&self, dataset: &DatasetName, status: u8, reason: String) {
+        self.with_tally(|tally| tally.failed.insert(dataset.clone(), (status, reason)));
     }
 
     /// What became of the datasets so far.

@@ -41,14 +41,13 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
         Some(_) => opening_keys(&side, verify, output).await,
         None => None,
     };
-    let (mut statuses, mut reports) = (Vec::new(), Vec::new());
+    let mut reports = Vec::new();
     let other_store = expected.as_ref().and_then(|(_, flaw)| flaw.as_ref());
     if let Some(flaw) = other_store {
         output.error_text(
             &format!("DAMAGED {STORE_ID}: {flaw}"),
             flaw.hint().as_deref(),
         );
-        statuses.push(status::DAMAGE);
     }
     for named in &datasets {
         let intermediate = intermediate_catalog(&side, verify, named, &trusted, output).await;
@@ -58,8 +57,7 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
         };
         let known = expected.as_ref().map(|(known, _)| known);
         let own_commits = own_commits(&side, known, named).unwrap_or_else(|failure| {
-            failure.print(output);
-            statuses.push(failure.status());
+            context.failed(&named.in_pool, &failure);
             Vec::new()
         });
         let options = VerifyOptions {
@@ -81,17 +79,18 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
                     );
                 }
                 let sources = sources_here(&side, named, &report);
-                statuses.extend(status_of(&report));
                 print(named, &report, &sources, &*side.store, output);
+                match flaw_of(&report) {
+                    Some((status, reason)) => context.reported(&named.in_pool, status, reason),
+                    None => context.done(&named.in_pool, 0),
+                }
                 reports.push(to_json(named, &report, &sources));
             }
             Err(error) => {
                 if let Some((config, _)) = &side.config {
                     remember::failed(config, &*side.store, &named.stored, "verify", &error);
                 }
-                let failure = Failure::Run(error);
-                failure.print(output);
-                statuses.push(failure.status());
+                context.failed(&named.in_pool, &Failure::Run(error));
             }
         }
         if *context.stop.borrow() {
@@ -102,10 +101,14 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
     output.json(
         || json!({ "store": side.store.url(), "other_store": other_store, "datasets": reports }),
     );
-    statuses
-        .into_iter()
-        .max()
-        .map_or(Ok(()), |status| Err(Failure::Reported(status)))
+    match (context.verdict(), other_store) {
+        (Ok(()), Some(_)) => Err(Failure::Reported(status::DAMAGE)),
+        (Err(failure), Some(_)) => {
+            let worst = status::worst(failure.status(), status::DAMAGE);
+            Err(Failure::Reported(worst))
+        }
+        (verdict, None) => verdict,
+    }
 }
 
 async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>, Failure> {
@@ -257,12 +260,13 @@ fn sources_here(
 }
 
 /// Damage, or no backup where there should be one: a wiped store is not a good one.
-fn status_of(report: &VerifyReport) -> Option<u8> {
-    match (report.damage.is_empty(), report.backups) {
-        (false, _) => Some(status::DAMAGE),
-        (true, 0) => Some(status::FAILED),
-        (true, _) => None,
+/// Returns the exit status that a dataset's report gives the command, and the reason.
+fn flaw_of(report: &VerifyReport) -> Option<(u8, String)> {
+    if !report.damage.is_empty() {
+        let reason = format!("{} objects are damaged or missing", report.damage.len());
+        return Some((status::DAMAGE, reason));
     }
+    (report.backups == 0).then(|| (status::FAILED, "there is no backup".to_owned()))
 }
 
 fn print(

@@ -100,6 +100,24 @@ fn health_is_never_good_before_it_knows() {
 }
 
 #[test]
+fn one_dataset_that_cannot_be_verified_ends_with_3_and_damage_with_4() {
+    let (store, _folder, file) = host("");
+    let verify = |datasets: &[&str]| {
+        let arguments = ["-c", &file, "verify-checksums"];
+        zb(&[arguments.as_slice(), datasets].concat(), "")
+    };
+    check(&verify(&["frozen/data"]), 0, &[]);
+    check(&verify(&["frozen/none"]), 1, &["frozen/none"]);
+    check(
+        &verify(&["frozen/none", "frozen/data"]),
+        3,
+        &["frozen/none", "frozen/data"],
+    );
+    fs::write(glob(store.path(), ".zfs.age").swap_remove(0), b"short").unwrap();
+    check(&verify(&["frozen/none", "frozen/data"]), 4, &["DAMAGED"]);
+}
+
+#[test]
 fn damage_that_verify_found_is_critical_until_it_is_gone() {
     let (store, _folder, file) = host("");
     let chunk = glob(store.path(), ".zfs.age").swap_remove(0);
