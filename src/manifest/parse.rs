@@ -283,3 +283,6 @@ pub fn parse_prune_record(
     })?;
     Ok(record)
 }
+
+#[cfg(test)]
+mod tests;
