@@ -348,10 +348,12 @@ mod tests {
 
     #[test]
     fn unrelated_keyrings_unite_their_lists_and_a_replacement_keeps_its_own() {
-        let mut other = TrustedKeys::default();
-        other.lists = vec![list("one", Some("a/one")), list("two", Some("a/two"))];
-        let mut own = TrustedKeys::default();
-        own.lists = vec![list("one", None)];
+        let with_lists = |lists| TrustedKeys {
+            keys: Vec::new(),
+            lists,
+        };
+        let other = with_lists(vec![list("one", Some("a/one")), list("two", Some("a/two"))]);
+        let mut own = with_lists(vec![list("one", None)]);
         let mut replaced = own.clone();
         replaced.merge(&other, true);
         assert_eq!(replaced, own);
