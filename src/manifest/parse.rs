@@ -289,3 +289,6 @@ pub fn parse_prune_record(
     })?;
     Ok(record)
 }
+
+#[cfg(test)]
+mod tests;

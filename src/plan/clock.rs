@@ -392,6 +392,12 @@ mod tests {
                 "idle",
             ),
             (
+                "the same second of the same boot",
+                note(free),
+                reading("a", 2 * DAY, 1000, free),
+                "jumped",
+            ),
+            (
                 "a boot without a name",
                 reading("", 0, 5, free),
                 reading("", 3 * DAY, 5 + 3 * DAY, free),
@@ -462,6 +468,7 @@ mod tests {
             (Some(-14 * YEAR), false, "unconfirmed"),
             (Some(-90 * DAY), true, "confirmed"),
             (Some(-14 * YEAR), true, "unconfirmed"),
+            (Some(DAY), false, "confirmed"),
         ];
         for (newest, is_synchronised, expected) in table {
             let reading = reading("a", 0, 1000, is_synchronised);

@@ -333,6 +333,63 @@ mod tests {
         }
     }
 
+    fn list(name: &str, content: Option<&str>) -> BelievedList {
+        let listed = |key: &str| {
+            let mut list = Believed::default();
+            list.insert(key, Digest::of(b"listed"));
+            Arc::new(list)
+        };
+        BelievedList {
+            tag: "t".into(),
+            blake3: Digest::of(name.as_bytes()),
+            content: content.map(listed),
+        }
+    }
+
+    #[test]
+    fn unrelated_keyrings_unite_their_lists_and_a_replacement_keeps_its_own() {
+        let with_lists = |lists| TrustedKeys {
+            keys: Vec::new(),
+            lists,
+        };
+        let other = with_lists(vec![list("one", Some("a/one")), list("two", Some("a/two"))]);
+        let mut own = with_lists(vec![list("one", None)]);
+        let mut replaced = own.clone();
+        replaced.merge(&other, true);
+        assert_eq!(replaced, own);
+        own.merge(&other, false);
+        assert_eq!(own.lists, other.lists);
+        own.merge(&TrustedKeys::default(), false);
+        assert_eq!(own.lists, other.lists);
+        let digest = Digest::of(b"listed");
+        let all = own.believed();
+        assert!(all.contains("a/one", digest) && all.contains("a/two", digest));
+    }
+
+    #[test]
+    fn only_a_retired_key_of_an_unrelated_keyring_loses_its_trust() {
+        let key = SigningKey::generate().unwrap().verifying_key().clone();
+        for (theirs, replaces_other, expected) in [
+            (Trust::Current, false, Trust::Current),
+            (Trust::Kept, false, Trust::Current),
+            (Trust::Retired, true, Trust::Current),
+            (Trust::Retired, false, Trust::Retired),
+        ] {
+            let mut other = TrustedKeys::default();
+            assert!(other.is_empty());
+            other.add(key.clone(), theirs);
+            assert!(!other.is_empty());
+            let mut own = TrustedKeys::default();
+            own.add_all([key.clone()]);
+            own.merge(&other, replaces_other);
+            assert_eq!(
+                own.trust_in(&key),
+                Some(expected),
+                "{theirs:?}, {replaces_other}"
+            );
+        }
+    }
+
     #[test]
     fn a_retired_key_is_not_brought_back_by_the_configuration_or_by_an_older_keyring() {
         let key = SigningKey::generate().unwrap().verifying_key().clone();

@@ -9,7 +9,8 @@ use zfs_backup::model::{BackupId, BackupKind, Digest, Guid};
 use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{
-    Beside, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, plan_prune,
+    Beside, Leftover, Live, Lock, OtherPrune, PruneInput, PrunePlan, Pruned, StartedFact,
+    plan_prune,
 };
 use zfs_backup::plan::timeline::PoolSight;
 
@@ -36,6 +37,7 @@ pub(crate) struct Shelf {
     pub(crate) now: Timestamp,
     pub(crate) store_clock: Option<Timestamp>,
     pub(crate) clock: Option<ClockDoubt>,
+    pub(crate) other_prune: Option<OtherPrune>,
     pub(crate) origins: Vec<Origin>,
     pub(crate) pool: Option<PoolSight>,
     pub(crate) pruned: BTreeMap<BackupId, Pruned>,
@@ -55,6 +57,7 @@ impl Shelf {
             now: at(now),
             store_clock: Some(at(now)),
             clock: None,
+            other_prune: None,
             origins: vec![origin(1)],
             pool: None,
             pruned: BTreeMap::new(),
@@ -186,7 +189,7 @@ impl Shelf {
             now: self.now,
             store_clock: self.store_clock,
             clock: self.clock.as_ref(),
-            other_prune: None,
+            other_prune: self.other_prune.as_ref(),
             origins: &self.origins,
             pool: self.pool.as_ref(),
             pruned: &self.pruned,

@@ -6,7 +6,8 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{
-    Beside, Live, Lock, Proof, PrunePlan, StartedFact, Unreadable, follower,
+    Beside, Live, Lock, OtherPrune, Proof, PrunePlan, StartedFact, Unreadable, Waiting, follower,
+    waiting_follower,
 };
 
 fn last_chains(count: u32) -> RetentionRules {
@@ -176,6 +177,18 @@ fn a_signature_without_its_manifest_keeps_everything_unless_a_record_explains_it
         "is missing, and its signature or a hidden version of it exists",
         false,
     );
+    // The record of another attempt explains nothing.
+    let mut with_other = shelf.clone();
+    let other = with_other.attempt(41, "2026-03-20", None);
+    with_other.record(&other, "2026-03-30");
+    assert_nothing_goes(&with_other.plan(), "is missing, and its signature", true);
+    // Objects that were put after the record keep the leftover, and the record still explains that
+    // the manifest is gone.
+    let mut put_again = shelf.clone();
+    put_again.record(&id, "2026-03-19");
+    let plan = put_again.plan();
+    assert_eq!(doubts(&plan), [""; 0]);
+    assert_eq!(labels(plan.left_alone.iter().map(|left| &left.id)), "F40");
     shelf.record(&id, "2026-03-30");
     let plan = shelf.plan();
     assert_eq!(doubts(&plan), [""; 0]);
@@ -220,6 +233,10 @@ fn times_that_contradict_keep_everything() {
     }
     shelf.get_mut(&chains[1][0]).snapshot.created_at = at("2025-12-30");
     shelf.origins.push(origin(2));
+    assert_eq!(doubts(&shelf.plan()), [""; 0]);
+    // Two snapshots of one second contradict nothing.
+    let (mut shelf, _) = three_chains();
+    shelf.full(33, "2026-03-03");
     assert_eq!(doubts(&shelf.plan()), [""; 0]);
     // One snapshot has one time.
     let (mut shelf, _) = three_chains();
@@ -330,6 +347,89 @@ fn a_doubtful_clock_keeps_everything_that_would_go_and_is_said_only_then() {
 }
 
 #[test]
+fn a_prune_of_another_host_keeps_everything_that_would_go_and_is_said_only_then() {
+    let (mut shelf, chains) = three_chains();
+    shelf.other_prune = Some(OtherPrune {
+        id: chains[0][0].clone(),
+        at: at("2026-03-31"),
+    });
+    assert_nothing_goes(&shelf.plan(), "another host is pruning here", false);
+    let hint = shelf.plan().doubts[0].hint("prune-remote", &"tank/a".parse().unwrap());
+    assert!(
+        hint.contains("a crashed prune counts for 48 hours"),
+        "{hint}"
+    );
+    shelf.rules = last_chains(3);
+    assert_eq!(doubts(&shelf.plan()), [""; 0]);
+    let id = shelf.attempt(40, "2026-01-01", None);
+    shelf.never_committing.insert(id);
+    assert_nothing_goes(&shelf.plan(), "another host is pruning here", false);
+}
+
+/// A full and an incremental in the remote, and in the intermediate directory what follows from the
+/// incremental.
+fn waiting() -> (Shelf, Shelf, BackupId, BackupId) {
+    let mut remote = Shelf::new("2026-04-01");
+    let full = remote.full(1, "2026-01-01");
+    let base = remote.incr(2, "2026-01-02", &full);
+    let mut here = remote.clone();
+    let waits = here.incr(3, "2026-01-03", &base);
+    here.facts.retain(|backup| backup.id == waits);
+    (remote, here, base, waits)
+}
+
+fn found_waiting(here: &Shelf, remote: &Shelf, id: &BackupId) -> Option<BackupId> {
+    let waiting = Waiting {
+        facts: &here.facts,
+        leftovers: &here.leftovers,
+    };
+    waiting_follower(waiting, &remote.facts, &remote.pruned, id).cloned()
+}
+
+#[test]
+fn what_waits_needs_a_backup_of_the_remote_where_nothing_else_serves() {
+    let (remote, here, base, waits) = waiting();
+    let full = remote.facts[0].id.clone();
+    assert_eq!(found_waiting(&here, &remote, &base), Some(waits.clone()));
+    assert_eq!(found_waiting(&here, &remote, &full), None);
+    // The remote lacks the base, or has it with a hole.
+    let mut lacking = remote.clone();
+    lacking.facts.pop();
+    assert_eq!(found_waiting(&here, &lacking, &base), None);
+    let mut damaged = remote.clone();
+    damaged.damage(&base);
+    assert_eq!(found_waiting(&here, &damaged, &base), None);
+    // A twin serves too, and alone it is needed.
+    let mut twin = remote.facts[1].clone();
+    twin.id = BackupId::new(twin.snapshot.created_at, BackupKind::Incr, Guid(2), 0xffff);
+    let mut two = remote.clone();
+    two.facts.push(twin.clone());
+    assert_eq!(found_waiting(&here, &two, &base), None);
+    two.facts.retain(|backup| backup.id != base);
+    assert_eq!(found_waiting(&here, &two, &twin.id), Some(waits.clone()));
+    // The intermediate directory has the base too.
+    let mut whole = here.clone();
+    whole.facts.push(remote.facts[1].clone());
+    assert_eq!(found_waiting(&whole, &remote, &base), None);
+    // The backup is in the remote already.
+    let mut copied = remote.clone();
+    copied.facts.push(here.facts[0].clone());
+    assert_eq!(found_waiting(&here, &copied, &base), None);
+}
+
+#[test]
+fn an_attempt_in_the_intermediate_directory_needs_its_base_in_the_remote() {
+    let (remote, mut here, base, _) = waiting();
+    here.facts.clear();
+    let full = here.attempt(39, "2026-03-20", None);
+    assert_eq!(found_waiting(&here, &remote, &base), None, "{full}");
+    let id = here.attempt(40, "2026-03-20", Some(&base));
+    assert_eq!(found_waiting(&here, &remote, &base), Some(id));
+    here.facts.push(remote.facts[1].clone());
+    assert_eq!(found_waiting(&here, &remote, &base), None);
+}
+
+#[test]
 fn objects_of_before_a_record_go_and_those_of_after_it_stay_until_they_are_old() {
     for (recorded, now, goes) in [
         ("2026-03-20T12:00:00Z", "2026-03-21", true),
@@ -363,6 +463,9 @@ fn an_upload_that_cannot_be_read_pins_everything() {
     }
     shelf.leftover(&id).started = StartedFact::Absent;
     assert_nothing_goes(&shelf.plan(), "its started.json is not there", false);
+    // A leftover that goes pins nothing.
+    shelf.record(&id, "2026-03-30");
+    assert_eq!(doubts(&shelf.plan()), [""; 0]);
     // A full builds on nothing.
     let (mut shelf, _) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", None);
@@ -756,6 +859,51 @@ fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
         pruned: &none,
     });
     assert_nothing_goes(&plan, "which is neither here nor in the remote", true);
+    // A twin in the remote serves as the base.
+    let mut with_twin = remote.clone();
+    let base = with_twin.get_mut(&chains[2][1]);
+    base.id = BackupId::new(base.snapshot.created_at, BackupKind::Incr, Guid(31), 0xffff);
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &with_twin.facts,
+        pruned: &none,
+    });
+    assert_eq!(doubts(&plan), [""; 0]);
+}
+
+#[test]
+fn beside_a_remote_that_has_them_whole_damaged_backups_may_all_go() {
+    let (mut shelf, chains) = intermediate();
+    let remote = shelf.clone();
+    shelf.rules = last_chains(0);
+    chains.iter().flatten().for_each(|id| shelf.damage(id));
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &Default::default(),
+    });
+    assert_eq!(doubts(&plan), [""; 0]);
+    assert_eq!(plan.delete.len(), 9);
+}
+
+#[test]
+fn a_base_with_another_place_in_the_chain_keeps_everything() {
+    type Change = fn(&mut zfs_backup::plan::BackupFacts, &BackupId);
+    let changes: [Change; 2] = [
+        |base, other_full| base.full_id = other_full.clone(),
+        |base, _| base.position += 1,
+    ];
+    for change in changes {
+        let (mut shelf, chains) = intermediate();
+        let mut remote = shelf.clone();
+        remote
+            .facts
+            .retain(|backup| !chains[2].contains(&backup.id));
+        change(shelf.get_mut(&chains[2][1]), &chains[1][0]);
+        let plan = shelf.plan_beside(Beside::Remote {
+            facts: &remote.facts,
+            pruned: &Default::default(),
+        });
+        assert_nothing_goes(&plan, "which has another place in the chain", true);
+    }
 }
 
 #[test]

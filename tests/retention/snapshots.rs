@@ -148,6 +148,11 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
             &[1, 2],
         ),
         (
+            "exactly so many days old is old",
+            Box::new(|case| case.oldest_days = 31),
+            &[1, 2, 3],
+        ),
+        (
             "all are young",
             Box::new(|case| case.oldest_days = 120),
             &[],
@@ -191,6 +196,23 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
             "older ones need no bookmark",
             Box::new(|case| case.bookmarks.retain(|bookmark| bookmark.guid == Guid(3))),
             &[1, 2, 3],
+        ),
+        (
+            "a bookmark of the newest backup is its base, and no older snapshot",
+            Box::new(|case| {
+                case.own.pop();
+                case.bookmarks.retain(|bookmark| bookmark.guid == Guid(3));
+            }),
+            &[1, 2],
+        ),
+        (
+            "a bookmark with a redaction list is no base, so an older snapshot is",
+            Box::new(|case| {
+                case.own.pop();
+                case.bookmarks.retain(|bookmark| bookmark.guid == Guid(3));
+                case.bookmarks[0].redacted = true;
+            }),
+            &[1],
         ),
         (
             "the newest that is not stored stays",

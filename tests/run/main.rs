@@ -47,6 +47,7 @@ mod observer;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod prune;
+mod prune_boundaries;
 mod prune_property;
 mod rclone;
 mod rekey;

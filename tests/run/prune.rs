@@ -30,7 +30,7 @@ pub(crate) fn last_chains(count: u32) -> RetentionRules {
 }
 
 /// Two chains of three; then the rules keep the second.
-async fn two_chains() -> (Yard, Vec<BackupId>, Vec<BackupId>) {
+pub(crate) async fn two_chains() -> (Yard, Vec<BackupId>, Vec<BackupId>) {
     chains(3, 3).await
 }
 
@@ -136,9 +136,13 @@ async fn the_record_names_what_goes_with_its_manifest() {
 
 #[tokio::test]
 async fn looking_changes_nothing() {
-    let (yard, ..) = two_chains().await;
+    let (yard, old, _) = two_chains().await;
     let before = yard.store.keys();
-    assert_eq!(yard.look(&last_chains(1)).await.plan.delete.len(), 3);
+    let look = yard.look(&last_chains(1)).await;
+    assert_eq!(look.plan.delete.len(), 3);
+    assert!(look.is_over(&old[0]));
+    let unknown = "20260101T000000Z-full-00000000000000ff-00000000000000ff";
+    assert!(!look.is_over(&unknown.parse().unwrap()));
     assert_eq!(yard.store.keys(), before);
 }
 
@@ -422,6 +426,13 @@ async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_
         left.why
     );
     yard.store.heal();
+    let away = Fault::before(StoreErrorKind::Unavailable)
+        .of(Operation::AnyVersion)
+        .forever();
+    yard.store.fail(away);
+    let error = yard.try_prune(0, &keep).await.unwrap_err();
+    assert!(matches!(error, RunError::Store(_)), "{error:?}");
+    yard.store.heal();
     assert_eq!(yard.keys_but_records(), before);
     yard.store.unhide();
     assert_eq!(
@@ -513,7 +524,11 @@ async fn unfinished_uploads_of_the_dead_are_removed_and_others_stay() {
     // Too young.
     yard.prune(&last_chains(1)).await;
     assert_eq!(left(&yard).len(), 5);
-    yard.days(i64::from(RESUME_DAYS) + 1);
+    yard.days(i64::from(RESUME_DAYS) - 1);
+    yard.put(None).await;
+    yard.prune(&last_chains(9)).await;
+    assert_eq!(left(&yard).len(), 5);
+    yard.days(1);
     // A probe that may be under way.
     drop(yard.store.create(&probe(2)).await.unwrap());
     yard.put(None).await;
@@ -747,6 +762,10 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     // The newest is said to be that.
     let newest = look_at(&env(&yard), &yard.dataset, &new[2]).await.unwrap();
     assert!(newest.warnings[0].contains("NEWEST"), "{newest:?}");
+    assert!(
+        newest.warnings[0].contains("4 older ones would be left"),
+        "{newest:?}"
+    );
     forget(&env(&yard), &yard.dataset, &new[2]).await.unwrap();
     yard.assert_restores([&old[..2], &new[..2]].concat()).await;
     assert_eq!(
@@ -867,7 +886,8 @@ fn times_of_tests_parse() {
 
 type Hook = Box<dyn Fn(Operation, &str) + Send + Sync>;
 
-/// A store before each of whose calls something happens.
+/// A store before each of whose calls something happens. A deletion of anything but `started.json`
+/// takes a moment.
 pub(crate) struct Hooked {
     inner: MemoryStore,
     hook: Hook,
@@ -946,6 +966,9 @@ impl ObjectStore for Hooked {
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         (self.hook)(Operation::Delete, key.as_str());
+        if !key.as_str().contains("started.json") {
+            tokio::task::yield_now().await;
+        }
         self.inner.delete(key).await
     }
 

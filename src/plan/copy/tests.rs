@@ -222,6 +222,7 @@ fn a_missing_or_damaged_parent_takes_its_descendants_and_nobody_else() {
         of: second.id.clone(),
         parent: first.id.clone(),
     };
+    assert!(!missing.is_damage() && !not_copied.is_damage());
     assert_eq!(
         plan.refused,
         [(first.id.clone(), missing), (second.id.clone(), not_copied)]

@@ -317,6 +317,23 @@ fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
                 ("go on", "t/a@s2 from t/a#b1"),
             ),
             (
+                "a bookmark of something else",
+                |case| {
+                    case.snapshots.remove(0);
+                    case.bookmarks.push(bookmark(3));
+                },
+                ("give up", "its base, guid 0000000000000001"),
+            ),
+            (
+                "a bookmark of the base with a redaction list",
+                |case| {
+                    case.snapshots.remove(0);
+                    case.bookmarks.push(bookmark(1));
+                    case.bookmarks[0].redacted = true;
+                },
+                ("give up", "its base, guid 0000000000000001"),
+            ),
+            (
                 "no base in the pool",
                 |case| drop(case.snapshots.remove(0)),
                 ("give up", "its base, guid 0000000000000001"),

@@ -645,6 +645,81 @@ fn a_chain_ends_when_its_flags_recipients_or_lifecycle_say_so() {
 }
 
 #[test]
+fn a_chain_that_is_over_goes_on_from_a_newer_full() {
+    // The full of snapshot 3 took many nights; meanwhile 4 was stored on the chain before it.
+    let mut target = chain(1, 2);
+    target.push(incr(4, &target[1]));
+    let case = |target: &[BackupFacts]| Case {
+        snapshots: vec![1, 2, 3, 4, 5],
+        candidate: Some(5),
+        rules: LifecycleRules {
+            incrementals_max: Some(2),
+            ..RULES
+        },
+        ..stored(target.to_vec())
+    };
+    assert_eq!(case(&target).decide(L), "full length");
+    target.push(full(3));
+    check(vec![
+        ("nobody asks", case(&target), L, "incr 5 from @s3 on full 3"),
+        (
+            "an incremental is wanted",
+            case(&target),
+            I,
+            "incr 5 from @s3 on full 3",
+        ),
+    ]);
+    target[3].origin.pool_guid = Guid(9);
+    assert_eq!(case(&target).decide(L), "full length", "of another origin");
+}
+
+/// The facts of a case that is stored in the target, where the newest of these snapshots is sent.
+fn facts_of<'a>(case: &'a Case, snapshots: &'a [Snapshot]) -> SendFacts<'a> {
+    SendFacts {
+        snapshot: snapshots.last(),
+        snapshots,
+        bookmarks: &[],
+        target: &case.target,
+        beside: &[],
+        unseen: None,
+        flags: &case.flags,
+        recipients: &case.recipients,
+        full_estimate_bytes: None,
+        now: at(4),
+    }
+}
+
+#[test]
+fn a_full_because_of_the_share_says_how_large_it_is() {
+    let first = with(full(1), |backup| backup.stored_bytes = 200);
+    let second = with(incr(2, &first), |backup| backup.stored_bytes = 102);
+    let case = stored(vec![first, second]);
+    let snapshots = [snapshot(1), snapshot(2), snapshot(3)];
+    let over = FullReason::Share {
+        percent: 51,
+        limit: 50,
+    };
+    assert_eq!(
+        plan_send(&facts_of(&case, &snapshots), &RULES, L),
+        Ok(SendPlan::Full {
+            snapshot: snapshot(3),
+            why: over
+        })
+    );
+}
+
+#[test]
+fn a_snapshot_of_the_same_transaction_group_is_no_base() {
+    let case = stored(vec![full(2)]);
+    let mut snapshots = [snapshot(2), snapshot(3)];
+    snapshots[0].createtxg = 3;
+    assert!(matches!(
+        plan_send(&facts_of(&case, &snapshots), &RULES, I),
+        Err(SendConflict::NoCommonBase(_))
+    ));
+}
+
+#[test]
 fn a_lost_base_makes_a_full_only_up_to_the_limit_and_never_when_it_is_not_known() {
     let lost = |estimate| Case {
         snapshots: vec![3],
@@ -787,6 +862,12 @@ fn every_no_says_what_each_side_has() {
     no incremental possible, and a full would send 10.0T, more than auto_full_max (100G). Nothing sent.
       store's newest: 1970-01-03 guid 0000000000000002  here: neither snapshot nor bookmark
     ");
+    let too_new = BaseLoss {
+        newest: Some((full(2).snapshot, None)),
+        here: Here::Snapshot,
+        unseen: None,
+    };
+    insta::assert_snapshot!(too_new.to_string(), @"store's newest: 1970-01-03 guid 0000000000000002  here: its snapshot, and not older than what would be sent");
     let damaged = BaseLoss {
         newest: Some((full(2).snapshot, Some("chunk 3 is missing".into()))),
         here: Here::Bookmark,
@@ -822,6 +903,19 @@ fn every_no_says_what_each_side_has() {
     no incremental possible. Nothing sent.
       store's newest: 1970-01-02 guid 0000000000000001  here: only a bookmark with a redaction list, from which no backup can start
     ");
+    // A bookmark with a redaction list of something else says nothing of this backup.
+    let other = [Bookmark {
+        redacted: true,
+        ..bookmark(2)
+    }];
+    let facts = SendFacts {
+        bookmarks: &other,
+        ..facts
+    };
+    let Err(SendConflict::NoCommonBase(loss)) = plan_send(&facts, &RULES, I) else {
+        panic!("a base")
+    };
+    assert_eq!(loss.here, Here::Neither);
     let flags = FullReason::Flags {
         chain: names(&["compressed"]),
         now: vec![],

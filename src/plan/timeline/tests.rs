@@ -317,6 +317,96 @@ fn old_manifests_fork_by_their_bases() {
 }
 
 #[test]
+fn old_manifests_of_one_base_fork_there() {
+    let table = "
+        p1 - 10 1
+        b2 - 20 2 base=p1
+        a3 - 30 3 base=p1";
+    assert_eq!(strays(table, "p1 a3"), "b2");
+}
+
+#[test]
+fn a_backup_is_later_by_its_time_or_by_its_transaction_group() {
+    for (txg, day, expected) in [
+        (20, 3, ""),
+        (30, 3, ""),
+        (40, 3, "s4"),
+        (20, 4, "s4"),
+        (30, 4, "s4"),
+    ] {
+        let table = format!(
+            "
+            p1 x 10 1 after=-
+            p3 x 30 3 base=p1 after=p1
+            s4 y {txg} {day} base=p1 after=p1"
+        );
+        assert_eq!(strays(&table, "p1 p3"), expected, "{txg} on day {day}");
+    }
+}
+
+#[test]
+fn a_backup_of_the_same_time_skips_nothing_and_its_successor_does() {
+    let table = "
+        p1 x 10 1 after=-
+        b2 y 20 2 after=p1
+        c2 x 30 2 after=p1";
+    assert_eq!(strays(table, "p1 c2"), "");
+    let went_on = format!("{table}\nd3 x 40 3 after=c2");
+    assert_eq!(strays(&went_on, "p1 c2 d3"), "b2");
+}
+
+#[test]
+fn a_skipped_backup_of_an_unknown_host_is_no_second_time_line() {
+    let table = "
+        p1 x 10 1 after=-
+        b2 - 20 2 base=p1
+        a3 x 30 3 after=p1";
+    assert_eq!(newest(table), "a3");
+    assert_eq!(newest(&table.replace("b2 -", "b2 y")), "a3? b2?");
+}
+
+#[test]
+fn of_two_backups_of_one_snapshot_the_greater_id_is_named() {
+    let mut facts: Vec<BackupFacts> = backups("p1 x 10 1 after=-\ns2 y 20 2 after=p1")
+        .into_iter()
+        .map(|(_, facts)| facts)
+        .collect();
+    let mut twin = facts[0].clone();
+    twin.id = BackupId::new(at(1), BackupKind::Full, twin.snapshot.guid, 2);
+    facts.push(twin.clone());
+    for facts in [
+        facts.iter().rev().collect(),
+        facts.iter().collect::<Vec<_>>(),
+    ] {
+        let found = Timeline::new(facts).strays(&sight("p1", &[]));
+        assert!(
+            matches!(&found[..], [Stray { why: StrayReason::Later { known }, .. }] if known.id == twin.id),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_known_snapshot_in_a_backup_of_another_origin_is_not_the_newest_of_the_pool() {
+    let mut made = backups(
+        "
+        p1 x 10 1 after=-
+        s4 y 20 4 after=p1
+        o5 - 1000 5",
+    );
+    made[2].1.origin.pool_guid = Guid(99);
+    let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
+    let found = Timeline::new(&facts).strays(&sight("p1 o5", &[]));
+    assert_eq!(
+        found
+            .iter()
+            .map(|stray| name_of(stray.backup.snapshot.guid))
+            .collect::<Vec<_>>(),
+        ["s4"]
+    );
+}
+
+#[test]
 fn a_rewound_pool_has_strays_and_whoever_has_no_pool_is_asked_while_the_orders_differ() {
     let rewound = "
         p1 x 100 1 after=-

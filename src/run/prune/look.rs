@@ -428,6 +428,7 @@ mod tests {
         let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
         let at = |text: &str| lock_at(text.to_owned(), now);
         assert_eq!(at("2026-01-01T23:59:59Z"), None);
+        assert_eq!(at("2026-01-02T00:00:00Z"), None);
         assert_eq!(
             at("2026-01-02T00:00:01Z"),
             Some(Lock::Until("2026-01-02T00:00:01Z".to_owned()))

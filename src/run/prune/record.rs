@@ -118,3 +118,49 @@ async fn delete_record(env: &PruneEnv, key: &ObjectKey) -> Result<(), RunError> 
     env.store.delete(key).await?;
     Ok(env.store.delete(&key.signature()).await?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::clock::ClockCheck;
+    use crate::sign::{SigningKey, TrustedKeys};
+    use crate::store::memory::MemoryStore;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn record_that_no_reader_takes_is_refused_and_leaves_nothing() {
+        let (store, state) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let signing = SigningKey::generate().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let env = PruneEnv {
+            store: Arc::new(store.clone()),
+            trusted: TrustedKeys::new(vec![signing.verifying_key().clone()]),
+            signing,
+            state_dir: state.path().to_owned(),
+            resume_days: 3,
+            pools: BTreeMap::new(),
+            now,
+            clock: ClockCheck::vouched_at(now),
+            stop: tokio::sync::watch::channel(false).1,
+        };
+        let entry = PrunedEntry {
+            id: "20260101T000000Z-full-00000000000000ff-00000000000000ff"
+                .parse()
+                .unwrap(),
+            manifest_blake3: None,
+        };
+        let entry_bytes = serde_json::to_vec(&entry).unwrap().len();
+        let count = usize::try_from(PRUNE_RECORD_BYTES_MAX).unwrap() / entry_bytes + 1;
+        let dataset = "tank/a".parse().unwrap();
+        let put = put_record(&env, &dataset, vec![entry; count]).await;
+        let error = put.err().expect("the record is longer than the limit");
+        assert!(
+            error
+                .to_string()
+                .contains("is longer than any reader takes"),
+            "{error}"
+        );
+        assert_eq!(store.keys(), [""; 0]);
+    }
+}

@@ -314,3 +314,6 @@ pub(in crate::run) fn destroy_scratch(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;
