@@ -352,6 +352,9 @@ fn a_prune_of_another_host_keeps_everything_that_would_go_and_is_said_only_then(
     shelf.other_prune = Some(OtherPrune {
         id: chains[0][0].clone(),
         at: at("2026-03-31"),
+        record: "t/@prune/1.json".to_owned(),
+        is_in_future: false,
+        until: at("2026-04-02"),
     });
     assert_nothing_goes(&shelf.plan(), "another host is pruning here", false);
     let hint = shelf.plan().doubts[0].hint("prune-remote", &"tank/a".parse().unwrap());
