@@ -291,7 +291,7 @@ pub async fn back_up(
     let result = match end_uploads(env, selected, requested, &mut sight, &mut ended).await {
         Ok(()) => {
             let follows = match requested {
-                // `--full` is satisfied: a resumed upload was just committed.
+                // A backup that this run has just finished satisfies `--full`.
                 RequestedKind::Full if !ended.is_empty() => RequestedKind::Lifecycle,
                 requested => requested,
             };
@@ -355,7 +355,7 @@ async fn end_uploads(
         let Some(goes_on) = unfinished.into_iter().next() else {
             return Ok(());
         };
-        // A full may take many nights, and tonight's incremental on the previous chain only
+        // A full may take many nights, but tonight's incremental on the chain before it takes
         // minutes: make the incremental first.
         if goes_on.upload.started.base.is_none() && std::mem::take(&mut may_overtake) {
             if let Some(committed) = overtake(env, selected, sight).await? {
@@ -397,7 +397,7 @@ async fn end_uploads(
 }
 
 /// Makes an incremental of the newest snapshot on a chain that is already whole. Returns `None`
-/// when there is no such chain.
+/// when that is not possible now.
 async fn overtake(
     env: &BackupEnv,
     selected: &Selected,

@@ -33,7 +33,7 @@ struct StoredId {
 const OBJECT_TYPE: &str = "store-id";
 /// The time for which a claim is valid. Hosts settle an identity within seconds.
 const CLAIM_MAX: SignedDuration = SignedDuration::from_hours(1);
-/// The most bytes of the object, far more than it has.
+/// The most bytes that are read of the object, which is far smaller.
 const STORE_ID_BYTES_MAX: u64 = 4096;
 
 /// Refuses to use one store as two. With one store under two names, each backup would seem to be

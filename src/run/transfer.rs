@@ -462,7 +462,7 @@ fn out_of_order(store: &dyn ObjectStore, plan: &TransferPlan) -> StoreError {
     )
 }
 
-/// Returns when a stop is requested. Never returns if the sender of requests is gone.
+/// Returns when a stop is requested. Never returns if the sender is gone.
 pub(super) async fn stopped(stop: &mut Stop) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;

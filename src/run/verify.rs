@@ -150,8 +150,8 @@ pub async fn verify_with(
 
 type ChunksOf = Vec<Vec<crate::manifest::ChunkEntry>>;
 
-/// Makes every check but the second look at damage: the catalog, the chunks of each backup, and the
-/// findings.
+/// Makes all checks except the second check of damage (`settle`). Returns the catalog, the chunks
+/// of each backup, and the findings.
 async fn look(
     store: &dyn ObjectStore,
     dataset: &DatasetName,

@@ -232,7 +232,7 @@ impl<'a> Attempt<'a> {
             journal,
             log,
             carried,
-            // The attempt began on an earlier day, with the descendants of that day.
+            // The descendants from the time when the attempt began are not known any more.
             descendants: None,
             private: upload.private.clone(),
             keyring: self.keyring_of(upload).await?,

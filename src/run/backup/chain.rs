@@ -20,8 +20,8 @@ use crate::store::{ObjectKey, ObjectStore};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Attempt<'_> {
-    /// Lists the stores that can be read again and checks that the base's chain is whole: every
-    /// chunk is listed at its size in one of the stores, and no prune is deleting a member.
+    /// Lists the readable stores again and checks that the base's chain is whole: every chunk is
+    /// listed at its size in one of the stores, and no prune is deleting a member.
     pub(super) async fn check_chain(&self, sight: &Sight) -> Result<(), RunError> {
         let Some(base) = &self.base else {
             return Ok(());

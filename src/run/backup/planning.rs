@@ -92,8 +92,8 @@ pub(super) struct Base {
 /// read from the store before a commit that depends on it.
 ///
 /// # Errors
-/// [`RunError`] when the target cannot be read. If the remote cannot be reached, its last
-/// remembered state is used instead.
+/// [`RunError`] when the target cannot be read. If the remote cannot be reached, its saved state is
+/// used instead.
 pub(super) async fn look(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -152,9 +152,9 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight
     }
 }
 
-/// Adds a backup that was just committed to the saved state of the remote. Without it, an export on
-/// a night without the remote would not name that backup, and the two would look like two time
-/// lines.
+/// Adds a backup that was just committed to the saved state of the remote. Without it, an export
+/// made while the remote is out of reach would not name that backup, and the two backups would look
+/// like two time lines.
 pub(super) fn remember_commit(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -357,7 +357,7 @@ pub(super) fn decide(
     })
 }
 
-/// Refuses a redacted dataset or snapshot: its backup could not be told from a whole one.
+/// Refuses a redacted dataset or snapshot: its backup could not be distinguished from a whole one.
 fn refuse_redacted(dataset: &Dataset, candidate: Option<&Snapshot>) -> Result<(), RunError> {
     let name = match candidate {
         Some(snapshot) if snapshot.redacted => snapshot.name.to_string(),

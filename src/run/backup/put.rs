@@ -112,7 +112,8 @@ impl Attempt<'_> {
         }
         let digest = Digest::of(&bytes);
         let (outcome, evidence) = match put_again(&*self.env.store, &key, bytes).await {
-            // The store has other bytes under a name of this attempt: nothing can be added to it.
+            // The store has other bytes under a name of this attempt: nothing more can be added to
+            // the attempt.
             Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
                 return Err(self.pointless(error.into()));
             }

@@ -165,13 +165,13 @@ impl Unfinished {
         begin.into_iter().chain(chunks).collect()
     }
 
-    /// Whether the journal, the progress objects or the listing show that the chunk was begun
-    /// before this run.
+    /// Returns whether the journal, the progress objects or the listing show that the chunk was
+    /// begun before this run.
     pub(super) fn knows(&self, chunk: &str) -> bool {
         self.uploads.contains_key(chunk)
     }
 
-    /// The chunks that were begun and not confirmed, with their upload ids.
+    /// Returns the chunks that were begun and not confirmed, with their upload ids.
     pub(super) fn unconfirmed(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
         let confirmed: BTreeSet<&String> = self
             .chunks
@@ -352,8 +352,8 @@ async fn in_store(
     }
 }
 
-/// Decides about one upload. Reads its progress objects first if the store has chunks that the
-/// journal does not name.
+/// Decides about one upload. Reads its progress objects first if it was found in the store, or if
+/// the store has chunks that the journal does not name.
 async fn judge(
     env: &BackupEnv,
     sight: &Sight,

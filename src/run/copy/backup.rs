@@ -439,8 +439,8 @@ impl Copy<'_> {
         while let Some(id) = next {
             let manifest = match read_manifest(to, dataset, &id, &self.env.keys.trusted).await {
                 Ok((manifest, _)) => manifest,
-                // The parent may be a twin, which the descendants do not name: then extend the
-                // locks of all backups in the remote.
+                // A twin may have taken this ancestor's place, and the descendants do not name the
+                // twin: extend the locks of all backups in the remote.
                 Err(error) if error.is_damage() => {
                     ancestors = self.all_in_target().await?;
                     break;

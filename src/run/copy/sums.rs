@@ -65,7 +65,8 @@ async fn sums_text(
         .collect())
 }
 
-/// Returns whether an object is neither a chunk nor an object that only a running upload needs.
+/// Returns whether an object is read to be hashed: no chunk, progress object, unknown object or
+/// `B3SUMS` itself.
 fn is_small(name: &str) -> bool {
     use crate::store::key::{SIGNATURE_SUFFIX, parse_object_name};
     let object = parse_object_name(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));

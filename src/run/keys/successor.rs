@@ -217,8 +217,8 @@ pub(super) async fn refuse_replaced(
     Ok(())
 }
 
-/// Returns the reason why the keys in a store's keyrings cannot be the newest, if there is
-/// evidence.
+/// Returns a refusal if the store has evidence that the keys found in its keyrings are not the
+/// newest.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be read.
@@ -264,7 +264,7 @@ pub(super) async fn find_newer(
     Ok(None)
 }
 
-/// Returns an error if a rotation made a keyring that was not opened.
+/// Returns a refusal if a rotation that retired these keys made a keyring that was not opened.
 pub(super) async fn find_successor(
     store: &dyn ObjectStore,
     file: &KeyFile,
@@ -299,8 +299,8 @@ fn way_out() -> &'static str {
      and you know why, `zfs-backup key generate --trust-found-keys`, then `zfs-backup key rotate`"
 }
 
-/// Returns the recipient of a manifest that these keys do not open: the manifest is of newer keys
-/// or of a stranger.
+/// Returns the recipient of a manifest that these keys do not open, because newer keys or a
+/// stranger made it.
 pub(in crate::run) async fn foreign_recipient(
     store: &dyn ObjectStore,
     key: &ObjectKey,

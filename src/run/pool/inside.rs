@@ -1,5 +1,5 @@
-//! Checks where the intermediate directory is. Inside a dataset that is backed up, every backup
-//! would contain the previous one.
+//! Refuses an intermediate directory inside a dataset that is backed up: every backup would contain
+//! the previous one.
 
 use crate::model::DatasetName;
 use crate::run::RunError;
