@@ -15,8 +15,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::ops::Range;
 
-/// The most ranges that are read ahead of the store: with those in flight, `part_bytes x
-/// (concurrency + 3)` bytes at most.
+/// The most ranges read ahead of the store: at most `part_bytes x (concurrency + 3)` bytes with
+/// those in flight there.
 const AHEAD_MAX: usize = 2;
 /// The bytes of one range when an object is read without being sent.
 const RANGE_BYTES: u64 = 8 << 20;
