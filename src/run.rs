@@ -1,4 +1,4 @@
-//! Carrying plans out: everything that touches ZFS and a store at once.
+//! Carries plans out: everything that touches ZFS and a store at once.
 
 pub mod backup;
 pub mod clock;

@@ -1,13 +1,13 @@
-//! One backup of one dataset into one store, in the order of writes that makes a crash harmless.
+//! Makes one backup of one dataset in one store, in an order of writes that makes a crash harmless.
 //!
-//! lock -> interrupted commits ended -> interrupted uploads gone on with -> plan -> empty prefix ->
-//! journal -> holds -> `started` -> base chain still usable -> chunks, each noted in the journal
+//! lock -> finish interrupted commits -> resume interrupted uploads -> plan -> empty prefix ->
+//! journal -> holds -> `started` -> base chain still usable -> chunks, each recorded in the journal
 //! before it is created and when it is confirmed -> listing equals what was confirmed -> END
 //! verified and `lzc_send` returned 0 -> bookmark -> RESTORE.txt, private, lists -> base still
-//! there -> journal `committing` with the bytes of all that follows -> receipt -> signatures ->
-//! manifest -> read back and verified -> what only the upload needed removed -> journal removed ->
-//! holds released -> bookmarks that nothing needs any more. Whatever fails before the manifest
-//! leaves no backup, and the next run goes on from there.
+//! stored -> journal `committing` with the bytes of everything that follows -> receipt ->
+//! signatures -> manifest -> read back and verified -> remove what only the upload needed -> remove
+//! the journal -> release the holds -> destroy bookmarks that nothing needs any more. A failure
+//! before the manifest leaves no backup, and the next run resumes from that point.
 
 mod attempt;
 mod chain;
@@ -47,39 +47,40 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use unfinished::{GoesOn, find_unfinished, judge_all, stored_of};
 
-/// How backups are made.
+/// Settings of a backup.
 #[derive(Debug, Clone)]
 pub struct BackupSettings {
-    /// Bytes of stream in a chunk.
+    /// Bytes of stream in each chunk but the last.
     pub split_bytes: u64,
-    /// Compression before sealing.
+    /// The compression before sealing.
     pub compression: Compression,
-    /// Raw or not.
+    /// Whether to send raw.
     pub raw: RawMode,
-    /// Blocks leave compressed as they lie on disk.
+    /// Whether to send blocks compressed, as they are on disk.
     pub compressed: bool,
-    /// Embedded blocks.
+    /// Whether to send embedded blocks.
     pub embedded: bool,
-    /// Which snapshots are sent.
+    /// The choice of the snapshots to send.
     pub source: SnapshotSource,
-    /// The prefix of the names of own snapshots.
+    /// The prefix of our own snapshots' names.
     pub snapshot_prefix: String,
-    /// Which kind is made when nobody asks for one.
+    /// The rules that choose the kind of backup when the command names no kind.
     pub lifecycle: LifecycleRules,
-    /// Locks, journals and what is remembered lie here.
+    /// The folder of locks, journals and saved state.
     pub state_dir: PathBuf,
     /// This host's name, for `private.age` only.
     pub host: String,
-    /// Give up what was interrupted, and begin anew.
+    /// Whether to abandon interrupted uploads and begin new ones.
     pub restart: bool,
-    /// Outside these hours an upload pauses between two chunks.
+    /// The hours of uploads: outside them an upload pauses between two chunks.
     pub window: Option<Window>,
-    /// From then on an upload pauses between two chunks.
+    /// The time after which an upload pauses between two chunks.
     pub until: Option<Timestamp>,
 }
 
 impl BackupSettings {
-    /// Why an upload must pause now, if it must. `local` is the time of day where this host is.
+    /// Returns the reason why an upload must pause now, or `None`. `local` is this host's local
+    /// time of day.
     pub fn pause_reason(&self, now: Timestamp, local: Time) -> Option<String> {
         if self.until.is_some_and(|until| now >= until) {
             return Some("main.max_runtime is over".to_owned());
@@ -93,7 +94,7 @@ impl BackupSettings {
     }
 }
 
-/// Which of the two stores of a configuration.
+/// The role of a store in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreRole {
     /// The remote.
@@ -105,116 +106,116 @@ pub enum StoreRole {
 /// The configured store that is not the target.
 #[derive(Clone)]
 pub struct OtherStore {
-    /// Which one.
+    /// The role of the store.
     pub role: StoreRole,
-    /// Which store it is, also when it could not be opened.
+    /// The identity of the store, known even if the store could not be opened.
     pub known: KnownStore,
-    /// The store, or why it cannot be reached.
+    /// The store, or the reason why it cannot be reached.
     pub store: Result<Arc<dyn ObjectStore>, String>,
 }
 
-/// Everything a backup needs besides its dataset.
+/// The environment of a backup: ZFS, stores, keys, settings and sinks, without the dataset.
 pub struct BackupEnv {
     /// ZFS.
     pub zfs: Arc<dyn Zfs>,
     /// The target.
     pub store: Arc<dyn ObjectStore>,
-    /// Which store the target is.
+    /// The role of the target.
     pub role: StoreRole,
-    /// The other configured store, where there is one: for the intermediate directory bases may lie
-    /// there.
+    /// The other configured store, if there is one. If the target is the intermediate directory,
+    /// bases may be in it.
     pub other: Option<OtherStore>,
     /// The keys.
     pub keys: WriterKeys,
-    /// How.
+    /// The settings.
     pub settings: BackupSettings,
     /// The clock.
     pub now: fn() -> Timestamp,
-    /// Hears what will be sent, before it is.
+    /// Receives the plan before the send begins.
     pub planned: Arc<dyn Fn(&PlannedBackup) + Send + Sync>,
-    /// Hears about progress.
+    /// Receives the progress.
     pub progress: ProgressSink,
-    /// Asks to stop.
+    /// Becomes true to request a stop.
     pub stop: Stop,
 }
 
-/// What will be sent.
+/// The plan of a backup.
 #[derive(Debug, Clone)]
 pub struct PlannedBackup {
     /// The decision.
     pub plan: SendPlan,
-    /// The kernel's estimate of the stream; `None` when there is none. Never exact.
+    /// The kernel's estimate of the stream in bytes, never exact; `None` when there is no estimate.
     pub estimate_bytes: Option<u64>,
 }
 
-/// An upload that was begun and not ended, and what a run would make of it.
+/// An unfinished upload, and whether a run would resume it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedResume {
-    /// What it may become.
+    /// The id of the backup that it may become.
     pub id: BackupId,
-    /// Its chunks that are confirmed.
+    /// The number of confirmed chunks.
     pub chunks: usize,
-    /// Bytes of stream in them.
+    /// The bytes of stream in the confirmed chunks.
     pub stream_bytes: u64,
-    /// The position in the stream from which ZFS would be read again; `None` when it does not go
-    /// on.
+    /// The position in the stream from which ZFS would send; `None` when the upload would not be
+    /// resumed.
     pub resumes_at: Option<u64>,
-    /// Why it does not go on, as a sentence about it.
+    /// The reason why the upload would not be resumed.
     pub why_not: Option<String>,
 }
 
-/// What became of one dataset.
+/// The result for one dataset.
 #[derive(Debug)]
 pub enum BackupOutcome {
-    /// A new backup is committed.
+    /// The run committed a new backup.
     Committed(Box<CommittedBackup>),
-    /// The newest snapshot is stored already.
+    /// The newest snapshot is already stored.
     UpToDate(BackupId),
-    /// An upload waits for the next run: its time was over. What it stored is kept.
+    /// The upload is outside its hours and waits for the next run. Its stored chunks are kept.
     Paused(PausedUpload),
-    /// Interrupted uploads were ended, and then the run failed.
+    /// The run finished interrupted uploads and then failed.
     EndedThenFailed {
-        /// What was committed; never empty.
+        /// The committed backups; never empty.
         ended: Vec<CommittedBackup>,
-        /// Why there is no backup of the newest snapshot.
+        /// The reason why the newest snapshot has no backup.
         error: RunError,
     },
 }
 
-/// An upload that waits for the next run.
+/// A paused upload, which waits for the next run.
 #[derive(Debug)]
 pub struct PausedUpload {
-    /// What it may become.
+    /// The id of the backup that it may become.
     pub id: BackupId,
-    /// Why it waits.
+    /// The reason for the pause.
     pub why: String,
-    /// Its chunks that are confirmed.
+    /// The number of confirmed chunks.
     pub chunks: usize,
-    /// Bytes of stream in them.
+    /// The bytes of stream in the confirmed chunks.
     pub stream_bytes: u64,
-    /// What the same run committed before.
+    /// The backups that the same run committed before.
     pub before: Vec<CommittedBackup>,
 }
 
 /// A backup that was just committed.
 #[derive(Debug)]
 pub struct CommittedBackup {
-    /// Its manifest, as read back.
+    /// The manifest, as read back.
     pub manifest: Manifest,
-    /// Sealed bytes of all chunks.
+    /// The sealed bytes of all chunks.
     pub stored_bytes: u64,
-    /// Chunks.
+    /// The number of chunks.
     pub chunks: usize,
-    /// The weakest evidence among them.
+    /// The weakest evidence among the chunks.
     pub evidence: Option<Evidence>,
-    /// What the same run committed before: interrupted uploads that it ended.
+    /// The backups that the same run committed before: interrupted uploads that it finished.
     pub before: Vec<CommittedBackup>,
 }
 
-/// Says what [`back_up`] would do. Changes nothing, here or there.
+/// Plans what [`back_up`] would do. Changes nothing, on this host or in the store.
 ///
 /// # Errors
-/// [`RunError`] as [`back_up`] would give it.
+/// The [`RunError`] that [`back_up`] would return.
 pub async fn plan_backup(
     env: &BackupEnv,
     selected: &Selected,
@@ -224,8 +225,8 @@ pub async fn plan_backup(
     decide(env, &Local::read(&*env.zfs, selected)?, &sight, requested)
 }
 
-/// Says what [`back_up`] would make of uploads that were interrupted, in the order in which it
-/// would. Changes nothing.
+/// Lists the interrupted uploads that [`back_up`] would resume or leave, in its order. Changes
+/// nothing.
 ///
 /// # Errors
 /// [`RunError`] when something could not be read.
@@ -240,7 +241,7 @@ pub async fn plan_resumes(
     let plan = judged.into_iter().filter_map(|(upload, verdict)| {
         let carried = upload.carried();
         let why_not = match verdict {
-            // It is a backup, or was one.
+            // The upload is a backup already, or was one.
             ResumeVerdict::Over { .. } => return None,
             ResumeVerdict::GoOn { .. } if env.settings.restart => {
                 Some("a restart was asked for".to_owned())
@@ -263,12 +264,11 @@ pub async fn plan_resumes(
     Ok(plan.collect())
 }
 
-/// Backs one dataset up. What was interrupted comes first: commits are ended, uploads gone on with;
-/// then the newest snapshot follows.
+/// Backs up one dataset. Finishes interrupted commits first, then resumes interrupted uploads, and
+/// then backs up the newest snapshot.
 ///
 /// # Errors
-/// [`RunError`]; then there is no new backup of the newest snapshot, and nothing that was there has
-/// changed.
+/// [`RunError`]; then the newest snapshot has no new backup, and no existing backup has changed.
 pub async fn back_up(
     env: &BackupEnv,
     selected: &Selected,
@@ -281,7 +281,7 @@ pub async fn back_up(
     )?;
     let mut sight = look(env, &selected.stored, Keeping::New).await?;
     remember_remote(env, &selected.stored, &sight).await;
-    // That the dataset is there, and the same, comes before anything about its holds.
+    // Check that the dataset still exists with the same guid before touching its holds.
     Local::read(&*env.zfs, selected)?;
     settle(env, selected, &sight).await?;
     let mut ended = end_commits(env, selected, &sight).await?;
@@ -291,7 +291,7 @@ pub async fn back_up(
     let result = match end_uploads(env, selected, requested, &mut sight, &mut ended).await {
         Ok(()) => {
             let follows = match requested {
-                // The full that was asked for is there.
+                // A backup that this run has just finished satisfies `--full`.
                 RequestedKind::Full if !ended.is_empty() => RequestedKind::Lifecycle,
                 requested => requested,
             };
@@ -316,7 +316,7 @@ pub async fn back_up(
     }
 }
 
-/// The last one with those before it.
+/// Adds the backups committed earlier in the run to the outcome.
 fn join(mut ended: Vec<CommittedBackup>, outcome: BackupOutcome) -> BackupOutcome {
     match outcome {
         BackupOutcome::Committed(mut last) => {
@@ -334,8 +334,8 @@ fn join(mut ended: Vec<CommittedBackup>, outcome: BackupOutcome) -> BackupOutcom
     }
 }
 
-/// Goes on with the uploads that were interrupted, one after the other. One that turns out not to
-/// be the same stream is given up, and the next plan begins anew.
+/// Resumes the interrupted uploads one after the other. If the stream is no longer the same, the
+/// upload is abandoned and the next plan begins a new one.
 async fn end_uploads(
     env: &BackupEnv,
     selected: &Selected,
@@ -355,8 +355,8 @@ async fn end_uploads(
         let Some(goes_on) = unfinished.into_iter().next() else {
             return Ok(());
         };
-        // A full may take many nights; the incremental of tonight on the chain before it takes
-        // minutes.
+        // A full may take many nights, but tonight's incremental on the chain before it takes
+        // minutes: make the incremental first.
         if goes_on.upload.started.base.is_none() && std::mem::take(&mut may_overtake) {
             if let Some(committed) = overtake(env, selected, sight).await? {
                 ended.push(committed);
@@ -396,7 +396,8 @@ async fn end_uploads(
     }
 }
 
-/// The incremental of the newest snapshot on a chain that is whole already, where one can be made.
+/// Makes an incremental of the newest snapshot on a chain that is already whole. Returns `None`
+/// when that is not possible now.
 async fn overtake(
     env: &BackupEnv,
     selected: &Selected,
@@ -463,7 +464,8 @@ async fn back_up_newest(
     Ok(BackupOutcome::Committed(Box::new(committed)))
 }
 
-/// Only what is known to be gone is a reason to plan again.
+/// Returns whether the snapshot or the base is known to be gone. Only that is a reason to plan
+/// again.
 fn has_lost(attempt: &Attempt<'_>) -> bool {
     matches!(attempt.lost(), Ok(Some(_)))
 }

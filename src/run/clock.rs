@@ -1,8 +1,8 @@
-//! The input of [`crate::plan::clock`]: this host's clocks, the note of the last run that trusted
-//! them, and the clocks of the stores.
+//! Reads the input of [`crate::plan::clock`]: this host's clocks, the note of the last run that
+//! trusted them, and the clocks of the stores.
 //!
 //! The note is one small file for the whole host, `state_dir/clock.json`. Only a confirmed clock is
-//! noted, so that a clock that is wrong for several nights never confirms itself.
+//! saved, so that a clock that is wrong for several nights never confirms itself.
 
 use super::RunError;
 use crate::plan::clock::{
@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// The form of the file. A file of a later one is refused.
+/// The format of the file. A file with a later format is refused.
 const FORMAT: u32 = 1;
-/// The kernel tells the start of a process in these parts of a second, on every architecture that
-/// has OpenZFS.
+/// The kernel reports the start of a process in this fraction of a second, on every architecture
+/// that has OpenZFS.
 const TICKS_PER_SECOND: u64 = 100;
-/// Stands for the length of this run when the kernel does not tell it: nothing of the last day
-/// counts as older.
+/// The assumed length of this run when the kernel does not report it: no date within the last day
+/// counts as older than the run.
 const RUN_SECONDS_UNKNOWN: i64 = 24 * 3600;
 
 /// This host's clock and the evidence for it.
@@ -33,12 +33,12 @@ const RUN_SECONDS_UNKNOWN: i64 = 24 * 3600;
 pub struct ClockCheck {
     /// The clocks at the start of the command.
     pub reading: ClockReading,
-    /// The last reading that was confirmed.
+    /// The last confirmed reading.
     pub note: Option<ClockReading>,
-    /// A person says that the clock is right.
+    /// Whether a person says that the clock is right.
     pub is_vouched: bool,
-    /// For how long this process has run. Objects younger than that have their date from this clock
-    /// and confirm nothing.
+    /// The time in seconds that this process has run. Younger objects have their date from this
+    /// clock and confirm nothing.
     pub run_seconds: i64,
 }
 
@@ -49,11 +49,11 @@ struct Stored {
 }
 
 impl ClockCheck {
-    /// Reads the clocks and the note. With a person's word the note is not needed, so one that is
-    /// damaged is no error.
+    /// Reads the clocks and the note. If a person vouches for the clock, the note is not needed,
+    /// and a damaged one is no error.
     ///
     /// # Errors
-    /// [`StateError::File`] naming a note that is there and cannot be read or understood.
+    /// [`StateError::File`] naming an existing note that cannot be read or parsed.
     pub fn read(state_dir: &Path, is_vouched: bool) -> Result<Self, StateError> {
         let reading = read_clocks();
         let note = if is_vouched {
@@ -74,7 +74,7 @@ impl ClockCheck {
         })
     }
 
-    /// Makes a clock that a person has confirmed, at this time.
+    /// Makes a check that reads `now` from a clock that a person has confirmed.
     pub fn vouched_at(now: Timestamp) -> Self {
         let reading = ClockReading {
             wall: now,
@@ -88,11 +88,11 @@ impl ClockCheck {
         }
     }
 
-    /// Decides whether the clock may be used to delete by age. `times` are those of snapshots and
-    /// objects.
+    /// Decides whether the clock may be used to delete by age. `times` are the dates of snapshots
+    /// and objects.
     ///
     /// # Errors
-    /// [`ClockDoubt`].
+    /// [`ClockDoubt`] when it may not.
     pub fn judge(
         &self,
         stores: &[StoreClock],
@@ -103,7 +103,7 @@ impl ClockCheck {
             .wall
             .as_second()
             .saturating_sub(self.run_seconds);
-        // A second of slack: times of snapshots and objects are whole seconds.
+        // Allow one second: the times of snapshots and objects are whole seconds.
         let is_before = |time: &Timestamp| time.as_second() < begun.saturating_sub(1);
         let now = self.reading.wall;
         let (future, reached): (Vec<_>, Vec<_>) =
@@ -118,7 +118,7 @@ impl ClockCheck {
         })
     }
 
-    /// Keeps the reading for later runs, where it was confirmed.
+    /// Saves the reading for later runs if it was confirmed.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -143,12 +143,12 @@ impl ClockCheck {
     }
 }
 
-/// Notes this host's clock after a backup, where the store's clock or the note of an earlier run
-/// confirms it. With fresh notes a prune after a reboot needs nobody's word. The first note needs a
-/// store with a clock, or a prune, because a backup compares no dates.
+/// Saves this host's clock after a backup, if the store's clock or the note of an earlier run
+/// confirms it. With a recent note, a prune after a reboot needs no confirmation by a person. The
+/// first note needs a store with a clock, or a prune, because a backup compares no dates.
 ///
 /// # Errors
-/// [`RunError::Store`] when the store could not be asked; [`RunError::State`].
+/// [`RunError::Store`] when the store could not be read; [`RunError::State`].
 pub async fn note_clock(state_dir: &Path, store: &dyn ObjectStore) -> Result<(), RunError> {
     let check = ClockCheck::read(state_dir, false)?;
     let clocks = store_clocks([store]).await?;
@@ -158,10 +158,10 @@ pub async fn note_clock(state_dir: &Path, store: &dyn ObjectStore) -> Result<(),
     Ok(check.keep_note(state_dir, &check.judge(&clocks, []))?)
 }
 
-/// Asks the stores that have a clock of their own for its time.
+/// Reads the time of those stores that have a clock of their own.
 ///
 /// # Errors
-/// [`RunError::Store`] when one could not be asked.
+/// [`RunError::Store`] when a store could not be read.
 pub(super) async fn store_clocks<'a>(
     stores: impl IntoIterator<Item = &'a dyn ObjectStore>,
 ) -> Result<Vec<StoreClock>, RunError> {

@@ -1,6 +1,6 @@
-//! What each commit needs, whichever operation makes it: small objects that are put until they are
-//! there, locks that last as long as the backup, and the clearing of an upload that never became
-//! one.
+//! The parts that every commit needs, whichever operation makes it: small objects that are put with
+//! retries, locks that last as long as the backup, and the removal of objects that only the upload
+//! needed.
 
 pub(in crate::run) mod object_lock;
 pub(in crate::run) mod put;

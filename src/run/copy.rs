@@ -1,12 +1,12 @@
 //! `upload-intermediate-to-remote`: copies to the remote the backups of the intermediate directory
 //! that were never committed there, the same bytes, parents first.
 //!
-//! Each backup goes in the order of writes of a commit: lock -> journal -> `started` -> keyring ->
-//! chunks, each confirmed -> listing equals what was confirmed -> RESTORE.txt, private, lists ->
-//! journal `committing` -> a receipt of the new store -> manifest, its signature first -> read
-//! back. Everything that is read is held against the signed manifest while it is sent: damage of
-//! the intermediate copy ends its backup before it is committed. What an interrupted run has stored
-//! is not sent again.
+//! Each backup is copied in the order of writes of a commit: lock -> journal -> `started` ->
+//! keyring -> chunks, each confirmed -> listing equals what was confirmed -> RESTORE.txt, private,
+//! lists -> journal `committing` -> a receipt of the new store -> manifest, its signature first ->
+//! read back. Every object is checked against the signed manifest while it is sent: damage in the
+//! intermediate copy fails the backup before it is committed. Objects that an interrupted run has
+//! stored are not sent again.
 
 mod backup;
 mod chunks;
@@ -32,79 +32,80 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Everything that copying needs besides the dataset.
+/// The environment of a copy: stores, keys, state folder and sinks, without the dataset.
 pub struct UploadEnv {
     /// The intermediate directory.
     pub from: Arc<dyn ObjectStore>,
     /// The remote.
     pub to: Arc<dyn ObjectStore>,
-    /// The keys: what signs the receipts, and who is believed. The keyring of today is in the
-    /// remote already.
+    /// The keys that sign the receipts, and the trusted keys. The present keyring is already in the
+    /// remote.
     pub keys: WriterKeys,
-    /// Locks and journals lie here.
+    /// The folder of locks and journals.
     pub state_dir: PathBuf,
     /// The clock.
     pub now: fn() -> Timestamp,
-    /// Is told how many bytes of chunks there are to copy, and gives who hears about progress.
-    /// `sent_bytes` counts what is held against what is there, too.
+    /// Receives the total bytes of chunks to copy, and returns the sink that receives the progress.
+    /// `sent_bytes` also counts the bytes of stored chunks that are compared instead of sent.
     pub progress: Arc<dyn Fn(u64) -> ProgressSink + Send + Sync>,
-    /// Asks to stop.
+    /// Becomes true to request a stop.
     pub stop: Stop,
 }
 
-/// Says which backups of the directory (second) the rules of the remote would delete at once,
-/// beside what is in the remote (first).
+/// Returns which backups of the directory (second argument) the rules of the remote would delete at
+/// once, given the backups in the remote (first argument).
 pub type WouldBePruned<'a> =
     &'a (dyn Fn(&[BackupFacts], &[BackupFacts]) -> BTreeSet<BackupId> + Sync);
 
-/// What is not copied although it could be.
+/// The rules that exclude backups from a copy.
 pub struct UploadRules<'a> {
-    /// Also what was or would be pruned.
+    /// Whether to copy even backups that were pruned or would be pruned.
     pub all: bool,
     /// The rules of the remote.
     pub would_be_pruned: WouldBePruned<'a>,
 }
 
-/// What is to be copied of one dataset.
+/// The plan to copy one dataset.
 #[derive(Debug)]
 pub struct UploadPlan {
     /// The decisions.
     pub plan: CopyPlan,
-    /// Backups of the directory whose manifest is not believed.
+    /// Backups of the directory whose manifest does not verify.
     pub disbelieved: Vec<(BackupId, RunError)>,
     from: Catalog,
     live: Vec<LiveEntry>,
     records: BTreeSet<ObjectKey>,
 }
 
-/// What became of one dataset.
+/// The result for one dataset.
 #[derive(Debug, Default)]
 pub struct UploadReport {
-    /// Copied and read back.
+    /// The backups that were copied and read back.
     pub copied: Vec<CopiedBackup>,
-    /// Not needed in the remote.
+    /// The backups that the remote does not need.
     pub left: Vec<(BackupId, LeftReason)>,
-    /// Not copied, with the reason of each.
+    /// The backups that were not copied, with the reason of each.
     pub failed: Vec<(BackupId, RunError)>,
 }
 
-/// One backup that is in the remote now.
+/// A backup that is now in the remote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopiedBackup {
-    /// Its id.
+    /// The backup's id.
     pub id: BackupId,
-    /// Its chunks.
+    /// The number of chunks.
     pub chunks: usize,
-    /// Bytes of its chunks.
+    /// The bytes of the chunks.
     pub stored_bytes: u64,
-    /// Bytes of the chunks that were sent by this run.
+    /// The bytes of the chunks that this run sent.
     pub sent_bytes: u64,
-    /// Chunks that an earlier run had stored, and of which the store confirms the size only.
+    /// The number of chunks that an earlier run had stored, and of which the store confirms only
+    /// the size.
     pub by_size_only: usize,
 }
 
 impl UploadPlan {
-    /// Bytes of the objects of these backups, as the directory lists them.
+    /// Returns the bytes of the objects of these backups, as the directory lists them.
     pub fn bytes_of<'a>(&self, ids: impl IntoIterator<Item = &'a BackupId>) -> u64 {
         ids.into_iter()
             .filter_map(|id| self.from.backup(id))
@@ -113,10 +114,10 @@ impl UploadPlan {
     }
 }
 
-/// Looks at both stores and decides. Changes nothing.
+/// Reads both stores and decides what to copy. Changes nothing.
 ///
 /// # Errors
-/// [`RunError`] when something could not be asked: nothing is known then.
+/// [`RunError`] when something could not be read; then there is no plan.
 pub async fn plan_upload(
     from: &dyn ObjectStore,
     to: &dyn ObjectStore,
@@ -141,7 +142,7 @@ pub async fn plan_upload(
             records,
         });
     }
-    // Before the backups: a record that is put from now on is a new one.
+    // Read the records before the backups, so that every record put from now on counts as new.
     let records = read_prune_records(to, dataset, trusted, None).await?;
     let target = read_catalog(to, dataset, trusted).await?;
     let live = target.backups.iter().map(live_entry).collect();
@@ -149,7 +150,8 @@ pub async fn plan_upload(
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
     let remote = match never_there {
         true => Seen::look(to, target).await?.facts(None),
-        // Everything is there: what it is worth is for verify-checksums to say.
+        // The remote has every backup: skip the check of its chunks, which is the task of
+        // `verify-checksums`.
         false => target.backups.iter().map(facts_of).collect(),
     };
     let pruned = records
@@ -196,12 +198,12 @@ fn live_entry(backup: &StoredBackup) -> LiveEntry {
     }
 }
 
-/// Copies what the remote lacks of one dataset. A backup that fails takes with it those that follow
-/// from it; the others go on, unless a stop was asked for.
+/// Copies what the remote lacks of one dataset. If a backup fails, its descendants are not copied;
+/// the others are, unless a stop was requested.
 ///
 /// # Errors
-/// [`RunError::State`], or [`RunError`] when it could not be planned; what fails later is in the
-/// report.
+/// [`RunError::State`], or [`RunError`] when the copy could not be planned; later failures are in
+/// the report.
 pub async fn upload_dataset(
     env: &UploadEnv,
     dataset: &DatasetName,
@@ -269,7 +271,7 @@ pub async fn upload_dataset(
     Ok(report)
 }
 
-/// What cannot be copied, with what a person can do.
+/// Returns an error for a backup that cannot be copied, with what a person can do.
 pub fn refusal(dataset: &DatasetName, gap: &CopyGap) -> RunError {
     let what = format!("{dataset}: {gap}");
     let hint = match gap {

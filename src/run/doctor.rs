@@ -1,5 +1,5 @@
-//! What `doctor` looks at: this host ([`host`]) and its store ([`bucket`]). Everything here only
-//! looks; the one thing that is written is the probe of the store, by [`crate::state::probes`].
+//! The checks of `doctor`, of this host ([`host`]) and its store ([`bucket`]). They only read; the
+//! one thing written is the probe of the store, by [`crate::state::probes`].
 
 pub mod bucket;
 pub mod host;
@@ -7,30 +7,30 @@ pub mod host;
 use super::{RunError, error_chain};
 use serde::Serialize;
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckState {
-    /// As it should be.
+    /// The checked object is as it should be.
     Good,
-    /// To be known; nothing is wrong.
+    /// A fact worth knowing; nothing is wrong.
     Note,
-    /// A backup works, and something is to be done all the same.
+    /// A backup works, but something needs to be done.
     Warning,
     /// A backup could not work.
     Bad,
 }
 
-/// One line of the screen.
+/// A line of the screen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at, in one or two words.
+    /// The object of the check, in one or two words.
     pub subject: &'static str,
-    /// How it ended.
+    /// The result.
     pub state: CheckState,
-    /// What was found, and what it means.
+    /// The finding, and what it means.
     pub text: String,
-    /// What a person can do.
+    /// The action that a person can take.
     pub advice: Option<String>,
 }
 
@@ -44,17 +44,17 @@ impl Check {
         }
     }
 
-    /// As it should be.
+    /// Returns a check that found nothing wrong.
     pub fn good(subject: &'static str, text: impl Into<String>) -> Self {
         Self::new(subject, CheckState::Good, text)
     }
 
-    /// To be known.
+    /// Returns a check that only informs.
     pub fn note(subject: &'static str, text: impl Into<String>) -> Self {
         Self::new(subject, CheckState::Note, text)
     }
 
-    /// To be looked at.
+    /// Returns a check that needs attention.
     pub fn warning(
         subject: &'static str,
         text: impl Into<String>,
@@ -66,7 +66,7 @@ impl Check {
         }
     }
 
-    /// Wrong.
+    /// Returns a check that failed.
     pub fn bad(subject: &'static str, text: impl Into<String>, advice: Option<String>) -> Self {
         Self {
             advice,
@@ -74,7 +74,7 @@ impl Check {
         }
     }
 
-    /// A failure, with its hint.
+    /// Returns a failed check for an error, with its hint.
     pub fn failed(subject: &'static str, error: &RunError) -> Self {
         Self::bad(subject, error_chain(error), error.hint())
     }

@@ -1,4 +1,4 @@
-//! [`RunError`]: why a command did not do what it was asked.
+//! [`RunError`]: why a command did not complete.
 
 use crate::catalog::CatalogError;
 use crate::keyring::KeyringError;
@@ -15,69 +15,69 @@ use crate::stream::seal::SealError;
 use crate::stream::splice::SpliceError;
 use crate::zfs::{ALLOW_VARIABLE, MODULE_VERSION, ZfsError};
 
-/// Why a command did not do what it was asked. The text says what was attempted on what; the source
-/// says why.
+/// Why a command did not complete. The text names the attempted action and its object; the source
+/// is the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// ZFS refused.
+    /// ZFS reported an error.
     #[error(transparent)]
     Zfs(#[from] ZfsError),
     /// The store refused or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The stream that came from ZFS is not whole or not sound.
+    /// The stream from ZFS is incomplete or invalid.
     #[error("check the stream of {snapshot}")]
     Stream {
-        /// What was sent.
+        /// The snapshot that was sent.
         snapshot: String,
-        /// What is wrong with it.
+        /// The fault in the stream.
         #[source]
         source: StreamError,
     },
     /// The stream could not be read from the pipe.
     #[error("read the stream of {subject}")]
     ReadStream {
-        /// What was read.
+        /// The subject of the stream.
         subject: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// A chunk could not be sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// A stored object is not what it must be: damage or forgery.
+    /// A stored object is damaged or forged.
     #[error("check {key}")]
     Manifest {
-        /// The object.
+        /// The key of the object.
         key: String,
-        /// What is wrong with it.
+        /// The fault in the object.
         #[source]
         source: ManifestError,
     },
-    /// A stored chunk does not open: damage or forgery.
+    /// A stored chunk cannot be opened: it is damaged or forged.
     #[error("open {key}")]
     Chunk {
-        /// The object.
+        /// The key of the chunk.
         key: String,
-        /// What is wrong with it.
+        /// The fault in the chunk.
         #[source]
         source: OpenError,
     },
     /// A stored object is missing or has another size.
     #[error("{key}: {reason}")]
     Damaged {
-        /// The object.
+        /// The key of the object.
         key: String,
-        /// What is wrong with it.
+        /// The fault in the object.
         reason: String,
     },
     /// The keyring could not be used.
     #[error("use the keyring in {store}")]
     Keyring {
-        /// The store.
+        /// The URL of the store.
         store: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: KeyringError,
     },
@@ -91,97 +91,97 @@ pub enum RunError {
         operation: &'static str,
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// A file of this host's own state could not be used, or another run has its lock.
     #[error(transparent)]
     State(#[from] StateError),
-    /// Somebody has the lockfile.
+    /// Another process or host has the lockfile.
     #[error("{what}")]
     LockedBy {
-        /// Who has it, and since when.
+        /// The holder of the lockfile, and since when.
         what: String,
-        /// What ends it.
+        /// The action that ends the lock.
         hint: String,
     },
-    /// A program of the user failed.
+    /// A hook of the user failed.
     #[error("run the hook {key} ({program}): {reason}")]
     Hook {
-        /// The key that names it.
+        /// The configuration key of the hook.
         key: &'static str,
         /// The program.
         program: String,
-        /// How it ended.
+        /// How the program ended, or why it could not be started.
         reason: String,
     },
-    /// A person or the system asked to stop.
+    /// A person or the system requested a stop.
     #[error("interrupted")]
     Interrupted,
     /// The dataset does not exist.
     #[error("there is no dataset {dataset}")]
     NoDataset {
-        /// Its name.
+        /// The dataset's name.
         dataset: DatasetName,
         /// A dataset with a similar name, if there is one.
         similar: Option<String>,
     },
-    /// Two configured places are one store.
+    /// Two configured places are the same store.
     #[error("{one} and {other} are one and the same store: nothing was changed")]
     OnePlace {
-        /// The name of one.
+        /// The name of the first place.
         one: String,
-        /// The name of the other.
+        /// The name of the second place.
         other: String,
     },
     /// An expected "no" that a person must decide about.
     #[error("{what}")]
     Refused {
-        /// What was refused and why.
+        /// The refused action and the reason.
         what: String,
-        /// What a person can do.
+        /// The action that a person can take.
         hint: Option<String>,
     },
-    /// The hours of uploads are over. No failure: the next run goes on.
+    /// The hours of uploads are over. Not a failure: the next run resumes the upload.
     #[error("{id} pauses: {why}")]
     Paused {
-        /// The backup that is under way.
+        /// The backup that is being made.
         id: BackupId,
-        /// Why.
+        /// The reason for the pause.
         why: String,
     },
-    /// What ZFS sends now does not continue what an interrupted upload stored: nothing can be added
-    /// to it.
+    /// ZFS now sends another stream than the one that an interrupted upload stored: nothing can be
+    /// added to that upload.
     #[error("go on with {id}")]
     CannotResume {
         /// The backup.
         id: BackupId,
-        /// How it differs.
+        /// The difference.
         #[source]
         source: SpliceError,
     },
-    /// The stored stream does not fit what an interrupted restore has received of it.
+    /// The stored stream does not fit the part that an interrupted restore has received.
     #[error("go on with the interrupted restore of {id}")]
     CannotTakeUp {
         /// The backup.
         id: String,
-        /// How it does not fit.
+        /// The difference.
         #[source]
         source: ResumingError,
     },
-    /// The target of a receive changed meanwhile.
+    /// The target of a receive changed during the receive.
     #[error("{target} was changed while it was being received into: {what}")]
     TargetChanged {
-        /// The dataset.
+        /// The target dataset.
         target: DatasetName,
-        /// The difference to the list.
+        /// The difference from the list.
         what: String,
     },
-    /// The stream changed between two openings, so a chunk cannot be made again.
+    /// The stream changed between two sends, so a chunk cannot be made again.
     #[error("make chunk {index} of {id} again: the stream is not the same as before")]
     StreamChanged {
-        /// The chunk.
+        /// The index of the chunk.
         index: u32,
         /// The backup.
         id: BackupId,
@@ -201,7 +201,7 @@ impl From<CatalogError> for RunError {
 }
 
 impl RunError {
-    /// A refusal with a hint.
+    /// Returns a refusal with a hint.
     pub fn refused(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Refused {
             what: what.into(),
@@ -209,8 +209,8 @@ impl RunError {
         }
     }
 
-    /// Whether stored data is damaged or forged: exit status 4. What a later version made is
-    /// neither.
+    /// Returns whether stored data is damaged or forged: exit status 4. Objects of a later version
+    /// count as neither.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Manifest { source, .. } => source.is_damage(),
@@ -218,7 +218,7 @@ impl RunError {
         }
     }
 
-    /// What a person can do, where there is something.
+    /// Returns the action that a person can take, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Refused { hint, .. } => hint.clone(),

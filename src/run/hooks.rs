@@ -1,9 +1,9 @@
-//! Programs of the user that run around a backup: a process group of their own, a time limit, their
-//! output in our log.
+//! Runs programs of the user around a backup: each in its own process group, with a time limit and
+//! with its output in our log.
 //!
-//! They get our environment and what the hook is told, nothing else: no descriptor, no terminal, no
-//! secret that our own environment does not have. A hook that is to end gets SIGTERM with all its
-//! children, and SIGKILL after [`END_GRACE`].
+//! A hook gets our environment and the variables and input of its call, nothing else: no
+//! descriptor, no terminal, no secret that our own environment does not have. To end a hook, its
+//! process group gets SIGTERM, and SIGKILL after [`END_GRACE`].
 
 use super::RunError;
 use super::transfer::Stop;
@@ -16,39 +16,39 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How long a hook has to end by itself after SIGTERM.
+/// The time that a hook has to exit by itself after SIGTERM.
 pub const END_GRACE: Duration = Duration::from_secs(10);
-/// How often it is looked at whether a hook has ended.
+/// The interval of the checks whether a hook has exited.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long the rest of the output is waited for after the hook has ended: a daemon that it started
-/// may keep it open.
+/// The time to wait for the rest of the output after a hook has exited: a daemon that it started
+/// may keep the pipe open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
-/// A longer line of output is cut.
+/// Longer lines of output are cut.
 const LINE_BYTES_MAX: u64 = 8 << 10;
-/// The kernel takes 128 KiB of one variable; nobody reads so much.
+/// The kernel accepts 128 KiB for one variable; a hook needs less.
 const VARIABLE_BYTES_MAX: usize = 32 << 10;
 
-/// One call of a hook.
+/// A call of a hook.
 #[derive(Debug)]
 pub struct HookCall<'a> {
-    /// The key that names it: `main.pre_snapshot`.
+    /// The configuration key of the hook, such as `main.pre_snapshot`.
     pub key: &'static str,
     /// The program.
     pub command: &'a CommandLine,
-    /// How long it may take.
+    /// The time limit.
     pub time_max: TimeLimit,
-    /// Variables besides those of this process; values above 32 KiB are cut.
+    /// Variables in addition to those of this process; values above 32 KiB are cut.
     pub variables: Vec<(&'static str, String)>,
-    /// What it finds on stdin; without it `/dev/null`.
+    /// The hook's stdin; `None` for `/dev/null`.
     pub input: Option<String>,
 }
 
-/// The process group of the hook that runs now, so that it can be ended from another task.
+/// The process group of the running hook, so that another task can kill it.
 #[derive(Debug, Clone, Default)]
 pub struct RunningHook(Arc<Mutex<Option<Pid>>>);
 
 impl RunningHook {
-    /// Kills the hook that runs now, if there is one.
+    /// Kills the running hook, if there is one.
     pub fn kill(&self) {
         if let Some(group) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             signal(group, Signal::KILL);
@@ -60,7 +60,7 @@ impl RunningHook {
     }
 }
 
-/// Runs a hook to its end. With `stop`, a request to stop ends the hook too.
+/// Runs a hook until it exits. With `stop`, a request to stop ends the hook too.
 ///
 /// # Errors
 /// [`RunError::Hook`] when it could not be started, failed or took too long;
@@ -114,7 +114,7 @@ async fn asked_to_stop(stop: Option<&Stop>) {
     }
 }
 
-/// A hook that was started. Dropped before it ended, its group is killed.
+/// A started hook. Dropping it before it was collected kills its process group.
 struct Process<'a> {
     child: Child,
     group: Pid,
@@ -137,8 +137,8 @@ impl<'a> Process<'a> {
         }
         let mut child = command.spawn()?;
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), call.input.clone()) {
-            // A hook that reads nothing must not hold us up; one that closes its stdin has read
-            // enough.
+            // Write on a thread: a hook that does not read its stdin must not block us. An error is
+            // ignored, because a hook that closes its stdin has read enough.
             std::thread::spawn(move || stdin.write_all(input.as_bytes()));
         }
         let group = Pid::from_child(&child);
@@ -151,18 +151,18 @@ impl<'a> Process<'a> {
         })
     }
 
-    /// Passes each line of output on to the log, on threads of their own.
+    /// Copies each line of output to the log, on two separate threads.
     fn listen(&mut self, call: &HookCall<'_>) -> Vec<oneshot::Receiver<()>> {
         let stdout = self.child.stdout.take().map(|pipe| pass_on(call.key, pipe));
         let stderr = self.child.stderr.take().map(|pipe| pass_on(call.key, pipe));
         stdout.into_iter().chain(stderr).collect()
     }
 
-    /// Waits until the program itself has ended. It stays uncollected, so that its number is nobody
-    /// else's.
+    /// Waits until the program itself has exited. Does not collect it, so that its process id is
+    /// not reused.
     async fn ended(&self) {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-        // An error means that there is nothing to wait for.
+        // `waitid` fails with ECHILD once the hook was reaped; then there is nothing to wait for.
         while matches!(
             waitid(WaitId::Pid(self.group), options),
             Ok(None) | Err(rustix::io::Errno::INTR)
@@ -174,7 +174,7 @@ impl<'a> Process<'a> {
     async fn end(&self) {
         signal(self.group, Signal::TERM);
         let _ = tokio::time::timeout(END_GRACE, self.ended()).await;
-        // Also what the program left behind of its group.
+        // Kill the rest of the process group too.
         signal(self.group, Signal::KILL);
         self.ended().await;
     }
@@ -191,13 +191,13 @@ impl Drop for Process<'_> {
         self.running.set(None);
         if !self.is_collected {
             signal(self.group, Signal::KILL);
-            // Killed, it ends at once; whatever hinders that must not hinder us.
+            // A killed process exits at once. If something delays that, do not wait.
             let _ = self.child.try_wait();
         }
     }
 }
 
-/// A group that is gone needs no signal.
+/// Sends a signal to a process group. A group that no longer exists needs none.
 fn signal(group: Pid, signal: Signal) {
     let _ = kill_process_group(group, signal);
 }
@@ -216,13 +216,13 @@ fn pass_on(key: &'static str, pipe: impl Read + Send + 'static) -> oneshot::Rece
             tracing::info!("{key}: {}", plain(&line));
             line.clear();
         }
-        // Nobody listens any more when a daemon kept the pipe open.
+        // The receiver is gone when a daemon kept the pipe open past `OUTPUT_GRACE`.
         let _ = done.send(());
     });
     listener
 }
 
-/// A line without its end and without control characters.
+/// Returns a line without its end and with control characters escaped.
 fn plain(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     let escape = |c: char| match c {
@@ -236,7 +236,7 @@ fn plain(line: &[u8]) -> String {
         .collect()
 }
 
-/// The first bytes of a text, whole characters only.
+/// Returns the first bytes of a text, at most `bytes_max`, in whole characters.
 fn cut(text: &str, bytes_max: usize) -> &str {
     let end = (0..=bytes_max.min(text.len()))
         .rev()
@@ -321,7 +321,7 @@ mod tests {
             std::fs::read_to_string(&file).unwrap(),
             format!("{input}a b")
         );
-        // One that does not listen is no failure.
+        // A hook that does not read its stdin is no failure.
         let deaf = sh("exec <&-; exit 0");
         run(&HookCall {
             input: Some(input),

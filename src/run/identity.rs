@@ -1,12 +1,12 @@
-//! Which store a configured place leads to.
+//! Finds out which store a configured place leads to.
 //!
-//! A store says who it is in one small object, [`STORE_ID`], which the first command that writes
-//! puts there. Names do not tell: a symbolic link, a bind mount, an NFS export or an rclone alias
-//! give one store two names, and one bucket name at two endpoints is two stores.
+//! A store identifies itself by one small object, [`STORE_ID`], which the first command that writes
+//! puts there. Names are no evidence: a symbolic link, a bind mount, an NFS export or an rclone
+//! alias gives one store two names, and one bucket name at two endpoints means two stores.
 //!
-//! [`refuse_one_place`] stops everything that relies on two stores. `places` remembers which
-//! identity a place had, for commands that work without the store, and to notice that another store
-//! answers at a place. `take_over` renames the state of versions that named it by URL.
+//! [`refuse_one_place`] stops every operation that relies on two stores. `places` saves the
+//! identity of each place, for commands that work without the store, and to notice when another
+//! store answers at a place. `take_over` renames the state of versions that named it by URL.
 
 mod places;
 mod take_over;
@@ -31,13 +31,13 @@ struct StoredId {
 }
 
 const OBJECT_TYPE: &str = "store-id";
-/// For how long a claim counts. Hosts settle an identity within seconds.
+/// The time for which a claim is valid. Hosts settle an identity within seconds.
 const CLAIM_MAX: SignedDuration = SignedDuration::from_hours(1);
-/// Far more than the object has.
+/// The most bytes that are read of the object, which is far smaller.
 const STORE_ID_BYTES_MAX: u64 = 4096;
 
-/// Refuses to take one store for two. With one store under two names each backup seems to be stored
-/// twice, and one of the two seems to be free to go.
+/// Refuses to use one store as two. With one store under two names, each backup would seem to be
+/// stored twice, and one of the two copies would seem safe to delete.
 ///
 /// # Errors
 /// [`RunError::OnePlace`] with both names.
@@ -51,11 +51,11 @@ pub fn refuse_one_place(one: &KnownStore, other: &KnownStore) -> Result<(), RunE
     })
 }
 
-/// The identity that a store says it has; `None` when a store that answers has none yet.
+/// Reads the identity of a store; `None` when the store answers and has none yet.
 ///
 /// # Errors
-/// [`RunError::Store`] when it could not be read; [`RunError::Refused`] when what is there is no
-/// identity. Neither is ever "none".
+/// [`RunError::Store`] when the identity could not be read; [`RunError::Refused`] when the stored
+/// object is not an identity. Neither is ever reported as `None`.
 pub(super) async fn read_store_id(store: &dyn ObjectStore) -> Result<Option<StoreId>, RunError> {
     let bytes = match store
         .get(&ObjectKey::store_id(), None, STORE_ID_BYTES_MAX)
@@ -91,11 +91,11 @@ fn unusable(store: &dyn ObjectStore, why: &str) -> RunError {
     )
 }
 
-/// Gives a store an identity, and returns the one that it has then: another host may have been
-/// faster.
+/// Gives a store an identity, and returns the identity that it has afterwards: another host may
+/// have put one first.
 ///
 /// # Errors
-/// [`RunError`] when it could not be put or read back.
+/// [`RunError`] when the identity could not be put or read back.
 async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
     let random = || getrandom::u64().map(u128::from);
     let bits = random().and_then(|high| Ok((high << 64) | random()?));
@@ -110,7 +110,7 @@ async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
     Ok(id)
 }
 
-/// Puts the identity unless there is one, and returns the one that is there then.
+/// Puts the identity unless the store has one, and returns the identity that is then stored.
 async fn put_store_id(store: &dyn ObjectStore, id: &StoreId) -> Result<StoreId, RunError> {
     let stored = StoredId {
         format: FORMAT,
@@ -123,7 +123,7 @@ async fn put_store_id(store: &dyn ObjectStore, id: &StoreId) -> Result<StoreId, 
         reason: error.to_string(),
     })?;
     match store.put_new(&key, bytes.into()).await {
-        // Another host was faster, or put its own meanwhile.
+        // Another host put its identity first, or at the same time.
         Err(error)
             if matches!(
                 error.kind,
@@ -139,17 +139,17 @@ async fn put_store_id(store: &dyn ObjectStore, id: &StoreId) -> Result<StoreId, 
     read_store_id(store).await?.ok_or_else(gone)
 }
 
-/// As [`put_store_id`], for a store that cannot create objects conditionally. Two hosts that begin
-/// at the same time would both put an identity there, and the later one would replace the earlier
-/// one, which the other host remembers already. So each host first puts a claim. The oldest claim
-/// wins, and all hosts put the identity that it names.
+/// Does the same as [`put_store_id`] for a store that cannot create objects conditionally. Two
+/// hosts that begin at the same time would both put an identity there, and the later one would
+/// replace the earlier one, which the other host has already saved. So each host first puts a
+/// claim. The oldest claim wins, and all hosts put the identity that it names.
 async fn settle_store_id(store: &dyn ObjectStore, own: &StoreId) -> Result<StoreId, RunError> {
     let own_claim = ObjectKey::store_id_claim(own);
     store
         .put_new(&own_claim, format!("{own}\n").into_bytes().into())
         .await?;
     let listed = store.list(STORE_ID_CLAIM_PREFIX).await?;
-    // A host that was faster removes its claim once the store has its identity.
+    // A faster host removes its claim once the store has its identity.
     let id = match read_store_id(store).await? {
         Some(id) => id,
         None => put_store_id(store, &winner_of(&listed, own)).await?,
@@ -161,8 +161,8 @@ async fn settle_store_id(store: &dyn ObjectStore, own: &StoreId) -> Result<Store
     Ok(id)
 }
 
-/// The identity that the oldest claim names. Claims much older than our own are of runs that
-/// crashed; they may even have come with a copy of another store.
+/// Returns the identity that the oldest claim names. Claims much older than our own come from runs
+/// that crashed, or even from a copy of another store.
 fn winner_of(listed: &[ListedObject], own: &StoreId) -> StoreId {
     let claims = || {
         listed.iter().filter_map(|object| {

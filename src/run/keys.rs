@@ -1,5 +1,5 @@
-//! The keys of a run: from the keyring in the store and its cache, or from the configuration in
-//! recipients mode.
+//! Gets the keys of a run: from the keyring in the store and its cache, or from the configuration
+//! in recipients mode.
 //!
 //! The cache holds what the nightly run needs - recipient, signing key, the sealed keyring - and
 //! never an identity: a host that backs up cannot open its own backups without the passphrase.
@@ -42,39 +42,40 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use successor::{find_newer, refuse_replaced};
 
-/// Most keyrings of one store that are opened: each costs seconds of scrypt, and anybody with the
-/// bucket can put more. A store of ours has one a rotation or new passphrase.
+/// The most keyrings of one store that are opened: each costs seconds of scrypt, and anybody who
+/// can write to the bucket can put more. Our own stores have one for each rotation or new
+/// passphrase.
 pub(super) const KEYRINGS_MAX: usize = 16;
-/// Most keyrings that are fetched to be compared, each of at most 64 KiB.
+/// The most keyrings that are fetched to be compared, each of at most 64 KiB.
 const KEYRINGS_COMPARED_MAX: usize = 1000;
 
-/// A keyring as it lies in the store.
+/// A keyring in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredKeyring {
-    /// The folder name: from the recipient.
+    /// The folder name, derived from the recipient.
     pub tag: String,
     /// The sealed bytes.
     pub bytes: Bytes,
 }
 
-/// What making backups needs. No identity in it.
+/// The keys for making backups. They include no identity.
 #[derive(Clone)]
 pub struct WriterKeys {
-    /// Whom chunks are sealed to.
+    /// The recipients that chunks are sealed to.
     pub recipients: Vec<age::x25519::Recipient>,
-    /// Signs manifests.
+    /// The key that signs manifests.
     pub signing: SigningKey,
-    /// Whose manifests are believed.
+    /// The keys whose manifests are trusted.
     pub trusted: TrustedKeys,
-    /// The keyring that goes with every backup; `None` in recipients mode.
+    /// The keyring that is stored with every backup; `None` in recipients mode.
     pub keyring: Option<StoredKeyring>,
 }
 
 impl WriterKeys {
-    /// The keys of an opened keyring.
+    /// Takes the keys of an opened keyring.
     ///
     /// # Errors
-    /// [`KeyringError`] when it lacks one.
+    /// [`KeyringError`] when the keyring lacks a key.
     pub fn from_keyring(file: &KeyFile, bytes: Bytes) -> Result<Self, KeyringError> {
         let recipient = file.recipient()?;
         let keyring = StoredKeyring {
@@ -90,7 +91,7 @@ impl WriterKeys {
     }
 }
 
-/// The keys cached in the state folder.
+/// The cache of keys in the state folder.
 pub struct KeyCache {
     state_dir: PathBuf,
     folder: PathBuf,
@@ -100,23 +101,23 @@ pub struct KeyCache {
 struct CachedKeys {
     recipient: String,
     signing_key: String,
-    /// The keys that are trusted without a list, retired keys left out.
+    /// The keys that are trusted without a list, except retired keys.
     verifying_keys: Vec<String>,
     /// The verifying keys that a rotation with `--keep-trust` kept.
     #[serde(default)]
     kept_keys: Vec<String>,
-    /// The keys that are trusted for the objects on the lists only.
+    /// The keys that are trusted only for the objects on the lists.
     #[serde(default)]
     retired_keys: Vec<String>,
     #[serde(default)]
     believed_lists: Vec<CachedList>,
-    /// The sealed keyring in base64: in the same file, so that keys and keyring change together.
+    /// The sealed keyring in base64, in the same file as the keys, so that both change together.
     /// Older caches have it in `keyring.age`.
     #[serde(default)]
     keyring: Option<String>,
 }
 
-/// A list in the folder of the cached keys, in `believed-<blake3>.json`.
+/// A list that is stored in the folder of the cached keys, as `believed-<blake3>.json`.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct CachedList {
     tag: String,
@@ -157,7 +158,7 @@ impl CachedKeys {
 }
 
 impl KeyCache {
-    /// The cache below the state folder; nothing is touched yet.
+    /// Names the cache below the state folder. Reads and writes nothing yet.
     pub fn new(state_dir: &Path) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
@@ -165,7 +166,7 @@ impl KeyCache {
         }
     }
 
-    /// One run at a time looks for, makes and caches keys.
+    /// Locks the keys of this host: only one run at a time may find, make and cache keys.
     pub(super) fn lock(&self) -> Result<KernelLock, StateError> {
         lock_named(
             &self.state_dir,
@@ -182,17 +183,18 @@ impl KeyCache {
         self.folder.join("rotating")
     }
 
-    /// Notes that this host is about to put new keys, by the folder of their keyring.
+    /// Records that this host is about to put new keys, by the folder of their keyring.
     pub(super) fn note_rotation(&self, tag: &str) -> Result<(), RunError> {
         self.make_folder()?;
         let path = self.note_path();
         replace_file(&path, tag.as_bytes()).map_err(|source| file_error("write", &path, source))
     }
 
-    /// The rotation that this host began and did not end: the folder of the new keyring.
+    /// Returns the rotation that this host began and did not finish, as the folder of the new
+    /// keyring.
     ///
     /// # Errors
-    /// [`RunError::File`] when the note is there and cannot be read.
+    /// [`RunError::File`] when the note exists and cannot be read.
     pub fn noted_rotation(&self) -> Result<Option<String>, RunError> {
         let path = self.note_path();
         match fs::read_to_string(&path) {
@@ -202,7 +204,7 @@ impl KeyCache {
         }
     }
 
-    /// The rotation is over.
+    /// Removes the note of a rotation that is finished.
     pub(super) fn forget_rotation(&self) -> Result<(), RunError> {
         let path = self.note_path();
         match fs::remove_file(&path) {
@@ -217,10 +219,10 @@ impl KeyCache {
         create_folder(&self.folder).map_err(|source| file_error("create", &self.folder, source))
     }
 
-    /// What is cached, or `None` on first use.
+    /// Loads the cached keys, or `None` on first use.
     ///
     /// # Errors
-    /// [`RunError`] when there is something that cannot be read or used: never taken for "nothing".
+    /// [`RunError`] when the cache exists and cannot be read or used: never reported as `None`.
     pub fn load(&self) -> Result<Option<WriterKeys>, RunError> {
         let (path, keyring_path) = (
             self.folder.join("writer.json"),
@@ -260,7 +262,7 @@ impl KeyCache {
         }))
     }
 
-    /// Replaces what is cached, whole or not at all.
+    /// Replaces the cached keys atomically.
     pub(super) fn save(&self, keys: &WriterKeys) -> Result<(), RunError> {
         let (Some(keyring), Some(recipient)) = (&keys.keyring, keys.recipients.first()) else {
             return Ok(());
@@ -308,15 +310,16 @@ fn file_error(operation: &'static str, path: &Path, source: std::io::Error) -> R
     }
 }
 
-/// The keys for writing to a store in passphrase mode. Makes the keyring on first use: it is put,
-/// fetched and opened before anything is cached. Each later run checks that it is in the store and
-/// puts it back if not.
+/// Returns the keys for writing to a store in passphrase mode. On first use, makes the keyring,
+/// puts it, fetches it and opens it before anything is cached. Each later run checks that the store
+/// has the keyring, and puts it back if not.
 ///
-/// `passphrase` is asked only when there is no cache yet, or when the cached keyring is new to the
-/// store.
+/// `passphrase` is called only when there is no cache yet, or when the store does not have the
+/// cached keyring.
 ///
 /// # Errors
-/// [`RunError`]; a passphrase that opens no existing keyring is an error, never a new keyring.
+/// [`RunError`]. If the passphrase opens no existing keyring, that is an error: a new keyring is
+/// never made then.
 pub async fn writer_keys(
     store: &dyn ObjectStore,
     cache: &KeyCache,
@@ -325,7 +328,7 @@ pub async fn writer_keys(
     writer_keys_with(store, cache, NewerKeys::Refuse, passphrase).await
 }
 
-/// How a host without keys treats a store that shows newer keys than the passphrase opens.
+/// How a host without keys treats a store with evidence of newer keys than the passphrase opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewerKeys {
     /// Refuse, so that nothing is sealed to replaced keys.
@@ -334,7 +337,7 @@ pub enum NewerKeys {
     Ignore,
 }
 
-/// As [`writer_keys`], with a person's word about newer keys.
+/// Does the same as [`writer_keys`], with a person's decision about newer keys.
 ///
 /// # Errors
 /// As for [`writer_keys`].
@@ -373,7 +376,7 @@ pub async fn writer_keys_with(
 }
 
 /// Refuses to delete in a store with cached keys that a rotation on another host replaced: these
-/// keys do not know the newer backups, still trust a key that may have leaked, and sign prune
+/// keys do not verify the newer backups, still trust a key that may have leaked, and sign prune
 /// records that the other hosts do not trust.
 ///
 /// # Errors
@@ -435,8 +438,8 @@ async fn ensure_stored(
         warn_of_unknown(store, keys, &places);
         return put_lists(store, &keys.trusted).await;
     }
-    // This store does not know our keyring yet, or lost it. Nobody must find later that another
-    // passphrase opens it than the one in the configuration.
+    // The store does not have our keyring yet, or lost it. Ask for the passphrase, so that the
+    // configured passphrase cannot differ unnoticed from the one that opens the keyring.
     if !places.is_empty() {
         tracing::warn!(
             store = store.url(),
@@ -471,9 +474,9 @@ async fn ensure_stored(
     Ok(())
 }
 
-/// Refuses to bring the newest keyring into a store with a backup that a retired key signed and
-/// that no list names. The rotation did not read this store; with the newest keyring in it a
-/// restore would no longer trust that backup.
+/// Refuses to put the newest keyring into a store that has a backup which a retired key signed and
+/// no list names. The rotation did not read this store; with the newest keyring in it, a restore
+/// would no longer trust that backup.
 async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Result<(), RunError> {
     let current = TrustedKeys::new(trusted.with(Trust::Current).cloned().collect());
     let mut unlisted = None;
@@ -486,8 +489,8 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
             Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error.into()),
         };
-        // Backups with the newest keys: the rotation did read this store, and somebody deleted the
-        // keyring.
+        // The store has backups signed with the newest keys: the rotation did read this store, and
+        // the keyring was deleted later.
         if current
             .verify_claim(SignedType::Manifest, key.as_str(), &signature)
             .is_ok()
@@ -576,16 +579,16 @@ async fn make_keyring(
     Ok(keys)
 }
 
-/// Where a keyring lies: its tag, and its number under it.
+/// The place of a keyring in a store: its tag, and its number under the tag.
 pub(super) struct KeyringPlace {
     pub(super) tag: String,
     pub(super) key: ObjectKey,
-    /// When it was put, by the store's clock.
+    /// The time of the put, by the store's clock.
     modified_at: Option<Timestamp>,
 }
 
-/// Lists keyrings of every tag and number, in order. One that is too large to be one is passed over
-/// with a warning.
+/// Lists the keyrings of every tag and number, in order. An object that is too large for a keyring
+/// is skipped with a warning.
 pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
     let mut places = Vec::new();
     for object in store.list(KEYRING_PREFIX).await? {
@@ -614,7 +617,7 @@ pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<Keyring
     Ok(places)
 }
 
-/// One that was listed must be there: its absence is never "none".
+/// Fetches a keyring that was listed. If it is missing, that is an error, never "no keyring".
 pub(super) async fn fetch_keyring(
     store: &dyn ObjectStore,
     place: &KeyringPlace,
@@ -626,10 +629,10 @@ pub(super) async fn fetch_keyring(
     })
 }
 
-/// Returns the keyrings of a store that are worth opening, in order. An empty answer means that a
-/// listing worked and showed none. Of more than `KEYRINGS_MAX` the oldest and the newest are
-/// returned: an attacker who fills the folder comes after the first keyring and cannot backdate his
-/// own, and each backup also has a copy of its keyring.
+/// Returns the keyrings of a store to open, in order. An empty list means that a listing worked and
+/// showed none. Of more than `KEYRINGS_MAX` the oldest and the newest are returned: an attacker who
+/// fills the folder comes after the first keyring and cannot backdate an object, and each backup
+/// also has a copy of its keyring.
 ///
 /// # Errors
 /// [`RunError::Store`].
@@ -648,10 +651,10 @@ pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyrin
     fetch_keyrings(store, &places).await
 }
 
-/// All keyrings of a store, to be compared and not to be opened.
+/// Returns all keyrings of a store, to compare and not to open them.
 ///
 /// # Errors
-/// [`RunError::Store`]; [`RunError::Refused`] when there are too many to be ours.
+/// [`RunError::Store`]; [`RunError::Refused`] when the store has too many to be all ours.
 pub(super) async fn every_keyring(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
     let places = list_keyrings(store).await?;
     if places.len() > KEYRINGS_COMPARED_MAX {
@@ -668,8 +671,8 @@ pub(super) async fn every_keyring(store: &dyn ObjectStore) -> Result<Vec<StoredK
     fetch_keyrings(store, &places).await
 }
 
-/// Of more places than `max` the oldest half and the newest half, in the order in which they were.
-/// A store that says no times gives them by their names.
+/// Returns at most `max` places, in the order of their keys: of more than `max`, the oldest half
+/// and the newest half. Without times from the store, the order of the keys replaces the age.
 fn oldest_and_newest(mut places: Vec<KeyringPlace>, max: usize) -> Vec<KeyringPlace> {
     if places.len() <= max {
         return places;

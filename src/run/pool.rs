@@ -1,4 +1,4 @@
-//! The pool's side: which datasets are meant, and their snapshots, holds and bookmarks.
+//! The pool's side: the selected datasets, and their snapshots, holds and bookmarks.
 
 pub mod holds;
 pub mod inside;

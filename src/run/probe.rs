@@ -1,4 +1,4 @@
-//! Tries what a store can do, and keeps the result for later runs ([`crate::state::probes`]).
+//! Probes what a store can do, and saves the result for later runs ([`crate::state::probes`]).
 
 use super::{RunError, error_chain};
 use crate::state::probes::{ProbeCache, ProbeNote};
@@ -6,12 +6,12 @@ use crate::store::ObjectStore;
 use crate::store::key::PROBE_PREFIX;
 use jiff::Timestamp;
 
-/// Tries the store, below a prefix that nobody else uses (`nonce`), and remembers what was found.
-/// `None` where there is nothing to find out, as with a folder. A record that cannot be written is
-/// said and fails nothing.
+/// Probes the store, below a prefix that no other run uses (`nonce`), and saves the result. Returns
+/// `None` for a store with nothing to probe, such as a folder. A failure to save the result is
+/// logged and is no error.
 ///
 /// # Errors
-/// [`RunError::Store`] when it could not be found out.
+/// [`RunError::Store`] when the probe failed.
 pub async fn probe_store(
     store: &dyn ObjectStore,
     cache: &ProbeCache,

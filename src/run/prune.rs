@@ -1,15 +1,15 @@
-//! Pruning one dataset in one store: read everything, plan, and delete only what two readings agree
-//! on.
+//! Prunes one dataset in one store: reads everything, plans, and deletes only what two readings
+//! agree on.
 //!
-//! lock -> read -> plan -> records of backups that stay are made void -> signed prune record ->
-//! read anew, plan anew -> for each backup, descendants before ancestors: manifest in all versions,
-//! its signature, receipt, chunks, the rest. Both readings are of the store itself. Whether there
-//! is anything to delete at all is asked of what is kept first ([`crate::state::manifests`]), so that a night
-//! with nothing to do costs a listing.
+//! lock -> read -> plan -> void the records that name backups which stay -> signed prune record ->
+//! read and plan again -> for each backup, descendants before ancestors: manifest in all versions,
+//! its signature, receipt, chunks, the rest. Both readings are of the store itself. A first plan
+//! uses cached manifests ([`crate::state::manifests`]), so that a night with nothing to delete
+//! costs one listing.
 //!
-//! The record goes before the second reading, and whoever uploads puts `started.json` before he
-//! looks at the records: one of both always sees the other. A prune that was interrupted is
-//! finished by the next one, because the record proves that what is left is no backup. A record
+//! The record is put before the second reading, and every upload puts `started.json` before it
+//! reads the records: at least one of the two sees the other. The next prune finishes an
+//! interrupted one, because the record proves that the remaining objects are no backup. A record
 //! that names a backup which stays would be a false proof later, so it is made void before anything
 //! is deleted, unless another host may be pruning by it (`at_work`).
 
@@ -45,66 +45,66 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The store, and what deleting in it needs.
+/// The store, and everything that a prune in it needs.
 pub struct PruneEnv {
     /// The store.
     pub store: Arc<dyn ObjectStore>,
-    /// Signs prune records.
+    /// The key that signs prune records.
     pub signing: SigningKey,
-    /// Whose objects are believed.
+    /// The keys whose objects are trusted.
     pub trusted: TrustedKeys,
-    /// Locks and journals lie here.
+    /// The folder of locks and journals.
     pub state_dir: PathBuf,
-    /// After so many days without a new object an attempt is given up.
+    /// The days without a new object after which an attempt is abandoned.
     pub resume_days: u32,
-    /// The backups that the pool knows, by the dataset's name in the store. A dataset without an
-    /// entry is pruned without a pool to ask: other time lines are not noticed then.
+    /// The backups that the pool knows, by the dataset's name in the store. For a dataset without
+    /// an entry the prune does not compare with a pool, and does not notice other time lines.
     pub pools: BTreeMap<DatasetName, PoolSight>,
-    /// The time.
+    /// The present time.
     pub now: Timestamp,
-    /// Whether that time may be trusted.
+    /// Whether the present time can be trusted.
     pub clock: ClockCheck,
-    /// Asks to stop.
+    /// Becomes true to request a stop.
     pub stop: Stop,
 }
 
 impl PruneEnv {
-    /// After how many days without a new object what an attempt left is deleted: not while the
-    /// store has it locked.
+    /// Returns the days without a new object after which the objects of an attempt are deleted:
+    /// `resume_days`, or the days of the store's object lock if those are more.
     fn given_up_days(&self) -> u32 {
         self.resume_days
             .max(self.store.object_lock().map_or(0, |lock| lock.days))
     }
 }
 
-/// One dataset to prune.
+/// A dataset to prune, with its rules.
 pub struct PruneTask {
-    /// Its name in the store.
+    /// The dataset's name in the store.
     pub stored: DatasetName,
-    /// Its own origin and those that it adopted.
+    /// The dataset's own origin and those that it adopted.
     pub origins: Vec<Origin>,
-    /// What to keep.
+    /// The rules for what to keep.
     pub rules: RetentionRules,
-    /// What else holds its backups.
+    /// The second store that may hold the dataset's backups.
     pub beside: Beside,
 }
 
-/// What a prune did.
+/// The result of a prune.
 #[derive(Debug)]
 pub struct PruneOutcome {
-    /// What it had decided.
+    /// The plan that was carried out.
     pub look: PruneLook,
-    /// The backups and leftovers that are gone.
+    /// The backups and leftovers that were deleted.
     pub deleted: Vec<BackupId>,
 }
 
-/// Carries the plan of one dataset out.
+/// Carries out the plan of one dataset.
 ///
 /// # Errors
 /// [`RunError::State`] when another run works on the dataset; [`RunError::Refused`] when the store
-/// changed between the two readings; [`RunError::Interrupted`]; [`RunError::Store`]. What was
-/// deleted until then is whole backups from the ends of their chains, and at most one that the next
-/// prune finishes.
+/// changed between the two readings; [`RunError::Interrupted`]; [`RunError::Store`]. Until then,
+/// the prune has deleted whole backups from the ends of their chains, and at most one partly, which
+/// the next prune finishes.
 pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), &task.stored)?;
     let mut first = look(env, task).await?;
@@ -113,7 +113,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
     }
     OwnRecords::read(env, &task.stored)?.note_future(env, &first.records)?;
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
-    // By a clock that is years ahead a record of a prune that is at work elsewhere would seem to be
+    // With a clock that is years ahead, the record of a prune that runs on another host would seem
     // old.
     if first.clock.is_ok() {
         void_records(env, &task.stored, &first.records, &stay).await?;
@@ -192,8 +192,8 @@ fn entries(look: &PruneLook) -> Vec<PrunedEntry> {
     look.plan.doomed_ids().into_iter().map(entry).collect()
 }
 
-/// Whether a second reading, made after the record was put, still wants all that the first one
-/// wanted.
+/// Checks that a second reading, made after the record was put, still plans all deletions of the
+/// first one. Returns the difference as an error.
 fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneLook) -> Result<(), String> {
     if let Some(doubt) = second.plan.doubts.first() {
         return Err(format!("it changed while it was looked at: {doubt}"));
@@ -208,8 +208,8 @@ fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneLook) -> Result<
             "it changed while it was looked at, and {id} stays now"
         ));
     }
-    // The record was put just now, so this is the time there; what goes by its age must not go by a
-    // wrong clock.
+    // The record was put just now, so its date is the store's present time. Deletions by age must
+    // not use a wrong clock.
     let store_clock = second.catalog.newest_object_at;
     let skew = store_clock.map_or(0, |store| {
         env.now.as_second().saturating_sub(store.as_second())

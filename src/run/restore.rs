@@ -1,8 +1,9 @@
-//! Restore: find the chain, fetch, check, open, and hand the stream to the kernel or to a pipe.
+//! Restores: finds the chain, fetches, checks and opens it, and passes the stream to the kernel or
+//! to a pipe.
 //!
-//! Before a byte is received the chain is planned from verified manifests, every chunk list is
-//! checked against its hash, and a listing shows every chunk at its size, for each backup in the
-//! nearest store that has it whole.
+//! Before a byte is received, the chain is planned from verified manifests, every chunk list is
+//! checked against its hash, and a listing shows every chunk at its size. Each backup is read from
+//! the nearest store that has it whole.
 
 mod allowed;
 pub mod drill;
@@ -46,50 +47,50 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Which backup to restore.
+/// The choice of the backup to restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RestorePoint {
-    /// The newest.
+    /// The newest backup.
     Newest,
-    /// The newest whose snapshot was not taken after this time.
+    /// The newest backup whose snapshot was not taken after this time.
     At(Timestamp),
-    /// The one that holds the snapshot with this short name.
+    /// The backup of the snapshot with this short name.
     Snapshot(String),
-    /// This one.
+    /// The backup with this id.
     Id(BackupId),
 }
 
-/// A chain that was checked as far as it can be without fetching chunks.
+/// A chain that was checked as far as possible without fetching chunks.
 pub struct RestoreSet {
-    /// Its backups, the full first.
+    /// The backups of the chain, the full first.
     pub backups: Vec<RestoreBackup>,
-    /// The stores that could not be asked, with the reason: they may have something newer.
+    /// The stores that could not be read, with the reason. They may have a newer backup.
     pub unasked: Vec<String>,
 }
 
-/// One backup of the chain.
+/// A backup of the chain.
 #[derive(Clone)]
 pub struct RestoreBackup {
-    /// The nearest store that has it whole.
+    /// The nearest store that has the whole backup.
     pub store: Arc<dyn ObjectStore>,
-    /// Its manifest.
+    /// The manifest.
     pub manifest: Manifest,
-    /// Its chunks.
+    /// The chunks.
     pub chunks: Vec<ChunkEntry>,
-    /// What is known of its source; `None` when `private.age` is damaged.
+    /// The recorded facts about its source; `None` when `private.age` is damaged.
     pub private: Option<Private>,
 }
 
 impl RestoreSet {
-    /// The backup that the chain leads to. A set that was found has one.
+    /// Returns the backup that the chain leads to. A set that was found has at least one backup.
     ///
     /// # Panics
-    /// When the set was made by hand and is empty.
+    /// If the set was built directly and is empty.
     pub fn newest(&self) -> &RestoreBackup {
         &self.backups[self.backups.len() - 1]
     }
 
-    /// The properties that its source had of its own; none when that is not known.
+    /// Returns the properties that were set locally on the source; empty when they are not known.
     fn recorded_properties(&self) -> &BTreeMap<String, String> {
         const NONE: &BTreeMap<String, String> = &BTreeMap::new();
         self.newest()
@@ -99,7 +100,7 @@ impl RestoreSet {
     }
 }
 
-/// What is said when not even the pool of a target is there.
+/// Returns the error for a target whose pool does not exist.
 fn no_pool(target: &DatasetName) -> RunError {
     RunError::refused(
         format!("there is no pool {}", target.pool()),
@@ -107,10 +108,11 @@ fn no_pool(target: &DatasetName) -> RunError {
     )
 }
 
-/// Writes the bare stream of one backup to `output`. Blocking work runs beside the runtime.
+/// Writes the bare stream of one backup to `output`. The blocking work runs on other threads than
+/// the runtime's.
 ///
 /// # Errors
-/// [`RunError`]; what was written before is authentic, and is not a whole stream.
+/// [`RunError`]; the bytes written before are authentic, but not a whole stream.
 pub async fn restore_to_writer(
     backup: &RestoreBackup,
     keys: &KeyFile,

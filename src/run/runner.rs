@@ -1,22 +1,22 @@
-//! Who runs this program, and whether the kernel lets that user do everything with ZFS.
+//! The user who runs this program, and whether the kernel lets that user do everything with ZFS.
 
 use crate::plan::permissions::Identity;
 
-/// The bit of CAP_SYS_ADMIN, which is what the kernel asks of whoever may do everything with ZFS.
+/// The bit of CAP_SYS_ADMIN, which the kernel requires for unrestricted use of ZFS.
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// Who runs this.
+/// The user who runs this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runner {
-    /// The user and its groups.
+    /// The user and the user's groups.
     pub identity: Identity,
-    /// The kernel lets it do everything.
+    /// Whether the kernel lets the user do everything with ZFS.
     pub privileged: bool,
 }
 
 impl Runner {
-    /// This process. What cannot be read of it counts as "not privileged": then permissions are
-    /// looked at.
+    /// Reads the user of this process. If the capabilities cannot be read, the user counts as not
+    /// privileged, and permissions are checked.
     pub fn current() -> Self {
         use rustix::process::{getegid, geteuid, getgroups};
         let mut gids = vec![getegid().as_raw()];

@@ -1,18 +1,20 @@
-//! The only bridge between blocking threads and async: the stream comes from ZFS on one side,
-//! sealed parts leave to the store on the other.
+//! The only bridge between blocking threads and async: ZFS writes the stream on one side, and
+//! sealed parts go to the store on the other.
 //!
 //! ```text
-//! producer: read -> parse -> cut -> parts      sealers: seal, hash      uploader: create -> put_part -> finish (confirm)
+//! producer: read -> parse -> cut -> parts
+//! sealers:  seal, hash
+//! uploader: create -> put_part -> finish (confirm)
 //! ```
-//! The stream is read straight into the part buffers, its pages are sealed there on several
-//! threads, and each part is hashed and handed over in order. Backpressure is the pool of part
-//! buffers; the event channel only passes handles. While chunk n is being confirmed, chunk n+1 is
-//! going up. A sealed chunk cannot be made twice (its key is random), so when an upload fails for
-//! good but may work again, and when an earlier run was interrupted, the source is opened anew and
-//! the chunk is made again under a new name. The source starts at the resume point of the last
-//! chunk before the first that is missing; what comes is joined to what was sent
-//! ([`crate::stream::splice`]), confirmed chunks are not sent again, and at the end of each the
-//! running checksum must be what it was.
+//! The stream is read directly into the part buffers. Several threads seal the pages in place, and
+//! each part is hashed and handed over in order. The pool of part buffers gives the backpressure;
+//! the event channel only passes handles. While chunk n is being confirmed, chunk n+1 is being
+//! uploaded. A sealed chunk cannot be made twice, because its key is random. So after a failed
+//! upload that can be retried, and after an interrupted run, the source is opened again and the
+//! chunk is made again under a new name. The source starts at the last resume point before the
+//! first missing chunk. The new stream is joined to what was sent ([`crate::stream::splice`]),
+//! confirmed chunks are not sent again, and at the end of each the running checksum must equal the
+//! recorded one.
 
 mod produce;
 mod sealers;
@@ -34,16 +36,17 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Parts between producer and uploader. Handles only: the pool bounds the memory.
+/// The capacity of the channel from producer to uploader, in events. They are handles only: the
+/// pool bounds the memory.
 const EVENTS_MAX: usize = 4;
-/// Chunks being confirmed while the next one goes up.
+/// The most chunks that are being confirmed while the next one is uploaded.
 const CONFIRMING_MAX: usize = 2;
-/// How often the source is opened anew before a failing store is given up.
+/// The number of times that the source is opened again before the transfer fails.
 const REDO_MAX: u32 = 3;
-/// Pause before the source is opened anew, times the number of the attempt.
+/// The pause before the source is opened again, multiplied by the number of the attempt.
 const REDO_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Where the stream comes from; opened again when a chunk must be made again.
+/// The source of the stream. It is opened again when a chunk must be made again.
 pub trait StreamSource: Send + Sync {
     /// Starts the stream, from its beginning or at a record that was sent before.
     ///
@@ -52,7 +55,7 @@ pub trait StreamSource: Send + Sync {
     fn open(&self, resume: Option<SendResume>) -> Result<SendStream, ZfsError>;
 }
 
-/// What an earlier run has stored of the same stream.
+/// The part of the same stream that an earlier run has stored.
 #[derive(Debug, Clone, Default)]
 pub struct Carried {
     /// The stream's first record; `None` when no chunk was confirmed.
@@ -62,28 +65,29 @@ pub struct Carried {
 }
 
 impl Carried {
-    /// The position in the stream from which ZFS is read again.
+    /// Returns the position in the stream from which ZFS sends again.
     pub fn resumes_at(&self) -> u64 {
         resume_point(&self.chunks).map_or(0, |point| point.position)
     }
 }
 
-/// Remembers a transfer step by step, so that another run can go on with it.
+/// Records a transfer step by step, so that another run can resume it.
 #[async_trait]
 pub trait TransferLog: Send {
-    /// A chunk is about to be created under this name. On an error it is not.
+    /// Records that a chunk is about to be created under this name. On an error the chunk is not
+    /// created.
     ///
     /// # Errors
     /// [`RunError`]; the transfer ends with it.
     fn begins(&mut self, name: &str) -> Result<(), RunError>;
 
-    /// The store gave it an upload id.
+    /// Records the upload id that the store gave to the chunk.
     ///
     /// # Errors
     /// As for [`TransferLog::begins`].
     fn opened(&mut self, name: &str, upload_id: &str) -> Result<(), RunError>;
 
-    /// The store confirmed a chunk of the stream that began with `begin`.
+    /// Records that the store confirmed a chunk of the stream that began with `begin`.
     ///
     /// # Errors
     /// As for [`TransferLog::begins`].
@@ -94,25 +98,25 @@ pub trait TransferLog: Send {
     ) -> Result<(), RunError>;
 }
 
-/// What is transferred, and how.
+/// The plan of a transfer: its stream, chunks and recipients.
 pub struct TransferPlan {
-    /// The dataset as named in the store.
+    /// The dataset's name in the store.
     pub dataset: DatasetName,
     /// The backup.
     pub id: BackupId,
-    /// The snapshot's name for messages.
+    /// The snapshot's name, for messages.
     pub snapshot: String,
-    /// What the stream must be of.
+    /// The snapshot and base that the stream must have.
     pub expectation: StreamExpectation,
     /// Bytes of stream in every chunk but the last.
     pub split_bytes: u64,
     /// How chunks are compressed.
     pub compression: Compression,
-    /// Whom they are sealed to.
+    /// The recipients that chunks are sealed to.
     pub recipients: Vec<age::x25519::Recipient>,
 }
 
-/// How far a transfer is; told after every part.
+/// The progress of a transfer, reported after every part.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
     /// Bytes of stream read so far.
@@ -121,32 +125,33 @@ pub struct Progress {
     pub sent_bytes: u64,
     /// Chunks confirmed so far.
     pub chunks_confirmed: u32,
-    /// The kernel's estimate of the whole stream: told once, at the start, of an upload that goes
-    /// on.
+    /// The kernel's estimate of the whole stream in bytes: reported once, at the start of a resumed
+    /// upload.
     pub estimate_bytes: Option<u64>,
 }
 
-/// Becomes true when a person or the system asks to stop.
+/// Becomes true when a person or the system requests a stop.
 pub type Stop = tokio::sync::watch::Receiver<bool>;
 
-/// Receives progress; called often, must be quick.
+/// Receives the progress. It is called often and must return quickly.
 pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
 
-/// One chunk that the store confirmed.
+/// A chunk that the store confirmed.
 #[derive(Debug, Clone)]
 pub struct ConfirmedChunk {
-    /// Its line in the list.
+    /// The chunk's line in the chunk list.
     pub entry: ChunkEntry,
-    /// The store's word for it.
+    /// The store's evidence for the chunk.
     pub evidence: Evidence,
-    /// The running checksum of the stream at its end: the same chunk again must end with the same.
+    /// The running checksum of the stream at the end of the chunk. If the chunk is made again, it
+    /// must end with the same checksum.
     fletcher4: Option<[u64; 4]>,
-    /// Where the send can be taken up again, at or before its end.
+    /// The point from which a send can be resumed, at or before the end of the chunk.
     point: Option<ResumePoint>,
 }
 
 impl ConfirmedChunk {
-    /// As it is kept in a journal or a progress object.
+    /// Converts the chunk to its form in a journal or a progress object.
     pub fn to_progress(&self) -> ProgressChunk {
         let resume = self.point.map(ResumeEntry::from);
         let entry = ChunkEntry {
@@ -161,7 +166,7 @@ impl ConfirmedChunk {
         }
     }
 
-    /// From what was kept of it.
+    /// Converts the chunk from its form in a journal or a progress object.
     pub fn from_progress(kept: ProgressChunk) -> Self {
         let ProgressChunk {
             entry,
@@ -170,7 +175,8 @@ impl ConfirmedChunk {
         } = kept;
         let point = entry.resume.as_ref().map(ResumePoint::from);
         let fletcher4 = end_fletcher4.map(|sum| sum.map(|Guid(number)| number));
-        // In a committed list a resume point would tell the store of the content.
+        // Drop the resume point: in a committed list it would tell the store something about the
+        // content.
         Self {
             entry: ChunkEntry {
                 resume: None,
@@ -183,19 +189,19 @@ impl ConfirmedChunk {
     }
 }
 
-/// A whole stream in the store, not yet committed.
+/// A whole stream in the store that is not committed yet.
 #[derive(Debug)]
 pub struct Transferred {
     /// All chunks, in order.
     pub chunks: Vec<ConfirmedChunk>,
-    /// What the stream was.
+    /// The summary of the stream.
     pub summary: StreamSummary,
 }
 
 enum Event {
     Begin(BackupObject),
     Part(Bytes),
-    /// The chunk is sealed whole.
+    /// All parts of the chunk are sealed.
     End(Box<SealedEnd>),
 }
 
@@ -214,14 +220,14 @@ struct SealedEnd {
     ending: Ending,
 }
 
-/// Streams the source into the store until every chunk is confirmed, the stream is verified to its
-/// END, and its producer has reported success. What was stored before is not sent again. No
-/// manifest is written here.
+/// Streams the source into the store until every chunk is confirmed, the stream is verified up to
+/// its END record, and its producer has reported success. Chunks stored before are not sent again.
+/// No manifest is written here.
 ///
 /// # Errors
-/// [`RunError`]; whatever was stored stays, without a manifest. [`RunError::CannotResume`] and
-/// [`RunError::StreamChanged`] when what was stored is not of the stream that comes now: nothing
-/// can be added to it.
+/// [`RunError`]; the stored chunks stay, without a manifest. [`RunError::CannotResume`] and
+/// [`RunError::StreamChanged`] when the stored chunks do not belong to the present stream: nothing
+/// can be added to them.
 pub async fn transfer(
     source: Arc<dyn StreamSource>,
     store: &dyn ObjectStore,
@@ -232,7 +238,7 @@ pub async fn transfer(
     stop: Stop,
 ) -> Result<Transferred, RunError> {
     let traits = store.traits();
-    // In flight, one being filled, one being handed over.
+    // The parts in flight, one that is being filled, and one that is being handed over.
     let pool = PartPool::new(traits.concurrency + 2, traits.part_bytes);
     let Carried {
         mut begin,
@@ -256,7 +262,7 @@ pub async fn transfer(
             resume,
             events,
         };
-        // A blocking thread of the runtime's own: it lives as long as the stream.
+        // The runtime's own blocking thread: it lives as long as the stream.
         let producer = tokio::task::spawn_blocking(move || producer.run());
         let uploader = Uploader {
             store,
@@ -288,7 +294,7 @@ pub async fn transfer(
             (Err(UploadError::Store(error)), _) => return Err(error.into()),
             (Err(UploadError::Log(error)), _) => return Err(error),
             (Err(UploadError::Stopped), _) => return Err(RunError::Interrupted),
-            // The kernel gives a send up when its process was stopped and goes on (SIGSTOP, a
+            // The kernel ends a send when its process was stopped and continued (SIGSTOP, a
             // suspended machine).
             (Ok(()), Err(ProduceError::Zfs(error)))
                 if attempt <= REDO_MAX && was_interrupted(&error) =>
@@ -301,8 +307,8 @@ pub async fn transfer(
     }
 }
 
-/// Where the stream is taken up for the first chunk that is missing: the last point of the chunks
-/// before it.
+/// Returns the point from which the stream is resumed for the first missing chunk: the last resume
+/// point of the chunks before it.
 fn resume_point(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> Option<ResumePoint> {
     let before = confirmed
         .iter()
@@ -311,7 +317,7 @@ fn resume_point(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> Option<ResumePoint
     before.filter_map(|((_, chunk), _)| chunk.point).last()
 }
 
-/// Bytes of stream in the chunks before the first that is missing.
+/// Returns the bytes of stream in the chunks before the first missing one.
 fn kept_bytes(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> u64 {
     let before = confirmed
         .iter()
@@ -351,7 +357,7 @@ struct Uploader<'a> {
 }
 
 impl Uploader<'_> {
-    /// Takes events until the producer has no more, then waits for the last confirmations.
+    /// Handles events until the producer has no more, then waits for the last confirmations.
     async fn run(
         mut self,
         mut events: mpsc::Receiver<Event>,
@@ -374,7 +380,7 @@ impl Uploader<'_> {
             taken = taken => taken,
             () = stopped(&mut stop) => Err(UploadError::Stopped),
         };
-        // From here on the producer sees a closed channel and stops.
+        // From now on the producer sees a closed channel and stops.
         drop(events);
         if let Some(unfinished) = self.writer.take()
             && let Err(error) = unfinished.abort().await
@@ -456,7 +462,7 @@ fn out_of_order(store: &dyn ObjectStore, plan: &TransferPlan) -> StoreError {
     )
 }
 
-/// Ends when a stop is asked for; never, when nobody can ask any more.
+/// Returns when a stop is requested. Never returns if the sender is gone.
 pub(super) async fn stopped(stop: &mut Stop) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
@@ -479,7 +485,7 @@ async fn confirm(
             bytes: sealed.head.bytes,
             blake3: sealed.head.blake3,
         },
-        // Never published: it would tell the store of the content.
+        // Never published: the resume point would tell the store something about the content.
         resume: None,
     };
     tracing::debug!(

@@ -1,4 +1,4 @@
-//! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no
+//! `verify-checksums`: compares signed manifests with what the store itself reports. Downloads no
 //! chunk, unless asked to read some or all of them.
 
 mod backup;
@@ -22,46 +22,46 @@ use std::sync::Arc;
 pub use chains::BrokenBackup;
 pub use data::{ReadData, ReadReport};
 
-/// Backups looked at at once, each with a few requests under way.
+/// The most backups that are checked concurrently, each with a few requests in flight.
 const BACKUPS_MAX: usize = 4;
-/// The reason of an object that is not there.
+/// The reason that is given for a missing object.
 const MISSING: &str = "missing";
 
-/// What was found of one dataset in one store.
+/// The result for one dataset in one store.
 #[derive(Debug, Default)]
 pub struct VerifyReport {
-    /// Backups whose manifest verifies.
+    /// The number of backups whose manifest verifies.
     pub backups: usize,
-    /// Objects that are as they were confirmed, by how strong the store's word for them is.
+    /// The number of objects that are as confirmed, by the strength of the store's evidence.
     pub objects: BTreeMap<EvidenceTier, usize>,
-    /// Everything that is not as it must be.
+    /// All findings of damage.
     pub damage: Vec<Damage>,
-    /// The backups that cannot be restored because of it, and what that costs.
+    /// The backups that the damage makes impossible to restore, and what that costs.
     pub broken: Vec<BrokenBackup>,
-    /// Objects that no manifest names: unfinished attempts and unknown keys. Reported, never
-    /// damage.
+    /// Objects that no manifest names: unfinished attempts and unknown keys. They are reported, and
+    /// are never damage.
     pub extra: Vec<String>,
-    /// Backups that a prune took away while they were looked at.
+    /// Backups that were pruned during the verification.
     pub pruned_meanwhile: Vec<BackupId>,
     /// The newest backup.
     pub newest: Option<BackupId>,
-    /// What was downloaded, when that was asked for.
+    /// The result of the downloads, if any were requested.
     pub read: Option<ReadReport>,
-    /// Backups that receipts saw in this store.
+    /// Backups that receipts name as present in this store.
     live: BTreeSet<BackupId>,
 }
 
-/// One finding.
+/// A finding of damage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// The object.
+    /// The key of the object.
     pub key: String,
     /// The backup that it belongs to.
     pub backup: Option<BackupId>,
-    /// What is wrong.
+    /// The fault.
     pub reason: String,
-    /// The backup cannot be restored because of it. A keyring copy, a receipt or instructions lost
-    /// are damage, and no reason to refuse a restore.
+    /// Whether the fault makes the backup impossible to restore. The loss of a keyring copy, a
+    /// receipt or instructions is damage, but no reason to refuse a restore.
     pub breaks: bool,
 }
 
@@ -82,7 +82,7 @@ impl Damage {
         }
     }
 
-    /// A backup that is gone as a whole.
+    /// Returns the damage of a backup that is gone as a whole.
     fn of_whole(dataset: &DatasetName, id: &BackupId, reason: String) -> Self {
         Self {
             key: backup_prefix(dataset, id),
@@ -92,29 +92,29 @@ impl Damage {
         }
     }
 
-    /// The object is not there at all.
+    /// Returns whether the object is missing.
     pub fn is_missing(&self) -> bool {
         self.reason.starts_with(MISSING)
     }
 }
 
-/// What is asked of a verification beyond what the store reports.
+/// The checks of a verification beyond what the store reports.
 #[derive(Default)]
 pub struct VerifyOptions<'a> {
     /// Chunks to download and check.
     pub read: Option<ReadData>,
-    /// What the intermediate directory has of the dataset: its manifests are held against those of
-    /// the store.
+    /// The dataset's backups in the intermediate directory: their manifests are compared with those
+    /// of the store.
     pub intermediate: Option<&'a Catalog>,
-    /// The last backups that this host itself committed to this store: the only word from outside
-    /// about the newest.
+    /// The last backups that this host committed to this store. Only these are evidence from
+    /// outside the store about its newest backups.
     pub own_commits: Vec<OwnCommit>,
 }
 
 /// Verifies all backups of one dataset against what the store reports.
 ///
 /// # Errors
-/// [`RunError`] when something could not be asked; damage is in the report, not an error.
+/// [`RunError`] when something could not be read. Damage is in the report, not an error.
 pub async fn verify_dataset(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -125,10 +125,10 @@ pub async fn verify_dataset(
     Ok(report)
 }
 
-/// As [`verify_dataset`], with more.
+/// Does the same as [`verify_dataset`], with more checks.
 ///
 /// # Errors
-/// As for [`verify_dataset`]; [`RunError::Interrupted`] when a stop was asked for while chunks were
+/// As for [`verify_dataset`]; [`RunError::Interrupted`] when a stop was requested while chunks were
 /// read.
 pub async fn verify_with(
     store: Arc<dyn ObjectStore>,
@@ -150,7 +150,8 @@ pub async fn verify_with(
 
 type ChunksOf = Vec<Vec<crate::manifest::ChunkEntry>>;
 
-/// Everything but the settling: the catalog, the chunks of each of its backups, and what was found.
+/// Makes all checks except the second check of damage (`settle`). Returns the catalog, the chunks
+/// of each backup, and the findings.
 async fn look(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -169,7 +170,7 @@ async fn look(
         .extra
         .extend(catalog.unknown.iter().map(|object| object.key.clone()));
     report.damage.extend(chains::gaps(&catalog));
-    // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+    // Collect the futures first: a lazy stream would tie them to its own lifetime.
     let work: Vec<_> = catalog
         .backups
         .iter()
@@ -204,8 +205,8 @@ async fn look(
 }
 
 impl VerifyReport {
-    /// Ids without a believed manifest, and manifests that the intermediate directory knows
-    /// otherwise.
+    /// Reports ids without a verified manifest, and manifests that differ from those in the
+    /// intermediate directory.
     fn attempts(&mut self, catalog: &Catalog, intermediate: Option<&Catalog>) {
         let elsewhere = |id: &BackupId| intermediate.and_then(|catalog| catalog.backup(id));
         for attempt in &catalog.attempts {
@@ -250,8 +251,8 @@ impl VerifyReport {
         }
     }
 
-    /// A backup that a later receipt saw, or that this host itself committed, that is gone, and
-    /// whose deletion no signed record explains.
+    /// Reports backups that are gone although a later receipt names them or this host committed
+    /// them, and whose deletion no signed record explains.
     async fn missing_backups(
         &mut self,
         store: &dyn ObjectStore,
@@ -295,8 +296,8 @@ impl VerifyReport {
         Ok(())
     }
 
-    /// The keyring of every backup must lie among the keyrings too: a bare host begins there. So
-    /// must the lists of what retired keys are trusted for.
+    /// Checks that the keyring of every backup is also among the keyrings, because a restore on a
+    /// bare host begins there, and so are the lists of what retired keys are trusted for.
     async fn keyrings(
         &mut self,
         store: &dyn ObjectStore,
@@ -328,8 +329,8 @@ impl VerifyReport {
         Ok(())
     }
 
-    /// Looks again at what seems damaged: a backup whose manifest went away meanwhile was pruned,
-    /// if a signed record says so. What is missing of it is no damage then.
+    /// Checks the apparent damage again. If the manifest of a backup disappeared in the meantime
+    /// and a signed record says that it was pruned, its missing objects are no damage.
     async fn settle(
         &mut self,
         store: &dyn ObjectStore,
@@ -365,11 +366,11 @@ impl VerifyReport {
     }
 }
 
-/// Holds what the store says now against what it said when it confirmed the object. Evidence of the
-/// kind that was recorded must still be there and equal: weaker evidence today is damage.
+/// Compares the store's present evidence with the evidence from when it confirmed the object.
+/// Evidence of the recorded kind must still exist and be equal: weaker evidence now is damage.
 ///
 /// # Errors
-/// What is different, as a sentence.
+/// The difference, as a sentence.
 pub fn compare(recorded: &Evidence, found: Option<&Evidence>) -> Result<EvidenceTier, String> {
     let found = found.ok_or("missing")?;
     if found.bytes != recorded.bytes {

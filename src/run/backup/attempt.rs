@@ -1,4 +1,4 @@
-//! One attempt at one backup: from the holds to the last confirmed chunk, then the commit.
+//! An attempt at one backup: from the holds to the last confirmed chunk, then the commit.
 
 use super::planning::{Base, Sight};
 use super::put::{Written, json};
@@ -33,48 +33,47 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// One attempt at one backup.
+/// An attempt at one backup.
 pub(super) struct Attempt<'a> {
     pub(super) env: &'a BackupEnv,
-    /// The dataset as it is in the pool.
+    /// The dataset in the pool.
     pub(super) local: Dataset,
-    /// Its name in the store.
+    /// The dataset's name in the store.
     pub(super) stored: DatasetName,
     pub(super) snapshot: Snapshot,
-    /// What an incremental follows from.
+    /// The base of an incremental; `None` for a full.
     pub(super) base: Option<Base>,
-    /// The backups that must be restored before this one, the full first.
+    /// The backups that a restore needs before this one, the full first.
     pub(super) before: Vec<BackupId>,
     pub(super) id: BackupId,
     pub(super) flags: SendFlags,
     pub(super) started_at: Timestamp,
-    /// What an interrupted run began; `None` for a new attempt.
+    /// The upload that this attempt resumes; `None` for a new attempt.
     pub(super) unfinished: Option<Unfinished>,
-    /// Nothing can ever be added to it.
+    /// Whether nothing can ever be added to this attempt.
     is_pointless: AtomicBool,
 }
 
-/// What an attempt notes while it runs.
+/// The state of a running attempt.
 pub(super) struct Course {
     pub(super) journal: AttemptJournal,
     pub(super) log: AttemptLog,
     carried: Carried,
-    /// What is below the dataset, as it was when a new attempt began; `None` when that is not
-    /// known.
+    /// The descendants of the dataset when a new attempt began; `None` when they are not known.
     pub(super) descendants: Option<Vec<Descendant>>,
-    /// The very bytes of `private.age`, once they were made.
+    /// The bytes of `private.age`, after they were made.
     pub(super) private: Option<Vec<u8>>,
     pub(super) keyring: Option<Bytes>,
     started: Vec<u8>,
     next_progress: u16,
-    /// The chunks that this run began.
+    /// The names of the chunks that this run began.
     begun: BTreeSet<String>,
-    /// There may be objects that the backup does not need.
+    /// Whether the store may have objects that the backup does not need.
     is_untidy: bool,
 }
 
 impl<'a> Attempt<'a> {
-    /// A new attempt at what was planned.
+    /// Makes a new attempt for a planned backup.
     pub(super) fn new(
         env: &'a BackupEnv,
         (local, stored): (Dataset, DatasetName),
@@ -105,7 +104,7 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Goes on with an attempt where an interrupted run left it.
+    /// Resumes the attempt of an interrupted run.
     pub(super) fn go_on(
         env: &'a BackupEnv,
         (local, stored): (Dataset, DatasetName),
@@ -160,14 +159,15 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Backs up. Whatever fails before the manifest leaves no backup, and what was stored until
-    /// then is gone on with by a later run, unless [`Attempt::is_pointless`] says otherwise.
+    /// Makes the backup. A failure before the manifest leaves no backup, and a later run resumes
+    /// from the objects that were stored, unless [`Attempt::is_pointless`] returns true.
     pub(super) async fn run(&self, sight: &Sight) -> Result<CommittedBackup, RunError> {
         let mut course = self.open().await?;
         self.pin()?;
         let mut written = Written::default();
         self.put_start(&course, &mut written).await?;
-        // Announced first, then looked: whoever prunes from now on sees that this chain is needed.
+        // `started.json` is put before the chain is checked: any prune that begins from now on sees
+        // that this chain is needed.
         self.check_chain(sight).await?;
         let transferred = self.transfer(&mut course).await?;
         self.check_listing(&transferred, &course).await?;
@@ -187,18 +187,21 @@ impl<'a> Attempt<'a> {
         Ok(committed)
     }
 
-    /// Whether nothing can ever be added to it: the next attempt gets a new id.
+    /// Returns whether nothing can ever be added to this attempt. If so, the next attempt gets a
+    /// new id.
     pub(super) fn is_pointless(&self) -> bool {
         self.is_pointless.load(Ordering::Relaxed)
     }
 
-    /// Notes that nothing can ever be added to this attempt, for that reason.
+    /// Marks this attempt as one to which nothing can ever be added, and returns the error that is
+    /// the reason.
     pub(super) fn pointless(&self, error: RunError) -> RunError {
         self.is_pointless.store(true, Ordering::Relaxed);
         error
     }
 
-    /// The journal comes first: what is put or held from now on is known by it.
+    /// Opens the journal before anything is put or held, so that the journal names every object and
+    /// hold of the attempt.
     async fn open(&self) -> Result<Course, RunError> {
         let Some(upload) = &self.unfinished else {
             return self.open_new().await;
@@ -229,7 +232,7 @@ impl<'a> Attempt<'a> {
             journal,
             log,
             carried,
-            // The attempt began another day.
+            // The descendants from the time when the attempt began are not known any more.
             descendants: None,
             private: upload.private.clone(),
             keyring: self.keyring_of(upload).await?,
@@ -273,7 +276,8 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// All that is below the dataset now. A restore does without, and says less then.
+    /// Returns the present descendants of the dataset, sorted by name; `None` when ZFS cannot list
+    /// them. A restore works without them and then reports less.
     fn descendants(&self) -> Option<Vec<Descendant>> {
         let (mut waiting, mut found) = (vec![self.local.name.clone()], Vec::new());
         while let Some(name) = waiting.pop() {
@@ -328,7 +332,8 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// The keyring that the attempt began with: its passphrase may be another by now.
+    /// Returns the keyring that the attempt began with. A keyring cached since may have another
+    /// passphrase.
     async fn keyring_of(&self, upload: &Unfinished) -> Result<Option<Bytes>, RunError> {
         let Some(blake3) = upload.keyring else {
             return Ok(None);
@@ -365,8 +370,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Holds what is sent and a base that is a snapshot, then looks that the names still mean what
-    /// was planned with.
+    /// Holds the snapshot, and the base if it is a snapshot. Then checks that both names still have
+    /// the guids of the plan.
     fn pin(&self) -> Result<(), RunError> {
         let base = self.base.as_ref().map(|base| &base.local);
         pin(&*self.env.zfs, &self.id, &self.snapshot.name, base)?;
@@ -379,7 +384,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// What is no longer in the pool of all that is to be sent, by guid.
+    /// Returns the name of the snapshot or of the base if the pool no longer has it with the
+    /// planned guid.
     pub(super) fn lost(&self) -> Result<Option<String>, RunError> {
         let name = &self.local.name;
         let snapshots = self.env.zfs.snapshots(name)?;
@@ -467,7 +473,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Who watches an upload that goes on hears at once how far it is, and of how much.
+    /// Reports the progress and the estimated size of a resumed upload at its start.
     fn tell_what_is_kept(&self, carried: &Carried, request: &SendRequest) {
         if self.unfinished.is_none() {
             return;
@@ -489,12 +495,12 @@ impl<'a> Attempt<'a> {
         });
     }
 
-    /// Requires that the store lists every confirmed chunk at its size, so that a store which loses
+    /// Checks that the store lists every confirmed chunk at its size, so that a store which loses
     /// objects is found before the commit. Other objects, such as a chunk whose confirmation was
     /// lost, are left for `verify` to report as extra. A manifest, or a chunk that neither this run
-    /// nor an earlier one put, comes from another host that continues the same upload, as a clone
-    /// of this machine does. Each of the two would remove the other's chunks. Each host puts before
-    /// it lists, so the host that lists last sees the other's objects.
+    /// nor an earlier one put, comes from another host that resumes the same upload, as a clone of
+    /// this machine does. Each of the two would remove the other's chunks. Each host puts before it
+    /// lists, so the host that lists last sees the other's objects.
     async fn check_listing(
         &self,
         transferred: &Transferred,
@@ -554,8 +560,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The bookmark is what a later incremental starts from when the snapshot is gone. Its absence
-    /// costs a full later, never this backup.
+    /// Makes the bookmark from which a later incremental can start when the snapshot is gone. A
+    /// missing bookmark costs a later full backup, never this backup.
     fn bookmark(&self) {
         let notes = BookmarkNotes::new(&self.env.settings.state_dir, self.local.guid);
         if let Err(error) = notes.add(&self.env.store.known(), self.snapshot.guid) {
@@ -584,7 +590,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Under which tags the keyring lies in the store.
+    /// Returns the tags under which the keyring is in the store.
     pub(super) fn keyring_tags(&self) -> Vec<String> {
         self.env
             .keys
@@ -676,7 +682,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The name of a new attempt.
+/// Returns a new, random id for an attempt.
 pub(super) fn new_id(snapshot: &Snapshot, kind: BackupKind) -> Result<BackupId, RunError> {
     let nonce = getrandom::u64()
         .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
@@ -688,7 +694,7 @@ pub(super) fn new_id(snapshot: &Snapshot, kind: BackupKind) -> Result<BackupId, 
     ))
 }
 
-/// What is asked of the kernel for this dataset.
+/// Returns the send flags that the settings require for this dataset.
 pub(super) fn send_flags(local: &Dataset, settings: &BackupSettings) -> SendFlags {
     let raw = settings.raw.is_raw(local.encrypted);
     SendFlags {

@@ -1,5 +1,5 @@
-//! Whether the chain that an incremental follows from is still there: another host may prune while
-//! it is sent.
+//! Checks that the chain of an incremental's base still exists: another host may prune it during
+//! the upload.
 
 use super::attempt::Attempt;
 use super::planning::{Base, Beside, Sight};
@@ -20,8 +20,8 @@ use crate::store::{ObjectKey, ObjectStore};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Attempt<'_> {
-    /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk
-    /// at its size, in one store or the other, and that no prune is deleting it there.
+    /// Lists the readable stores again and checks that the base's chain is whole: every chunk is
+    /// listed at its size in one of the stores, and no prune is deleting a member.
     pub(super) async fn check_chain(&self, sight: &Sight) -> Result<(), RunError> {
         let Some(base) = &self.base else {
             return Ok(());
@@ -47,9 +47,10 @@ impl Attempt<'_> {
         }
     }
 
-    /// The chain's members that a prune is deleting from this store. It puts its record before it
-    /// looks for `started.json` the last time: either it sees ours, or we see its record. An older
-    /// record is one of a prune that failed, and says nothing of what is still here.
+    /// Returns the members of the chain that a prune is deleting from this store. A prune puts its
+    /// record before its last check for `started.json`: either the prune sees our object, or we see
+    /// its record. A record older than `PRUNE_MAX` belongs to a prune that failed, and does not
+    /// tell what still exists.
     async fn doomed(&self, store: &dyn ObjectStore) -> Result<BTreeSet<BackupId>, RunError> {
         let since = self.started_at.checked_sub(PRUNE_MAX).ok();
         let records =
@@ -61,9 +62,9 @@ impl Attempt<'_> {
         Ok(named.filter(|id| self.before.contains(id)).collect())
     }
 
-    /// The chain's members as they are listed now. Manifests are objects that never change: those
-    /// that are still listed are those that were read. Those that a prune is deleting count as
-    /// gone, and are told.
+    /// Lists the members of the chain again. Manifests never change, so a manifest that is still
+    /// listed is the one that was read. Members that a prune is deleting are left out and returned
+    /// in the second value.
     async fn look_again(
         &self,
         store: &dyn ObjectStore,
@@ -107,8 +108,9 @@ impl Attempt<'_> {
         Ok((Seen::look(store, catalog).await?, doomed))
     }
 
-    /// Looks just before the commit that the base's manifest is there and the same. A prune deletes
-    /// descendants before ancestors, so what it took of the chain it took from the base first.
+    /// Checks just before the commit that the base's manifest still exists unchanged. A prune
+    /// deletes descendants before ancestors, so it deletes the base before any other member of the
+    /// chain.
     pub(super) async fn check_base(&self, sight: &Sight) -> Result<(), RunError> {
         let Some(base) = &self.base else {
             return Ok(());
@@ -118,7 +120,7 @@ impl Attempt<'_> {
         let found = match (found, &sight.beside) {
             (Ok(blake3), _) if blake3 == base.manifest_blake3 => return Ok(()),
             (missing, Beside::None) => missing,
-            // Nobody can be asked, and it was whole when the remote was last seen.
+            // The remote is out of reach, and it held the base when it was last read.
             (_, Beside::Remembered(seen)) if seen.catalog.backup(id).is_some() => return Ok(()),
             (missing, Beside::Remembered(_)) => missing,
             (_, Beside::Seen(store, _)) => match self.read_base(&**store, id).await {
@@ -137,8 +139,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// The last look at the prune records before the manifest may be put: a person may have had
-    /// this attempt deleted from another host (`forget`), or a prune there that goes by a copy of
+    /// Reads the prune records a last time before the manifest may be put. A person may have
+    /// deleted this attempt from another host (`forget`), or a prune there may have used a copy of
     /// this host's journal. The id is new, so any record that names it is about this attempt.
     pub(super) async fn check_not_doomed(&self) -> Result<(), RunError> {
         let (state_dir, store) = (&self.env.settings.state_dir, &*self.env.store);
@@ -162,8 +164,9 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// The digest of a manifest that is believed, or why it is none. One failure of the store must
-    /// not lose an upload.
+    /// Returns the digest of a verified manifest, or the reason why the manifest is missing or
+    /// invalid. Retries transient failures of the store, so that one of them does not lose an
+    /// upload.
     async fn read_base(
         &self,
         store: &dyn ObjectStore,

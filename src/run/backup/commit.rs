@@ -1,4 +1,4 @@
-//! The commit: everything that makes a whole, confirmed stream a backup, the manifest last.
+//! The commit: the steps that turn a whole, confirmed stream into a backup, the manifest last.
 
 use super::CommittedBackup;
 use super::attempt::{Attempt, Course, flag_names};
@@ -50,7 +50,7 @@ impl Attempt<'_> {
         }
         let private = self.private_once(course)?;
         let text = self.restore_text(&entries, course);
-        // None needs another, and each takes the store's time several times.
+        // The three puts are independent: run them concurrently to save round trips.
         let (text, private, lists) = join3(
             self.put_signed(BackupObject::RestoreText, SignedType::RestoreText, text),
             self.put(BackupObject::Private, private),
@@ -84,7 +84,7 @@ impl Attempt<'_> {
         );
         let bytes = self.sign_commit(json(&receipt)?, manifest_bytes)?;
         self.check_not_doomed().await?;
-        // The bytes first, then the name that says that they may be there.
+        // Append the bytes first: the name of a committing journal says that it may hold them.
         course
             .log
             .append(&JournalRecord::Commit(Box::new(bytes.clone())))?;
@@ -106,7 +106,8 @@ impl Attempt<'_> {
         })
     }
 
-    /// The bytes of `private.age` are new in each sealing, so they are noted before they are put.
+    /// Returns the bytes of `private.age`. Each sealing gives other bytes, so the journal records
+    /// them before they are put.
     fn private_once(&self, course: &mut Course) -> Result<Bytes, RunError> {
         if let Some(private) = &course.private {
             return Ok(Bytes::copy_from_slice(private));
@@ -143,7 +144,8 @@ impl Attempt<'_> {
             manifest,
             manifest_signature,
         } = bytes;
-        // One after the other: others take the manifest's signature for a sign that it was there.
+        // Put one after the other: for other readers, the manifest's signature means that a
+        // manifest existed.
         self.put_both(BackupObject::Receipt, receipt, receipt_signature)
             .await?;
         let put = self
@@ -159,14 +161,14 @@ impl Attempt<'_> {
         )
         .await;
         match (put, there) {
-            // Also when the put failed: then only its reply was lost.
+            // If the put failed and the read-back works, only the reply to the put was lost.
             (_, Ok(manifest)) => Ok(manifest),
             (Err(error), Err(_)) => Err(error),
             (Ok(_), Err(error)) => Err(error.into()),
         }
     }
 
-    /// What this backup follows from is locked as long as itself, before it counts.
+    /// Extends the locks of the ancestors to those of this backup before the commit.
     async fn extend_locks(&self, sight: &Sight, written: &Written) -> Result<(), RunError> {
         let here = |id: &&BackupId| sight.target.catalog.backup(id).is_some();
         let ancestors: Vec<BackupId> = self.before.iter().filter(here).cloned().collect();
@@ -182,8 +184,8 @@ impl Attempt<'_> {
         .await
     }
 
-    /// What a reader would refuse must not be committed: the reader's own rules, over the very
-    /// bytes.
+    /// Checks the exact bytes with the reader's own rules, so that no backup is committed that a
+    /// reader would refuse.
     fn check_as_a_reader(
         &self,
         manifest_bytes: &[u8],
@@ -259,8 +261,8 @@ impl Attempt<'_> {
         })
     }
 
-    /// The newest backups that this pool knows, as it is now: a full says by them what it comes
-    /// after.
+    /// Returns the newest backups that the pool knows now. The manifest of a full names them as its
+    /// predecessors.
     fn previous(&self, sight: &Sight, origin: &Origin) -> Result<Vec<BackupId>, RunError> {
         let place = (
             &*self.env.settings.state_dir,
@@ -272,8 +274,9 @@ impl Attempt<'_> {
         Ok(previous_of(&facts, &pool, self.snapshot.guid))
     }
 
-    /// The guid of the snapshot that the dataset is a clone of. After a `zfs promote` meanwhile it
-    /// is none any more, and a restore does without.
+    /// Returns the guid of the snapshot that the dataset is a clone of; `None` when a concurrent
+    /// `zfs promote` changed that, or when the snapshots cannot be listed. A restore works without
+    /// it.
     fn clone_origin_guid(&self) -> Option<Guid> {
         let origin = self.local.origin.as_ref()?;
         match self.env.zfs.snapshots(origin.dataset()) {

@@ -1,5 +1,6 @@
-//! Uploads that nobody goes on with: what they keep in the pool, what of them goes up in the store,
-//! and the note in the journal by which a prune may delete what they stored.
+//! Abandons uploads that no run resumes: releases their holds and bookmarks in the pool, aborts
+//! their multipart uploads in the store, and records in the journal that a prune may delete their
+//! objects.
 
 use super::BackupEnv;
 use super::planning::Sight;
@@ -16,8 +17,9 @@ use crate::store::key::backup_prefix;
 use crate::store::{StoreErrorKind, UnfinishedUpload};
 use std::collections::BTreeSet;
 
-/// Gives an unfinished upload up: its multipart uploads, what it keeps in the pool, and its place
-/// in the journal. What it stored stays until a prune, which its journal allows to delete it.
+/// Abandons an unfinished upload: aborts its multipart uploads, releases what it keeps in the pool,
+/// and marks it in the journal. The stored objects stay until a prune, which the journal allows to
+/// delete them.
 ///
 /// # Errors
 /// [`RunError`] when the journal cannot be written or the pool not released: the next run tries
@@ -40,7 +42,7 @@ pub(super) async fn give_up(
     give_up_id(env, selected, id, why)
 }
 
-/// Of this very dataset in this very pool.
+/// Returns whether the upload is of exactly this dataset in this pool.
 fn is_provably_ours(
     env: &BackupEnv,
     selected: &Selected,
@@ -54,11 +56,12 @@ fn is_provably_ours(
         })
 }
 
-/// One that is known from the store alone gets a journal that says so, which a prune goes by: its
-/// first object is signed, it is of this dataset in this pool, which holds its snapshot, and no
-/// manifest of it is there: in no version, or where this key may not list versions, under its name.
-/// There a prune asks for the versions again, and refuses when it may not see them either. Of any
-/// other nobody here can prove that it is over.
+/// Writes a journal that marks an attempt as abandoned, for an attempt that was found only in the
+/// store, so that a prune can delete its objects. The proof: the first object is signed, the
+/// attempt is of this dataset in this pool, the pool holds its snapshot, and the store has no
+/// manifest of it in any version. When this key may not list versions, only the visible object is
+/// checked; a prune asks for the versions again, and refuses when it may not list them either. For
+/// any other attempt this host cannot prove that it is over.
 fn note_given_up(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -79,7 +82,7 @@ fn note_given_up(
     Ok(())
 }
 
-/// As [`give_up`], for one whose uploads are ended.
+/// Does the same as [`give_up`] for an attempt whose multipart uploads were aborted already.
 pub(super) fn give_up_id(
     env: &BackupEnv,
     selected: &Selected,
@@ -97,12 +100,12 @@ pub(super) fn give_up_id(
     unpin(&*env.zfs, &selected.dataset.name, |over| over == id)
 }
 
-/// Releases what runs that were interrupted in between left in the pool for attempts that are over:
-/// committed, or given up by the journal. A journal of what is committed goes too, and with it what
-/// only the upload needed: its run may have ended between the manifest and that.
+/// Releases what interrupted runs left in the pool for attempts that are over: committed, or
+/// abandoned by the journal. For a committed backup, also removes the journal and the objects that
+/// only the upload needed: its run may have ended before it removed them.
 ///
 /// # Errors
-/// [`RunError`] when that could not be read or done.
+/// [`RunError`] when the journals cannot be read, or something cannot be released or removed.
 pub(super) async fn settle(
     env: &BackupEnv,
     selected: &Selected,
@@ -128,8 +131,9 @@ pub(super) async fn settle(
     })
 }
 
-/// Ends the multipart uploads of its chunks, those that the journal names and those that the store
-/// lists. The store keeps, and costs, what could not be ended until it or a prune removes it.
+/// Aborts the multipart uploads of an attempt's chunks, both those that the journal names and those
+/// that the store lists. A multipart upload that cannot be aborted stays, and costs storage, until
+/// the store or a prune removes it.
 pub(super) async fn abort_uploads(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished) {
     let prefix = backup_prefix(stored, upload.id());
     let mut uploads: Vec<UnfinishedUpload> = match env.store.unfinished(&prefix).await {

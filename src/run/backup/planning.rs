@@ -1,4 +1,4 @@
-//! What the stores and the pool hold of a dataset, and what follows from it.
+//! Reads what the stores and the pool hold of a dataset, and decides what to send.
 
 use super::attempt::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
@@ -21,23 +21,23 @@ use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
 use std::sync::Arc;
 
-/// What the stores hold of one dataset.
+/// The backups of one dataset in the target, and in the remote where bases may be.
 pub(super) struct Sight {
     /// The target.
     pub(super) target: Seen,
-    /// The remote, when the target is the intermediate directory.
+    /// The remote, if the target is the intermediate directory.
     pub(super) beside: Beside,
-    /// Why there may be backups that could not be seen.
+    /// Why there may be backups that could not be read or verified.
     pub(super) unseen: Option<String>,
 }
 
-/// The other store, as far as bases may lie there.
+/// The other store, as far as bases may be in it.
 pub(super) enum Beside {
-    /// No base may.
+    /// No base may be in another store.
     None,
-    /// It was read.
+    /// The remote and its backups, as just read.
     Seen(Arc<dyn ObjectStore>, Seen),
-    /// It could not be reached: as it was last read.
+    /// The remote could not be reached: its backups as they were last read.
     Remembered(Seen),
 }
 
@@ -62,12 +62,12 @@ impl Sight {
             .unwrap_or_default()
     }
 
-    /// A backup of either store, as it was verified.
+    /// Returns a verified backup from either store.
     pub(super) fn backup(&self, facts: &BackupFacts) -> Option<&StoredBackup> {
         self.stored(&facts.id, facts.manifest_blake3)
     }
 
-    /// As [`Sight::backup`], by its id and the hash of its manifest.
+    /// Does the same as [`Sight::backup`], by id and hash of the manifest.
     pub(super) fn stored(&self, id: &BackupId, manifest_blake3: Digest) -> Option<&StoredBackup> {
         let stores = [Some(&self.target), self.beside.seen()]
             .into_iter()
@@ -77,23 +77,23 @@ impl Sight {
     }
 }
 
-/// A base, in the pool and in a store.
+/// A base, both in the pool and in a store.
 pub(super) struct Base {
-    /// Where the send starts.
+    /// The snapshot or bookmark from which the send starts.
     pub(super) local: SendBase,
-    /// The backup that it is.
+    /// The manifest of the base.
     pub(super) manifest: Manifest,
     /// The hash of its manifest.
     pub(super) manifest_blake3: Digest,
 }
 
-/// Reads the target, and the remote where bases may lie there. What was read before and is listed
-/// as before is not fetched: the listing says what is whole, and the base is read itself before
-/// anything is committed that follows from it.
+/// Reads the target, and the remote if bases may be in it. Objects that the cache has and that are
+/// listed unchanged are not fetched: the listing shows what is whole, and the base's manifest is
+/// read from the store before a commit that depends on it.
 ///
 /// # Errors
-/// [`RunError`] when the target cannot be read. A remote beside it that cannot be reached is
-/// remembered instead.
+/// [`RunError`] when the target cannot be read. If the remote cannot be reached, its saved state is
+/// used instead.
 pub(super) async fn look(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -136,8 +136,8 @@ fn disbelieved(catalog: &Catalog, store_url: &str) -> Option<String> {
     (count > 0).then(|| format!("{count} manifests in {store_url} are not believed"))
 }
 
-/// Keeps what the remote holds for a night when it cannot be reached. A failure costs no more than
-/// that.
+/// Saves what the remote holds, to plan with it while the remote is out of reach. A failure costs
+/// only that.
 pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight: &Sight) {
     let (store, seen): (&dyn ObjectStore, _) = match (&sight.beside, env.role) {
         (Beside::Seen(store, seen), _) => (&**store, seen),
@@ -152,9 +152,9 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight
     }
 }
 
-/// Adds a backup that was just committed to what is remembered of the remote. Without it, an
-/// export on a night without the remote would not name that backup, and the two would look like
-/// two time lines.
+/// Adds a backup that was just committed to the saved state of the remote. Without it, an export
+/// made while the remote is out of reach would not name that backup, and the two backups would look
+/// like two time lines.
 pub(super) fn remember_commit(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -174,7 +174,7 @@ pub(super) fn remember_commit(
     }
 }
 
-/// Whether a store that fails so may be there all the same, out of our reach.
+/// Returns whether an error means that the store may exist and is only out of our reach.
 pub(super) fn is_out_of_reach(error: &StoreError) -> bool {
     matches!(
         error.kind,
@@ -229,7 +229,7 @@ async fn look_beside(
     }
 }
 
-/// The dataset in the pool, with what can be sent and what can be built on.
+/// The dataset in the pool, with its snapshots and bookmarks.
 pub(super) struct Local {
     pub(super) dataset: Dataset,
     pub(super) snapshots: Vec<Snapshot>,
@@ -257,10 +257,10 @@ impl Local {
         })
     }
 
-    /// Where what is sent comes from.
+    /// Returns the origin of the stream: the guids of the dataset and its pool.
     ///
     /// # Errors
-    /// [`RunError::Zfs`] when the pool does not say its guid.
+    /// [`RunError::Zfs`] when the pool does not report its guid.
     pub(super) fn origin(&self, zfs: &dyn Zfs) -> Result<Origin, RunError> {
         Ok(Origin {
             dataset_guid: self.dataset.guid,
@@ -268,7 +268,7 @@ impl Local {
         })
     }
 
-    /// The newest snapshot that may be sent.
+    /// Returns the newest snapshot that may be sent.
     fn candidate(&self, settings: &BackupSettings) -> Result<Option<&Snapshot>, RunError> {
         let mut newest_first = self.snapshots.iter().rev();
         match &settings.source {
@@ -357,7 +357,7 @@ pub(super) fn decide(
     })
 }
 
-/// Nobody could tell a backup of it from a whole one.
+/// Refuses a redacted dataset or snapshot: its backup could not be distinguished from a whole one.
 fn refuse_redacted(dataset: &Dataset, candidate: Option<&Snapshot>) -> Result<(), RunError> {
     let name = match candidate {
         Some(snapshot) if snapshot.redacted => snapshot.name.to_string(),

@@ -1,4 +1,4 @@
-//! Putting the small objects of a backup, and noting what the store said of each.
+//! Puts the small objects of a backup and records the store's evidence for each.
 
 use super::attempt::Attempt;
 use crate::keyring::KEYRING_BYTES_MAX;
@@ -15,14 +15,14 @@ use crate::store::{Evidence, ObjectKey, PutOutcome, StoreErrorKind};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// What was put so far, for the receipt and the manifest.
+/// The objects put so far, for the receipt and the manifest.
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) receipt: Vec<ReceiptEntry>,
     digests: BTreeMap<BackupObject, Digest>,
 }
 
-/// One object that was put and confirmed.
+/// An object that was put and confirmed.
 pub(super) struct Put {
     object: BackupObject,
     digest: Digest,
@@ -48,8 +48,9 @@ impl Written {
 }
 
 impl Attempt<'_> {
-    /// The signature goes first, so that what it signs is never there without it. Signatures are
-    /// new each time: one of an interrupted run that is by us and of the very same bytes stays.
+    /// Puts an object and its signature, the signature first, so that the object is never stored
+    /// without one. Signatures differ each time: a stored signature from an interrupted run stays
+    /// if it is ours and of exactly these bytes.
     pub(super) async fn put_signed(
         &self,
         object: BackupObject,
@@ -84,7 +85,8 @@ impl Attempt<'_> {
         self.put(object, bytes.into()).await
     }
 
-    /// As [`Attempt::put_signed`], with a signature that was made and noted before.
+    /// Does the same as [`Attempt::put_signed`], with a signature that was made and recorded
+    /// before.
     pub(super) async fn put_both(
         &self,
         object: BackupObject,
@@ -110,7 +112,8 @@ impl Attempt<'_> {
         }
         let digest = Digest::of(&bytes);
         let (outcome, evidence) = match put_again(&*self.env.store, &key, bytes).await {
-            // Other bytes under a name of ours: nothing can be added to this attempt.
+            // The store has other bytes under a name of this attempt: nothing more can be added to
+            // the attempt.
             Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
                 return Err(self.pointless(error.into()));
             }
@@ -131,7 +134,7 @@ impl Attempt<'_> {
     }
 }
 
-/// The longest that a reader takes of each kind of small object.
+/// Returns the most bytes that a reader accepts for each kind of small object.
 fn limit_bytes(object: &BackupObject) -> u64 {
     match object {
         BackupObject::Manifest | BackupObject::Started => MANIFEST_BYTES_MAX,

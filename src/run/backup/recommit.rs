@@ -1,5 +1,5 @@
-//! Ends commits that were interrupted: a journal that says `committing` has the very bytes of
-//! receipt and manifest, and they are put again, whatever snapshot is the newest by now.
+//! Finishes interrupted commits: a journal in the state `committing` has the exact bytes of receipt
+//! and manifest, and they are put again, even if the newest snapshot is another one now.
 
 use super::given_up::give_up_id;
 use super::planning::{Sight, remember_commit};
@@ -19,17 +19,17 @@ use crate::store::key::{BackupObject, backup_prefix};
 use crate::store::{Evidence, ObjectKey, StoreErrorKind};
 use std::collections::BTreeMap;
 
-/// What became of an interrupted commit.
+/// The result of finishing an interrupted commit.
 enum Ended {
-    /// It is a backup now.
+    /// The backup is committed.
     Committed(Box<CommittedBackup>),
-    /// It cannot become one.
+    /// The commit can never succeed, for this reason.
     Impossible(String),
-    /// What it builds on cannot be seen now.
+    /// The base was not found, and not all backups could be read: a later run tries again.
     Waits(String),
 }
 
-/// Ends the commits that interrupted runs left behind in this store.
+/// Finishes the commits that interrupted runs left in this store.
 ///
 /// # Errors
 /// [`RunError`] when the store failed: the next run tries again.
@@ -48,7 +48,7 @@ pub(super) async fn end_commits(
         .iter()
         .filter(|attempt| attempt.committing && !attempt.is_given_up())
     {
-        // A copy from another store has none: whoever copies goes on with it.
+        // The journal of a copy from another store has no commit bytes: the next copy resumes it.
         let Some(bytes) = commit_bytes(attempt) else {
             continue;
         };
@@ -154,7 +154,8 @@ fn unusable(error: &ManifestError) -> String {
     )
 }
 
-/// That nothing happened meanwhile which a manifest would contradict.
+/// Checks that nothing has happened since that contradicts the manifest: a prune, a lost chunk, a
+/// lost base.
 async fn check(
     env: &BackupEnv,
     sight: &Sight,

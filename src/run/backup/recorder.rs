@@ -1,5 +1,5 @@
-//! [`Recorder`]: notes each step of a transfer in the journal, and at most once a minute in the
-//! store, so that the upload goes on after a crash, and also without the journal.
+//! [`Recorder`]: records each step of a transfer in the journal, and at most once a minute in the
+//! store, so that a later run can resume the upload after a crash, even without the journal.
 
 use super::attempt::Attempt;
 use super::put::json;
@@ -14,17 +14,17 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 
-/// Progress objects are put no more often.
+/// The least time between two progress objects.
 const PROGRESS_PAUSE: SignedDuration = SignedDuration::from_mins(1);
 
 /// Writes the journal and the progress objects of one attempt.
 pub(super) struct Recorder<'a> {
     attempt: &'a Attempt<'a>,
     log: &'a mut AttemptLog,
-    /// The journal knows the stream's first record.
+    /// Whether the journal has the stream's first record.
     knows_begin: bool,
-    /// Confirmed chunks that no progress object tells of yet; at first all of an interrupted run's,
-    /// because it may have ended before it told of its last ones.
+    /// Confirmed chunks that no progress object names yet. A resumed upload begins with all its
+    /// chunks, because the interrupted run may have ended before it put its last progress object.
     untold: Vec<ProgressChunk>,
     next_progress: u16,
     last_progress: Timestamp,
@@ -53,17 +53,18 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Whether there may be objects that a backup of so many chunks does not need.
+    /// Returns whether the store may have objects that a backup of `chunks` chunks does not need.
     pub(super) fn is_untidy(&self, chunks: usize) -> bool {
         self.next_progress > 0 || self.begun.len() != chunks
     }
 
-    /// The names of the chunks that this run began.
+    /// Returns the names of the chunks that this run began.
     pub(super) fn into_begun(self) -> BTreeSet<String> {
         self.begun
     }
 
-    /// A first chunk always goes: what is small is not cut by the hour.
+    /// Checks the time limits before each chunk. The first chunk is always sent, so that a backup
+    /// of one chunk is never paused.
     fn check_time(&self, name: &str) -> Result<(), RunError> {
         let Attempt { env, id, .. } = self.attempt;
         let is_first = matches!(parse_object_name(name), Some(BackupObject::Chunk { index, .. }) if index.get() == 0);
@@ -76,11 +77,11 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Tells the store how far the upload is. A failure costs nothing but that: the journal knows
-    /// it, and the next progress object tells it too.
+    /// Puts a progress object, unless the last one is too recent. A failure costs nothing else: the
+    /// journal has the chunks, and the next progress object names them too.
     async fn tell(&mut self, begin: &BeginRecord) {
         let now = (self.attempt.env.now)();
-        // A clock that was set back must not silence it.
+        // Compare the absolute time: a clock that was set back must not stop the progress objects.
         if now.duration_since(self.last_progress).abs() < PROGRESS_PAUSE
             || self.next_progress == u16::MAX
         {

@@ -1,5 +1,5 @@
-//! After a backup: bookmarks that nothing needs any more go. Only when all that could need them
-//! could be read.
+//! Destroys bookmarks that nothing needs any more, after a backup, and only if everything that
+//! could need them was read.
 
 use super::planning::{Beside, Sight, see};
 use super::{BackupEnv, StoreRole};
@@ -18,8 +18,8 @@ use crate::zfs::Bookmark;
 use std::collections::BTreeSet;
 
 /// Destroys our bookmarks that neither the newest two usable chains of any configured store nor an
-/// unfinished upload needs, nor the store of another configuration on this host. A failure costs
-/// nothing but a bookmark that stays.
+/// unfinished upload needs, nor the store of another configuration on this host. A failure only
+/// leaves a bookmark in place.
 pub(super) async fn release_bookmarks(
     env: &BackupEnv,
     selected: &Selected,
@@ -55,7 +55,7 @@ async fn find_spent(
         return Err(unseen.clone());
     }
     let mut target = sight.target_facts();
-    // Its hash is not looked at here.
+    // The hash of the manifest is not used here.
     target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
     let notes = BookmarkNotes::new(&env.settings.state_dir, selected.dataset.guid);
     let note = |store: &dyn ObjectStore, facts: &[BackupFacts], begun: &[Guid]| {
@@ -120,7 +120,8 @@ async fn find_spent(
     Ok(spent_bookmarks(&bookmarks, &needs))
 }
 
-/// Prune records grow with the years: they are read only when there is something to look up.
+/// Returns whether one of our bookmarks belongs to no known backup or unfinished upload. The prune
+/// records, which grow with the years, are read only in that case.
 fn has_unknown(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> bool {
     let known: BTreeSet<Guid> = needs
         .stores
@@ -135,7 +136,7 @@ fn has_unknown(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> bool {
     })
 }
 
-/// The snapshots and bases of attempts that are no backups yet.
+/// Returns the guids of the snapshots and bases of unfinished attempts.
 async fn unfinished(
     env: &BackupEnv,
     store: &dyn ObjectStore,

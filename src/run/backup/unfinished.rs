@@ -1,6 +1,6 @@
-//! Uploads that were begun and not ended: found by this host's journal, or, where that was lost or
-//! rolled back, by what lies in the store and is held in the pool. What cannot go on is given up
-//! ([`super::given_up`]), with the reason.
+//! Finds unfinished uploads: by this host's journal, or, if the journal was lost or rolled back, by
+//! the objects in the store and the holds in the pool. An upload that cannot be resumed is
+//! abandoned ([`super::given_up`]), with the reason.
 
 use super::BackupEnv;
 use super::attempt::{flag_names, send_flags};
@@ -34,33 +34,33 @@ use crate::zfs::{SendBase, Snapshot};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Objects that are asked for at once.
+/// The most objects that are checked concurrently.
 const HEADS_MAX: usize = 16;
 
-/// An upload that was begun, with all that is known of it.
+/// An unfinished upload, with everything that is known of it.
 pub(super) struct Unfinished {
     pub(super) started: Started,
-    /// The very bytes of `started.json`.
+    /// The exact bytes of `started.json`.
     pub(super) started_bytes: Vec<u8>,
-    /// The hash of the keyring that goes with it.
+    /// The hash of the keyring that the upload began with.
     pub(super) keyring: Option<Digest>,
-    /// The very bytes of `private.age`, once they were made.
+    /// The exact bytes of `private.age`, after they were made.
     pub(super) private: Option<Vec<u8>>,
     begin: Option<BeginRecord>,
     chunks: BTreeMap<u32, ProgressChunk>,
-    /// Chunks that were begun, by name, with the store's ids of their uploads where known.
+    /// The begun chunks by name, with the store's upload ids where known.
     uploads: BTreeMap<String, Option<String>>,
     /// The number of the next progress object.
     pub(super) next_progress: u16,
-    /// Progress objects told more than the journal.
+    /// Whether the progress objects named chunks that the journal does not.
     pub(super) from_progress: bool,
-    /// It was found in the store: its journal is lost, or has not even the plan.
+    /// Whether the upload was found in the store: its journal is lost, or has no plan.
     pub(super) from_store: bool,
-    /// Its journal, where there is a file.
+    /// The journal, if its file exists.
     pub(super) journal: Option<JournaledAttempt>,
 }
 
-/// An unfinished upload that goes on, with what it is sent from.
+/// An unfinished upload to resume, with the snapshot and base to send.
 pub(super) struct GoesOn {
     pub(super) upload: Unfinished,
     pub(super) snapshot: Snapshot,
@@ -68,8 +68,8 @@ pub(super) struct GoesOn {
 }
 
 impl Unfinished {
-    /// From a journal. `None` when there is no plan in it: a copy's, or one that was interrupted at
-    /// its very start.
+    /// Reads an upload from its journal. Returns `None` when the journal has no plan: it is of a
+    /// copy, or of an upload that was interrupted at its very start.
     fn from_journal(journal: JournaledAttempt) -> Result<Option<Self>, RunError> {
         let Some(JournalRecord::Plan {
             started, keyring, ..
@@ -129,7 +129,7 @@ impl Unfinished {
         &self.started.id
     }
 
-    /// Incrementals before fulls, the fullest first.
+    /// Returns the sort key: incrementals before fulls, then the upload with the most chunks first.
     pub(super) fn order(&self) -> (bool, std::cmp::Reverse<usize>, BackupId) {
         (
             self.started.base.is_none(),
@@ -138,7 +138,7 @@ impl Unfinished {
         )
     }
 
-    /// What the transfer goes on from.
+    /// Returns the state from which the transfer resumes.
     pub(super) fn carried(&self) -> Carried {
         let chunk = |(index, chunk): (&u32, &ProgressChunk)| {
             (*index, ConfirmedChunk::from_progress(chunk.clone()))
@@ -148,12 +148,12 @@ impl Unfinished {
                 begin: Some(begin.clone()),
                 chunks: self.chunks.iter().map(chunk).collect(),
             },
-            // Without the first record no chunk can be joined to.
+            // No chunk can be joined to a stream without its first record.
             None => Carried::default(),
         }
     }
 
-    /// The records that a new journal of it begins with, behind the plan.
+    /// Returns the records that a new journal of the upload has after the plan.
     pub(super) fn records(&self) -> Vec<JournalRecord> {
         let begin = self.begin.as_ref().map(|begin| JournalRecord::Stream {
             begin: begin.header().bytes().to_vec(),
@@ -165,13 +165,13 @@ impl Unfinished {
         begin.into_iter().chain(chunks).collect()
     }
 
-    /// Whether the journal, the progress objects or the listing show that the chunk was begun
-    /// before this run.
+    /// Returns whether the journal, the progress objects or the listing show that the chunk was
+    /// begun before this run.
     pub(super) fn knows(&self, chunk: &str) -> bool {
         self.uploads.contains_key(chunk)
     }
 
-    /// The chunks that were begun and not confirmed, with their upload ids.
+    /// Returns the chunks that were begun and not confirmed, with their upload ids.
     pub(super) fn unconfirmed(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
         let confirmed: BTreeSet<&String> = self
             .chunks
@@ -183,7 +183,7 @@ impl Unfinished {
             .filter(move |(name, _)| !confirmed.contains(name))
     }
 
-    /// The names that an upload of this kind has put by now.
+    /// Returns the names of the objects that this upload can have put by now.
     fn known(&self) -> BTreeSet<String> {
         let mut objects = vec![BackupObject::Started, BackupObject::Keyring];
         if self.private.is_some() {
@@ -199,11 +199,12 @@ impl Unfinished {
     }
 }
 
-/// Looks for what was begun and not ended, and decides about each. What can go on comes first of
-/// its kind: incrementals before fulls, the fullest first. What cannot is given up or forgotten.
+/// Finds the unfinished uploads and decides about each. Returns those to resume: incrementals
+/// before fulls, then the upload with the most chunks first. The others wait, are abandoned, or
+/// lose their journal.
 ///
 /// # Errors
-/// [`RunError`] when something could not be read: nothing is known then, and nothing is given up.
+/// [`RunError`] when something could not be read; then no upload is abandoned.
 pub(super) async fn find_unfinished(
     env: &BackupEnv,
     selected: &Selected,
@@ -241,8 +242,8 @@ pub(super) async fn find_unfinished(
     Ok(going_on)
 }
 
-/// All that was begun and not ended and that a run of this kind would look at, with what becomes of
-/// it. Changes nothing, here or there.
+/// Returns the unfinished uploads that a run of the requested kind considers, each with its
+/// verdict. Changes nothing, on this host or in the store.
 ///
 /// # Errors
 /// As for [`find_unfinished`].
@@ -289,9 +290,9 @@ pub(super) async fn judge_all(
     Ok(judged)
 }
 
-/// Whether a manifest lies there, be it behind a delete marker. Where versions may not be listed,
-/// only what is seen counts: the journal of a run that was interrupted is true but for the rare
-/// case that it came back from the past.
+/// Returns whether the store has the manifest, even behind a delete marker. If this key may not
+/// list versions, only the visible object counts: the journal of an interrupted run is right,
+/// except in the rare case that it was rolled back.
 async fn was_committed(env: &BackupEnv, manifest: &ObjectKey) -> Result<bool, RunError> {
     match env.store.any_version(manifest).await {
         Err(error) if error.kind == StoreErrorKind::Denied => {
@@ -305,7 +306,8 @@ async fn was_committed(env: &BackupEnv, manifest: &ObjectKey) -> Result<bool, Ru
     }
 }
 
-/// From the store alone: its signed first object. Whose it is the origin in it tells.
+/// Reads an unfinished upload from the store alone, by its signed first object. The origin in that
+/// object says which dataset and pool it belongs to.
 async fn in_store(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -350,8 +352,8 @@ async fn in_store(
     }
 }
 
-/// Decides about one, after its progress objects were read where the journal does not know all that
-/// is there.
+/// Decides about one upload. Reads its progress objects first if it was found in the store, or if
+/// the store has chunks that the journal does not name.
 async fn judge(
     env: &BackupEnv,
     sight: &Sight,
@@ -374,8 +376,9 @@ async fn judge(
             .any(|name| is_chunk(name) && !upload.uploads.contains_key(name))
     {
         read_progress(env, stored, upload, &listed).await?;
-        // Chunks that came after the last progress object. They are neither used nor touched: their
-        // names are new for every sealing, and a manifest that named them would be seen.
+        // Some chunks came after the last progress object. The resumed upload neither uses nor
+        // changes them: each sealing gives new names, and a manifest that named them would be
+        // noticed.
         let unknown: Vec<String> = listed
             .iter()
             .filter(|name| is_chunk(name))
@@ -430,8 +433,8 @@ fn is_chunk(name: &str) -> bool {
     matches!(parse_object_name(name), Some(BackupObject::Chunk { .. }))
 }
 
-/// Progress objects are numbered; the next one goes behind all that are there, with or without
-/// their signatures.
+/// Finds the number of the next progress object: one above the highest listed number, with or
+/// without its signature.
 fn note_progress_numbers(upload: &mut Unfinished, listed: &BTreeSet<String>) {
     let numbers = listed.iter().filter_map(|name| {
         match parse_object_name(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name)) {
@@ -442,7 +445,7 @@ fn note_progress_numbers(upload: &mut Unfinished, listed: &BTreeSet<String>) {
     upload.next_progress = numbers.max().map_or(0, |last| last.saturating_add(1));
 }
 
-/// Adds what the signed progress objects tell. One that is not believed tells nothing.
+/// Adds the chunks that the signed progress objects name. Untrusted progress objects are ignored.
 async fn read_progress(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -503,7 +506,8 @@ async fn read_progress(
     Ok(())
 }
 
-/// Whether the store still says of each confirmed chunk what it said; else what is different.
+/// Checks the store's present evidence for each confirmed chunk against the recorded evidence.
+/// Returns the first difference.
 async fn check_chunks(
     env: &BackupEnv,
     stored: &DatasetName,
@@ -540,10 +544,11 @@ async fn check_chunks(
     Ok(flaws.into_iter().flatten().next())
 }
 
-/// How many chunks of an attempt are confirmed, and the bytes of stream in them, by its journal.
+/// Returns the number of confirmed chunks of an attempt and the bytes of stream in them, by its
+/// journal.
 ///
 /// # Errors
-/// [`RunError::State`] when that cannot be read.
+/// [`RunError::State`] when the journal cannot be read.
 pub(super) fn stored_of(
     env: &BackupEnv,
     selected: &Selected,

@@ -1,9 +1,9 @@
-//! Object lock of a chain: what a backup follows from must be locked as long as the backup is, and
-//! so must the keyring that opens it. Each commit sees to that, so that a chain in use never has a
-//! full whose lock is over.
+//! Object lock of a chain: the ancestors of a backup, and the keyring that opens it, must be locked
+//! as long as the backup is. Each commit extends their locks, so that a chain in use never has a
+//! full whose lock has ended.
 //!
-//! A prune need not know of it: the lock of an ancestor lasts as long as that of its longest locked
-//! descendant, and ancestors go after descendants.
+//! A prune needs no knowledge of this: the lock of an ancestor lasts as long as that of its longest
+//! locked descendant, and descendants are deleted before ancestors.
 
 use crate::manifest::ReceiptEntry;
 use crate::model::{BackupId, DatasetName};
@@ -13,14 +13,14 @@ use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 
-/// Locks that are extended at once.
+/// The most locks that are extended concurrently.
 const AT_ONCE: usize = 8;
-/// By how much the locks of one backup's own objects may end apart before they are extended: an
-/// upload of some hours is left alone, and one that went on for days or weeks is not.
+/// The most that the lock ends of one backup's own objects may differ before they are extended: an
+/// upload of some hours is left alone, an upload that took days or weeks is not.
 const APART_MAX: SignedDuration = SignedDuration::from_hours(24);
 
-/// Extends the locks of keyrings with these tags to what an object would get that is put now: a
-/// store that cannot is found out before anything is sent.
+/// Extends the locks of the keyrings with these tags to the lock that an object put now would get.
+/// A store that cannot do so is found before anything is sent.
 pub(in crate::run) async fn extend_keyring(
     store: &dyn ObjectStore,
     tags: &[String],
@@ -32,9 +32,9 @@ pub(in crate::run) async fn extend_keyring(
     extend_all(store, keyrings(store, tags).await?, lock.until(now)).await
 }
 
-/// Extends the locks of the ancestors of a backup, of its keyrings and of its own earlier objects
-/// to its own: to the last that ends of `own`, the objects of `id`. An ancestor that is not in this
-/// store has no lock here.
+/// Extends the locks of a backup's ancestors, of its keyrings and of its own earlier objects to the
+/// last lock end among `own`, the objects of `id`. An ancestor that is not in this store has no
+/// lock here.
 pub(in crate::run) async fn extend_chain(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -63,7 +63,7 @@ pub(in crate::run) async fn extend_chain(
     let (Some(first), Some(until)) = (ends.iter().min(), ends.iter().max()) else {
         return Ok(());
     };
-    // With the signatures, which no receipt names.
+    // The listing includes the signatures, which no receipt names.
     let own = (until.duration_since(*first) > APART_MAX).then_some(id);
     let mut keys = keyrings(store, tags).await?;
     for id in ancestors.iter().chain(own) {

@@ -1,15 +1,15 @@
-//! Small objects, put more than once if the store is not well: a put that was done already is no
-//! error, and a whole upload hangs on it.
+//! Puts small objects with retries: a put that was already done is no error, and a single failure
+//! would lose a whole upload.
 
 use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
 use crate::run::{RunError, error_chain};
 use crate::store::{Evidence, ObjectKey, ObjectStore, PutOutcome};
 use bytes::Bytes;
 
-/// Puts a small object create-only.
+/// Puts a small object create-only, with retries.
 ///
 /// # Errors
-/// [`RunError::Store`], after all tries or when another would not help.
+/// [`RunError::Store`], after all tries, or at once for an error that a retry does not help.
 pub(in crate::run) async fn put_again(
     store: &dyn ObjectStore,
     key: &ObjectKey,

@@ -1,5 +1,5 @@
-//! What a committed backup does not need is removed: its progress objects, and chunks that were
-//! begun and made again under another name.
+//! Removes the objects that a committed backup does not need: its progress objects, and chunks that
+//! were begun and then made again under another name.
 
 use crate::catalog::read_chunks;
 use crate::manifest::Manifest;
@@ -8,9 +8,9 @@ use crate::store::key::{BackupObject, ParsedKey, backup_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeSet;
 
-/// Removes what only an upload under way needs. It belongs to every end of a commit, also to one
-/// that another run began: nobody comes back to a backup for it. Nothing that the manifest names is
-/// touched; what cannot be deleted is left to `verify-checksums` to report.
+/// Removes the objects that only a running upload needs. Every commit must end with this call, even
+/// a commit that another run began: no later run returns to the backup to remove them. Objects that
+/// the manifest names are never touched; `verify-checksums` reports those that cannot be deleted.
 pub(in crate::run) async fn tidy(store: &dyn ObjectStore, manifest: &Manifest) {
     if let Err(error) = remove_spare(store, manifest).await {
         tracing::warn!(id = %manifest.id, error = error_chain(&error), "objects that the backup does not need stay");

@@ -1,4 +1,4 @@
-//! One backup from store to store, in the order of writes of a commit.
+//! Copies one backup from store to store, in the order of writes of a commit.
 
 use super::chunks::copy_chunk;
 use super::keyring::copy_keyring;
@@ -27,21 +27,21 @@ use crate::store::{Evidence, ObjectKey, StoreErrorKind};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One backup on its way.
+/// The copy of one backup.
 pub(in crate::run::copy) struct Copy<'a> {
     pub(in crate::run::copy) env: &'a UploadEnv,
     pub(in crate::run::copy) backup: &'a StoredBackup,
-    /// What it will follow from in the remote.
+    /// The parent of the backup in the remote.
     pub(in crate::run::copy) parent: Option<&'a BackupId>,
-    /// The dataset's backups that are in the remote by now.
+    /// The dataset's backups that are in the remote now.
     pub(in crate::run::copy) live: &'a [LiveEntry],
-    /// The prune records that were there before this run put anything.
+    /// The prune records from before this run put anything.
     pub(in crate::run::copy) records: &'a BTreeSet<ObjectKey>,
-    /// Hears how far this and the backups before it are.
+    /// Receives the progress of this backup and those before it.
     pub(in crate::run::copy) progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
 
-/// What the remote has confirmed so far.
+/// The objects that the remote has confirmed so far.
 #[derive(Default)]
 struct Confirmed {
     receipt: Vec<ReceiptEntry>,
@@ -77,8 +77,8 @@ impl Copy<'_> {
         }
     }
 
-    /// Somebody pruned the backup under our hands: what is missing then is no damage. What cannot
-    /// be asked stays one.
+    /// Returns whether the backup was pruned from the directory during the copy: then its missing
+    /// objects are no damage. If the directory cannot be read, they stay damage.
     async fn is_gone(&self) -> bool {
         matches!(
             self.env.from.head(&self.key(&BackupObject::Manifest)).await,
@@ -190,7 +190,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Names and sizes of what the remote has under the id.
+    /// Lists the names and sizes of the objects in the remote under the id.
     async fn listing(&self) -> Result<BTreeMap<String, u64>, RunError> {
         let prefix = backup_prefix(&self.manifest().dataset, &self.manifest().id);
         let listed = self.env.to.list(&prefix).await?;
@@ -200,8 +200,8 @@ impl Copy<'_> {
             .collect())
     }
 
-    /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is
-    /// found before the commit.
+    /// Checks that every confirmed chunk is listed at its size, so that a store which loses objects
+    /// is found before the commit.
     async fn check_listing(&self, chunks: &[ChunkEntry]) -> Result<(), RunError> {
         let listed = StoredBackup {
             objects: self.listing().await?,
@@ -270,7 +270,7 @@ impl Copy<'_> {
         Ok(evidence)
     }
 
-    /// Something else lies under a key that only this backup can have.
+    /// Returns the error for other bytes under a key that only this backup can have.
     fn taken(&self, key: &ObjectKey, error: RunError) -> RunError {
         match error {
             RunError::Store(error) if error.kind == StoreErrorKind::AlreadyExists => {
@@ -289,9 +289,10 @@ impl Copy<'_> {
         }
     }
 
-    /// A prune puts its record before it looks for uploads a second time, and we put `started.json`
-    /// before we look at the records: one of both sees the other. Descendants go before ancestors,
-    /// so the parent tells for its chain.
+    /// Checks that no prune is deleting the parent. A prune puts its record before it looks for
+    /// uploads a second time, and the copy puts `started.json` before it reads the records: at
+    /// least one of the two sees the other. Descendants are deleted before ancestors, so the parent
+    /// stands for its whole chain.
     async fn check_parent_is_not_doomed(&self) -> Result<(), RunError> {
         let Some(parent) = self.parent else {
             return Ok(());
@@ -321,9 +322,9 @@ impl Copy<'_> {
             .collect())
     }
 
-    /// The last look at the records before the manifest may be put. A prune of another host takes
-    /// what an earlier run left of this copy for dead; its record is there before it deletes the
-    /// first object, so that no copy is committed with holes.
+    /// Checks the prune records a last time before the manifest may be put. A prune of another host
+    /// takes the objects of an interrupted run of this copy for abandoned. Its record is there
+    /// before it deletes the first object, so that no copy is committed with missing objects.
     async fn check_not_doomed(&self) -> Result<(), RunError> {
         let (id, to) = (&self.manifest().id, self.env.to.url());
         let named = self.named_by_new_records().await?;
@@ -399,7 +400,7 @@ impl Copy<'_> {
         let Manifest { dataset, id, .. } = self.manifest();
         let there = read_back(&*self.env.to, dataset, id, &self.env.keys.trusted, expected).await;
         match (put, there) {
-            // Also when the put failed: then only its reply was lost.
+            // If the put failed and the read-back works, only the reply to the put was lost.
             (_, Ok(_)) => {
                 self.remember((&manifest, &signature));
                 Ok(())
@@ -409,8 +410,8 @@ impl Copy<'_> {
         }
     }
 
-    /// Remembers the copy for exports on a night without the remote: prune may have removed the
-    /// backup from the intermediate directory by then.
+    /// Saves the copied manifest for exports while the remote is out of reach: by then a prune may
+    /// have removed the backup from the intermediate directory.
     fn remember(&self, signed: (&[u8], &[u8])) {
         let UploadEnv { to, state_dir, .. } = self.env;
         let Manifest { dataset, id, .. } = self.manifest();
@@ -422,7 +423,7 @@ impl Copy<'_> {
         }
     }
 
-    /// What the copy follows from in the remote is locked as long as itself, before it counts.
+    /// Extends the locks of the ancestors in the remote to those of the copy before the commit.
     async fn extend_locks(&self, own: &[ReceiptEntry]) -> Result<(), RunError> {
         let to = &*self.env.to;
         if to.object_lock().is_none() {
@@ -438,8 +439,8 @@ impl Copy<'_> {
         while let Some(id) = next {
             let manifest = match read_manifest(to, dataset, &id, &self.env.keys.trusted).await {
                 Ok((manifest, _)) => manifest,
-                // A twin has its place, and is not named by its descendants: then all backups there
-                // are locked on.
+                // A twin may have taken this ancestor's place, and the descendants do not name the
+                // twin: extend the locks of all backups in the remote.
                 Err(error) if error.is_damage() => {
                     ancestors = self.all_in_target().await?;
                     break;
@@ -473,8 +474,8 @@ impl Copy<'_> {
         Ok(ids.into_iter().collect())
     }
 
-    /// The receipt of the new store and its signature: that of an interrupted run where what it
-    /// says still holds.
+    /// Returns the receipt of the new store and its signature. Uses the receipt of an interrupted
+    /// run if its contents still hold.
     async fn receipt(
         &self,
         journal: &AttemptJournal,
@@ -546,7 +547,7 @@ impl Copy<'_> {
             && receipt.objects.iter().all(agrees)
     }
 
-    /// What was found wrong while reading the directory, with the name of the store in it.
+    /// Adds the name of the directory to a fault found while reading it.
     fn source<T>(&self, result: Result<T, impl Into<RunError>>) -> Result<T, RunError> {
         let from = self.env.from.url();
         result.map_err(|error| match error.into() {

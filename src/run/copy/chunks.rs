@@ -1,5 +1,6 @@
-//! One chunk from store to store: read once, hashed on its way, completed only when the hash is the
-//! signed one. What is stored already is held against the store's own word instead of being sent.
+//! Copies one chunk from store to store: reads it once, hashes it on the way, and completes it only
+//! if the hash equals the signed one. A chunk that is already stored is compared with the store's
+//! evidence instead of being sent.
 
 use super::UploadEnv;
 use crate::catalog::chunk_key;
@@ -14,23 +15,23 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::ops::Range;
 
-/// Ranges read ahead of the store: with those in flight there, `part_bytes x (concurrency + 3)` at
-/// most.
+/// The most ranges read ahead of the store: at most `part_bytes x (concurrency + 3)` bytes with
+/// those in flight there.
 const AHEAD_MAX: usize = 2;
-/// Bytes of one range when an object is only read.
+/// The bytes of one range when an object is read without being sent.
 const RANGE_BYTES: u64 = 8 << 20;
 
-/// One chunk in the new store.
+/// A chunk in the new store.
 pub(super) struct CopiedChunk {
-    /// The store's word for it.
+    /// The store's evidence for the chunk.
     pub(super) evidence: Evidence,
-    /// It was sent now.
+    /// Whether this run sent the chunk.
     pub(super) sent: bool,
-    /// The store's word reaches the content, or the bytes were read back.
+    /// Whether the store's evidence covers the content, or the bytes were read back.
     pub(super) proven: bool,
 }
 
-/// Copies one chunk. `listed` says that the new store has an object of that name already.
+/// Copies one chunk. `listed` means that the new store has an object with the chunk's name already.
 pub(super) async fn copy_chunk(
     env: &UploadEnv,
     manifest: &Manifest,
@@ -50,7 +51,8 @@ pub(super) async fn copy_chunk(
     let mut look_first = listed;
     loop {
         match (copy.try_once(look_first).await, tries.next()) {
-            // A key that is taken by now may be ours, its reply lost; so may one that failed.
+            // A taken key may be from our own put whose reply was lost, and a failed put may have
+            // succeeded. The next try checks the stored object first.
             (Err(RunError::Store(error)), Some(number))
                 if error.is_transient() || error.kind == StoreErrorKind::AlreadyExists =>
             {
@@ -104,7 +106,7 @@ impl ChunkCopy<'_> {
         }
     }
 
-    /// Hands all parts over. The hash is known before the object is completed.
+    /// Hands over all parts. The hash is known before the object is completed.
     async fn feed(&self, writer: &mut dyn PartWriter) -> Result<(), RunError> {
         let part_bytes = self.env.to.traits().part_bytes as u64;
         let mut hasher = blake3::Hasher::new();
@@ -126,8 +128,8 @@ impl ChunkCopy<'_> {
         self.check_source(hasher.finalize().into())
     }
 
-    /// Holds what is stored against the bytes in the directory, as far as the store's word goes. A
-    /// folder keeps no checksums: there the object itself is read.
+    /// Compares a stored object with the bytes in the directory, as far as the store's evidence
+    /// goes. A folder keeps no checksums, so there the object itself is read.
     async fn prove(&self, found: Evidence) -> Result<CopiedChunk, RunError> {
         let other = |reason: String| RunError::Damaged {
             key: self.key.to_string(),
@@ -211,8 +213,7 @@ impl ChunkCopy<'_> {
     }
 }
 
-/// A range of an object that is known to be there at its size: what is missing or shorter by now is
-/// damage.
+/// Reads a range of an object that was listed with its size. A missing or shorter object is damage.
 async fn get_part(
     store: &dyn ObjectStore,
     key: &ObjectKey,
@@ -242,7 +243,7 @@ fn ranges(bytes: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
     (0..bytes.div_ceil(step)).map(move |number| number * step..((number + 1) * step).min(bytes))
 }
 
-/// Hashing blocks: a part takes milliseconds.
+/// Runs blocking work, such as the milliseconds that hashing a part takes, on a blocking thread.
 async fn beside<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RunError> {

@@ -1,5 +1,5 @@
-//! The keyring that a backup is sealed to, among the keyrings of the store that it is copied to: a
-//! bare host begins there.
+//! Copies the keyring that a backup is sealed to into the keyrings of the target store, because a
+//! restore on a bare host begins there.
 
 use crate::keyring::tag_of;
 use crate::run::RunError;
@@ -8,12 +8,11 @@ use crate::run::keys::{fetch_keyring, list_keyrings};
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use bytes::Bytes;
 
-/// Puts a keyring that a backup is sealed to among the keyrings of the store that the backup is
-/// copied to, under the name that it has where it comes from. `recipients` are the backup's;
-/// `keyring` was held against its manifest.
+/// Puts a backup's keyring among the keyrings of the target store, under the name that it has in
+/// the source store. `recipients` are the backup's; `keyring` was checked against its manifest.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when another keyring lies under that name; [`RunError::Store`].
+/// [`RunError::Damaged`] when the target has another keyring under that name; [`RunError::Store`].
 pub(super) async fn copy_keyring(
     from: &dyn ObjectStore,
     to: &dyn ObjectStore,

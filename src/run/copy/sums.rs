@@ -1,5 +1,6 @@
-//! `B3SUMS`: in each backup's folder of the intermediate directory the hashes of all its objects,
-//! so that `b3sum -c B3SUMS` there tells whether the disk still gives back what was written.
+//! Writes `B3SUMS`: the hashes of all objects of a backup, in its folder of the intermediate
+//! directory, so that `b3sum -c B3SUMS` there shows whether the disk still returns what was
+//! written.
 
 use crate::catalog::{Catalog, StoredBackup, read_catalog, read_chunks};
 use crate::manifest::{ChunkEntry, LARGE_TEXT_BYTES_MAX};
@@ -11,11 +12,11 @@ use crate::store::key::{BackupObject, backup_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeMap;
 
-/// Writes the file for every whole backup that has none, also for one whose run ended just after
-/// its commit. Returns the backups that got one.
+/// Writes the file for every whole backup that has none, including a backup whose run ended just
+/// after its commit. Returns the backups that got one.
 ///
 /// # Errors
-/// [`RunError`]; the backups are there all the same.
+/// [`RunError`]; the backups themselves are complete.
 pub async fn write_sums(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -37,8 +38,8 @@ pub async fn write_sums(
     Ok(written)
 }
 
-/// One line an object. Chunks are not read again: their hashes are those of the signed list, so
-/// that a chunk which the disk has lost already is found.
+/// Returns one line for each object. The hashes of chunks come from the signed list, without
+/// reading the chunks, so that a chunk which the disk has already lost is found.
 async fn sums_text(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
@@ -64,7 +65,8 @@ async fn sums_text(
         .collect())
 }
 
-/// Everything but chunks, and what an upload under way leaves.
+/// Returns whether an object is read to be hashed: no chunk, progress object, unknown object or
+/// `B3SUMS` itself.
 fn is_small(name: &str) -> bool {
     use crate::store::key::{SIGNATURE_SUFFIX, parse_object_name};
     let object = parse_object_name(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));

@@ -1,5 +1,5 @@
-//! Finds the keys of a store in its keyrings: those in their folder, and the copies in the folders
-//! of backups.
+//! Finds the keys of a store in its keyrings: those in the folder of keyrings, and the copies in
+//! the folders of backups.
 
 use super::lists::read_lists;
 use super::successor::find_successor;
@@ -12,14 +12,14 @@ use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use age::secrecy::SecretString;
 use std::collections::BTreeSet;
 
-/// How many keyring copies of the newest backups, and how many of distinct sizes, are opened.
+/// The most keyring copies that are opened: of the newest backups, and of distinct sizes.
 const KEYRING_COPIES_MAX: usize = 8;
 
 /// The last number of a keyring: names have four digits.
 const NUMBER_MAX: u16 = 9999;
 
-/// Opens all keyrings of the store that the passphrase opens, in their folder and beside backups:
-/// what a restore needs.
+/// Opens all keyrings of the store that the passphrase opens, in the folder of keyrings and in the
+/// folders of backups, for a restore.
 ///
 /// # Errors
 /// [`RunError`] when there is no keyring, or when the passphrase opens none.
@@ -37,11 +37,11 @@ pub async fn open_keyrings(
     Ok(found.file)
 }
 
-/// Warns when the store says that a rotation replaced these keys. An old key file must not pass for
-/// the current one.
+/// Warns when the store shows that a rotation replaced these keys. An old key file must not pass
+/// for the current one.
 ///
 /// # Errors
-/// [`RunError::Store`] when the store cannot be asked.
+/// [`RunError::Store`] when the store cannot be read.
 pub async fn warn_of_newer(store: &dyn ObjectStore, file: &KeyFile) -> Result<(), RunError> {
     let tag = keyring_tag(
         &file
@@ -58,7 +58,7 @@ pub async fn warn_of_newer(store: &dyn ObjectStore, file: &KeyFile) -> Result<()
     Ok(())
 }
 
-/// The keys of a store that was asked for its keyrings and their copies.
+/// The keys of a store whose keyrings and copies were read.
 pub(in crate::run) struct FoundKeys {
     pub(in crate::run) file: KeyFile,
     pub(in crate::run) keyring: StoredKeyring,
@@ -68,9 +68,9 @@ pub(in crate::run) struct FoundKeys {
     pub(super) listed: Vec<ListedObject>,
 }
 
-/// Opens the keyrings that the passphrase opens, and reads the lists of retired keys. The copies of
-/// backups are always read too: otherwise an older keyring alone in the folder would pass for the
-/// newest. Returns `None` when the store has no keyring of any kind.
+/// Opens the keyrings that the passphrase opens, and reads the lists of retired keys. The copies in
+/// the folders of backups are always read too: otherwise an older keyring alone in the folder would
+/// pass for the newest. Returns `None` when the store has no keyring of any kind.
 pub(in crate::run) async fn find_keys(
     store: &dyn ObjectStore,
     passphrase: &SecretString,
@@ -104,8 +104,9 @@ fn is_manifest_or_copy(key: &str) -> bool {
     ObjectKey::parse(key).as_ref().is_some_and(wanted)
 }
 
-/// The copies beside the newest few backups, and beside the newest of each size, each content once:
-/// a keyring has a size of its own, so that one which is beside few backups is not missed.
+/// Fetches the keyring copies of the newest few backups, and the newest copy of each size, without
+/// repeated contents. Keyrings differ in size, so that a keyring which only few backups have is not
+/// missed.
 async fn keyring_copies(
     store: &dyn ObjectStore,
     listed: &[ListedObject],
@@ -142,7 +143,7 @@ async fn keyring_copies(
     Ok(keyrings)
 }
 
-/// Puts the newest keyring back into its folder when only a backup's copy was left.
+/// Puts the newest keyring back into its folder if only a backup's copy was left.
 pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Result<(), RunError> {
     if found.in_place {
         return Ok(());
@@ -164,7 +165,7 @@ pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Resu
 }
 
 /// Returns the number for the next keyring of this tag: the one after the highest, or the lowest
-/// free number when somebody planted a keyring under the last one. Objects of any size take a
+/// free number when somebody planted a keyring under the last number. Objects of any size take a
 /// number.
 pub(in crate::run) async fn free_number(
     store: &dyn ObjectStore,
@@ -195,10 +196,10 @@ pub(in crate::run) async fn free_number(
         })
 }
 
-/// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the
-/// file; what signs and seals is of the newest one, which is returned too: of rotated keys that
-/// which follows the others, of one keyring sealed several times the highest number. An empty tag
-/// is filled in.
+/// Opens every keyring that the passphrase opens. The file has the identities and verifying keys of
+/// all of them; the keys that sign and seal come from the newest one, which is returned too. Of
+/// rotated keys, the newest follows the others; of one keyring sealed several times, it has the
+/// highest number. An empty tag is filled in.
 fn open_all(
     store: &dyn ObjectStore,
     stored: &[StoredKeyring],
@@ -210,7 +211,7 @@ fn open_all(
         let file = match KeyFile::open(&keyring.bytes, passphrase) {
             Ok(file) => file,
             Err(KeyringError::WrongPassphrase) => continue,
-            // A keyring that cannot be opened at all says more than one for another passphrase.
+            // Any other error is a better reason to report than a wrong passphrase.
             Err(error) => {
                 refusal = error;
                 continue;
@@ -241,7 +242,7 @@ fn open_all(
 }
 
 /// Returns the newer of two opened keyrings, with the identities and the trust of the other added.
-/// Of two that do not follow from each other the second is the newer.
+/// If neither follows the other, the second is the newer.
 pub(in crate::run) fn newer_of(
     (mut before, old): (KeyFile, StoredKeyring),
     (mut file, new): (KeyFile, StoredKeyring),

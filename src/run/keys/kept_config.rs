@@ -1,9 +1,9 @@
-//! The configuration beside the keyring, for the day when nothing is left but bucket, credentials
-//! and passphrase.
+//! Keeps the configuration in the store with the keyring, for a restore with nothing but the
+//! bucket, its credentials and the passphrase.
 //!
-//! Without its secrets, sealed to the recipients, and signed: what a bucket gives back will run
-//! hooks as root. A new object for every change, below [`CONFIG_PREFIX`]; this host remembers what
-//! it stored last, so that a night without a change costs no request.
+//! The secrets are left out. The object is sealed to the recipients, and signed, because a restored
+//! configuration runs hooks as root. Every change makes a new object below [`CONFIG_PREFIX`]. This
+//! host remembers what it stored last, so that a night without a change costs no request.
 
 use crate::catalog::get_signed;
 use crate::catalog::sealed::{open_small, seal_small};
@@ -23,33 +23,32 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const FORMAT: u32 = 1;
-/// A configuration file has at most 1 MiB, and at most six times as much when JSON escapes every
-/// byte of it.
+/// A configuration file has at most 1 MiB, and at most six times that when JSON escapes every byte.
 const SEALED_CONFIG_BYTES_MAX: u64 = 8 << 20;
 /// The most objects with untrusted signatures that are fetched and skipped. A host stores one for
 /// each change.
 const UNTRUSTED_MAX: usize = 10_000;
 
-/// One configuration as a host had it.
+/// The configuration of a host at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptConfig {
-    /// 1.
+    /// The format, 1.
     pub format: u32,
-    /// Always "config".
+    /// The type, always "config".
     #[serde(rename = "type")]
     pub object_type: String,
-    /// The host that had it.
+    /// The name of the host.
     pub host: String,
-    /// Where it lay there.
+    /// The path of the file on that host.
     pub file: String,
-    /// When it was stored.
+    /// The time when the configuration was stored.
     pub written_at: Timestamp,
-    /// The text, its secrets left out.
+    /// The text without its secrets.
     pub text: String,
 }
 
 impl KeptConfig {
-    /// The configuration of this host.
+    /// Makes the object for this host's configuration.
     pub fn new(host: &str, file: &str, text: &str, now: Timestamp) -> Self {
         let (host, file, text) = (host.to_owned(), file.to_owned(), text.to_owned());
         Self {
@@ -67,11 +66,11 @@ impl KeptConfig {
     }
 }
 
-/// Puts the configuration into the store if it is not what this host put there last. Returns
-/// whether it did.
+/// Puts the configuration into the store unless this host put the same one there last. Returns
+/// whether it was put.
 ///
 /// # Errors
-/// [`RunError`]; no backup depends on it.
+/// [`RunError`]; no backup depends on the configuration.
 pub async fn keep_config(
     store: &dyn ObjectStore,
     keys: &WriterKeys,
@@ -112,9 +111,9 @@ fn note_of(state_dir: &Path, store: &dyn ObjectStore, file: &str) -> PathBuf {
 /// The configurations that a store keeps.
 #[derive(Debug, Default)]
 pub struct KeptConfigs {
-    /// The newest of each host and file, newest first.
+    /// The newest configuration of each host and file, newest first.
     pub trusted: Vec<KeptConfig>,
-    /// How many others there are, which these keys neither verify nor open. A warning names each.
+    /// The number of other objects, which these keys neither verify nor open. A warning names each.
     pub untrusted: usize,
 }
 
@@ -138,7 +137,7 @@ pub async fn kept_configs(
         else {
             continue;
         };
-        // The signature is put first: without one it is not ours, and is not asked for.
+        // The signature is put first: an object without one is not ours, and is not fetched.
         if !signed.contains(key.as_str()) {
             tracing::warn!(%key, "passed over: it has no signature");
             continue;

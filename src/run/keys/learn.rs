@@ -1,17 +1,17 @@
-//! [`learn_keys`]: a host that knows no keys, such as one that was set up again, takes those of its
-//! other store.
+//! [`learn_keys`]: a host that has no keys, such as one that was set up again, takes the keys of
+//! its other store.
 
 use super::{KeyCache, writer_keys};
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use age::secrecy::SecretString;
 
-/// Where this host knows no keys and `store`, which is written to, is empty: takes the keys that
-/// `other` has, if it has any. With new ones every dataset would need a new full, and `other` would
-/// refuse what is sealed for them. `other` is the store, or why it cannot be reached.
+/// If this host has no keys and `store`, the target, is empty: takes the keys of `other`, if it has
+/// any. With new keys every dataset would need a new full, and `other` would refuse what is sealed
+/// to them. `other` is the store, or the reason why it cannot be reached.
 ///
 /// # Errors
-/// [`RunError::Refused`] when `other` cannot be asked: whether there are keys is not known then. As
+/// [`RunError::Refused`] when `other` cannot be read, because then it may have keys. Otherwise as
 /// for [`writer_keys`].
 pub async fn learn_keys(
     store: &dyn ObjectStore,

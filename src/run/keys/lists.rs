@@ -1,5 +1,5 @@
-//! The lists of objects for which retired keys stay trusted: with the keyring in every store, and
-//! with the cached keys.
+//! The lists of objects for which retired keys stay trusted. They are stored with the keyring in
+//! every store, and with the cached keys.
 //!
 //! A keyring pins its list by BLAKE3, so a list needs no signature: other bytes are not the list. A
 //! missing list only removes trust.
@@ -16,17 +16,17 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Enough for 150,000 backups, at some 420 bytes each.
+/// The most bytes of a list: enough for 150,000 backups, at some 420 bytes each.
 pub(in crate::run) const BELIEVED_BYTES_MAX: u64 = 64 << 20;
 
-/// Copies of a list in one store.
+/// The number of copies of a list in one store.
 const COPIES_MAX: usize = 3;
 
 /// Fetches the lists that these keys pin and that were not read yet. Warns of a missing or damaged
 /// list: objects that the retired keys signed then do not verify, but all others do.
 ///
 /// # Errors
-/// [`RunError::Store`] when the store cannot be asked.
+/// [`RunError::Store`] when the store cannot be read.
 pub async fn read_lists(
     store: &dyn ObjectStore,
     trusted: &mut TrustedKeys,
@@ -117,10 +117,10 @@ fn copy_name(list: &BelievedList) -> String {
     format!("/@prune/believed-{}.list", list.blake3)
 }
 
-/// Puts the lists that these keys pin where they are not yet, and reads a new one back.
+/// Puts the lists that these keys pin into a store that lacks them, and reads a new list back.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when something else lies in its place or comes back; [`RunError::Store`].
+/// [`RunError::Damaged`] when other bytes are at its key or are read back; [`RunError::Store`].
 pub(in crate::run) async fn put_lists(
     store: &dyn ObjectStore,
     trusted: &TrustedKeys,
@@ -171,7 +171,7 @@ pub(in crate::run) async fn put_lists(
 /// Returns the faults of the lists in this store that these keys pin, by object.
 ///
 /// # Errors
-/// [`RunError::Store`] when the store cannot be asked.
+/// [`RunError::Store`] when the store cannot be read.
 pub(in crate::run) async fn list_flaws(
     store: &dyn ObjectStore,
     trusted: &TrustedKeys,
@@ -200,8 +200,8 @@ impl KeyCache {
         self.folder.join(format!("believed-{}.json", list.blake3))
     }
 
-    /// Writes the lists into the folder of the cached keys. Call before the keys are written: keys
-    /// without their list are of no use.
+    /// Writes the lists into the folder of the cached keys. Must be called before the keys are
+    /// written: keys without their list are useless.
     pub(super) fn save_lists(&self, trusted: &TrustedKeys) -> Result<(), RunError> {
         for list in &trusted.lists {
             let (path, Some(content)) = (self.list_path(list), &list.content) else {
@@ -249,7 +249,8 @@ fn open(list: &BelievedList, bytes: &[u8]) -> Result<Believed, String> {
     Believed::parse(bytes)
 }
 
-/// `None` when the tag in the keyring is not one: then there is no such object.
+/// Returns the key of a list; `None` when the tag in the keyring is invalid: then there is no such
+/// object.
 fn key_of(list: &BelievedList) -> Option<ObjectKey> {
     ObjectKey::listed(&format!("{KEYRING_PREFIX}{}", list.name()))
 }

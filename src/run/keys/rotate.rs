@@ -1,16 +1,17 @@
-//! A new passphrase, and new keys: what changes a keyring that backups hang on.
+//! Changes the passphrase, or makes new keys: the operations that change a keyring on which backups
+//! depend.
 //!
-//! Nothing that is in a store is changed or removed. The new keyring is put beside the old ones in
-//! every store, fetched and opened; only then is it cached on this host, in one rename. Whatever
-//! fails before that leaves this host with the keys that it had, and the same command again takes
-//! up what was put.
+//! No object in a store is changed or removed. The new keyring is put next to the old ones in every
+//! store, fetched and opened; only then is it cached on this host, in one rename. After a failure
+//! before that, this host keeps the keys that it had, and the same command resumes with the objects
+//! that were put.
 //!
 //! # Order of a rotation
 //! locks of all datasets -> list of what the old keys signed, from every store -> note on this host
 //! -> the list into every store -> the keyring into every store -> successor objects, signed with
 //! the old key, into every store -> cache -> note removed. A keyring is never in a store without
-//! its list. Between keyring and cache this host still backs up with the old keys; by its note it
-//! knows that the rotation was its own, and then adds what it signed meanwhile to the list.
+//! its list. Between keyring and cache this host still backs up with the old keys. By its note it
+//! knows that the rotation was its own, and then adds the objects signed since to the list.
 
 mod collect;
 
@@ -31,26 +32,26 @@ use age::secrecy::{ExposeSecret, SecretString};
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// Where keys are changed.
+/// The stores and the cache for which keys are changed.
 pub struct Rekey<'a> {
     /// Every configured store. The new keyring goes to all of them.
     pub stores: &'a [Arc<dyn ObjectStore>],
-    /// Stores of other configurations and hosts with the same keys. A rotation lists what they hold
-    /// and writes nothing there.
+    /// Stores of other configurations and hosts with the same keys. A rotation lists the objects in
+    /// them and writes nothing there.
     pub also_listed: &'a [Arc<dyn ObjectStore>],
-    /// The keys of this host.
+    /// The cached keys of this host.
     pub cache: &'a KeyCache,
     /// The work factor of a new keyring: [`crate::keyring::WORK_FACTOR`].
     pub work_factor: u8,
 }
 
-/// What was done.
+/// The result of a change of keys.
 pub struct Rekeyed {
     /// The keys that this host uses from now on.
     pub keys: WriterKeys,
-    /// Each store with the key that the new keyring has there.
+    /// Each store, with the key that the new keyring has there.
     pub places: Vec<(String, ObjectKey)>,
-    /// An earlier run had begun this, and it was taken up.
+    /// Whether this run resumed a change that an earlier run began.
     pub taken_up: bool,
     /// The objects for which retired keys stay trusted, by store and dataset. Empty when no list
     /// was made.
@@ -68,12 +69,13 @@ pub enum OldKeys {
 }
 
 impl Rekey<'_> {
-    /// Seals the keys anew with another passphrase, as the next number beside the old keyring, in
-    /// every store. Old keyrings, also those beside backups, stay and open with the old passphrase.
+    /// Seals the same keys with another passphrase, and puts the keyring into every store under the
+    /// next number of its tag. Old keyrings, and the copies of backups, stay and open with the old
+    /// passphrase.
     ///
     /// # Errors
-    /// [`RunError`]; then this host keeps the keyring that it had, and the old passphrase opens
-    /// what it opened.
+    /// [`RunError`]; then this host keeps the keyring that it had, and the old passphrase still
+    /// opens everything that it opened before.
     pub async fn change_passphrase(
         &self,
         old: &SecretString,
@@ -197,9 +199,9 @@ impl Rekey<'_> {
         Ok((believed, collected))
     }
 
-    /// Takes the new keys that are stored already. If an interrupted rotation of this host put
-    /// them, the objects signed since are added to the list. A rotation by another host stays as it
-    /// is: nothing proves who signed objects since.
+    /// Resumes with the new keys that are already stored. If an interrupted rotation of this host
+    /// put them, the objects signed since are added to the list. A rotation by another host stays
+    /// as it is: nothing proves who signed objects since.
     async fn take_up(
         &self,
         newest: &StoredKeyring,
@@ -225,8 +227,8 @@ impl Rekey<'_> {
         Ok((own, None, collected))
     }
 
-    /// The tag and key that sign the successor object: those of this host where it takes newer keys
-    /// up.
+    /// Returns the tag and key that sign the successor object. If this host takes over newer keys,
+    /// these are its own.
     fn replaced(
         &self,
         is_newer: bool,
@@ -241,8 +243,8 @@ impl Rekey<'_> {
         Ok(Some((keyring_tag(&recipient), old.clone())))
     }
 
-    /// No backup of this host may be under way: its manifest would be signed with the old key after
-    /// the list was made.
+    /// Locks all datasets, so that no backup of this host is running: its manifest would be signed
+    /// with the old key after the list was made.
     async fn lock_datasets(&self) -> Result<Vec<KernelLock>, RunError> {
         let mut locks = Vec::new();
         for store in self.stores {
@@ -257,8 +259,8 @@ impl Rekey<'_> {
         Ok(locks)
     }
 
-    /// Reads the lists that these keys pin, from whichever store has them. A rotation must not lose
-    /// one.
+    /// Reads the lists that these keys pin, from any store that has them. A rotation must not lose
+    /// a list.
     async fn read_lists(&self, trusted: &mut TrustedKeys) -> Result<(), RunError> {
         for store in self.stores {
             read_lists(&**store, trusted).await?;
@@ -276,8 +278,9 @@ impl Rekey<'_> {
         }
     }
 
-    /// The newest keys of all stores, with all that any keyring of any store opens. A store without
-    /// keyrings is passed over; one whose keyrings the passphrase does not open is an error.
+    /// Opens the newest keys of all stores, with everything that any keyring of any store adds. A
+    /// store without keyrings is skipped; a store whose keyrings the passphrase does not open is an
+    /// error.
     async fn open_everywhere(
         &self,
         passphrase: &SecretString,
@@ -303,7 +306,7 @@ impl Rekey<'_> {
         Ok((file, newest))
     }
 
-    /// How the keys in the stores stand to those of this host.
+    /// Compares the keys in the stores with those of this host.
     fn relation(&self, file: &KeyFile) -> Result<Relation, RunError> {
         let newest = file
             .recipient()
@@ -334,8 +337,8 @@ impl Rekey<'_> {
         ))
     }
 
-    /// A keyring of these keys that opens with the new passphrase already: an earlier run was
-    /// interrupted.
+    /// Returns a keyring of these keys that already opens with the new passphrase, which an
+    /// interrupted run has put.
     async fn sealed_before(
         &self,
         file: &KeyFile,
@@ -354,8 +357,8 @@ impl Rekey<'_> {
                     {
                         return Ok(Some(stored.bytes));
                     }
-                    // A keyring that does not open is for another passphrase, or planted; neither
-                    // is one of that run.
+                    // Any other keyring, with another passphrase or planted, is not from the
+                    // interrupted run.
                     Ok(_) | Err(KeyringError::WrongPassphrase | KeyringError::Open(_)) => {}
                     Err(source) => return Err(keyring_error(&**store, source)),
                 }
@@ -370,7 +373,7 @@ impl Rekey<'_> {
             .map_err(|source| self.failed(source))
     }
 
-    /// Puts lists and keyring into every store, the lists first.
+    /// Puts lists and keyring into every store, all lists first.
     async fn put_everywhere(
         &self,
         file: &KeyFile,
@@ -417,16 +420,17 @@ impl Rekey<'_> {
     }
 }
 
-/// How the newest keys of the stores stand to the cached ones.
+/// The relation of the newest keys in the stores to the cached keys.
 enum Relation {
-    /// They are the same, or nothing is cached.
+    /// Both are the same, or no keys are cached.
     Same,
-    /// They follow them: a rotation was interrupted before its end.
+    /// The keys in the stores follow the cached ones: a rotation was interrupted before its end, or
+    /// another host rotated.
     Newer,
 }
 
-/// Puts the keyring under its first free number unless it is there already, fetches it and opens
-/// it.
+/// Puts the keyring under its first free number unless the store has it already, and then fetches
+/// and opens it.
 async fn put_keyring(
     store: &dyn ObjectStore,
     file: &KeyFile,

@@ -1,10 +1,10 @@
-//! Whether newer keys exist than those that were found: a host must not seal to keys that `key
-//! rotate` replaced.
+//! Finds out whether newer keys exist than those that were found: a host must not seal to keys that
+//! `key rotate` replaced.
 //!
-//! Two things in a store show it. A rotation leaves a successor object in the folder of the keyring
-//! that it replaces, signed with the old key. Backups made since are sealed to a recipient that
-//! older keyrings do not have. To make old keys look current, an attacker who can delete in the
-//! bucket must delete the successor and all newer backups.
+//! Two kinds of objects in a store show it. A rotation leaves a successor object in the folder of
+//! the keyring that it replaces, signed with the old key. Backups made since are sealed to a
+//! recipient that older keyrings do not have. To make old keys look current, an attacker who can
+//! delete in the bucket must delete the successor and all newer backups.
 
 use super::KEYRINGS_MAX;
 use crate::catalog::get_signed;
@@ -20,9 +20,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// Most objects with a signature that are tried. A rotation makes one, so all others are planted.
+/// The most signed objects that are tried. A rotation makes one, so all others are planted.
 const SUCCESSORS_MAX: usize = 1000;
-/// Manifests fetched at once.
+/// The most manifests that are fetched concurrently.
 const AT_ONCE: usize = 16;
 
 /// The statement that keys were replaced, and by which keys.
@@ -37,7 +37,7 @@ pub(in crate::run) struct Successor {
     pub(in crate::run) tag: String,
     /// The new verifying key.
     verifying_key: String,
-    /// The rotation said `--keep-trust`: what the old keys sign still counts.
+    /// Whether the rotation used `--keep-trust`: signatures by the old keys still count.
     pub(in crate::run) keeps_trust: bool,
     pub(in crate::run) written_at: Timestamp,
 }
@@ -62,7 +62,7 @@ impl Successor {
 
     /// Puts the successor object, signed with the replaced key, unless the store has one that this
     /// key signed. Each object has its own name, so that an incomplete one, left by an interrupted
-    /// run or an attacker, does not block it.
+    /// run or an attacker, does not block the put.
     pub(in crate::run) async fn put(
         &self,
         store: &dyn ObjectStore,
@@ -101,7 +101,7 @@ pub(in crate::run) async fn read_successors(
 ) -> Result<Vec<Successor>, RunError> {
     let prefix = format!("{KEYRING_PREFIX}{tag}/successor-");
     let listed = store.list(&prefix).await?;
-    // The signature is put first, and the listing is whole: an object without one says nothing.
+    // The signature is put first, and the listing is whole: an object without one is no evidence.
     let signed: BTreeSet<&str> = listed
         .iter()
         .filter_map(|object| object.key.strip_suffix(SIGNATURE_SUFFIX))
@@ -113,7 +113,7 @@ pub(in crate::run) async fn read_successors(
         .filter_map(|object| ObjectKey::listed(&object.key))
         .collect();
     if keys.len() > SUCCESSORS_MAX {
-        // To try some of them only would let planted objects hide a rotation.
+        // Trying only some of the objects would let planted objects hide a rotation.
         let what = format!(
             "{} has {} objects below {prefix}, and a rotation makes one",
             store.url(),
@@ -150,8 +150,8 @@ pub(in crate::run) async fn read_successors(
 }
 
 /// Returns the successors of a keyring, and the successors of those that keep trust in it: a later
-/// rotation retires all older keys and leaves its successor object in the folder of the keyring
-/// before it alone.
+/// rotation retires all older keys, and leaves its successor object only in the folder of the
+/// keyring before it.
 async fn read_all_successors(
     store: &dyn ObjectStore,
     tag: &str,
@@ -162,7 +162,7 @@ async fn read_all_successors(
     let mut at = 0;
     while let Some(successor) = all.get(at).cloned() {
         at += 1;
-        // An older key vouches for the newer one, which signs what replaces it.
+        // An older key vouches for the newer one, which signs the next successor.
         let key = successor.verifying_key.parse::<VerifyingKey>();
         let (true, true, Ok(key)) = (successor.keeps_trust, seen.len() <= KEYRINGS_MAX, key) else {
             continue;
@@ -174,8 +174,9 @@ async fn read_all_successors(
     Ok(all)
 }
 
-/// Refuses to write with cached keys that a rotation on another host replaced. A rotation that this
-/// host began and did not end is no reason: its end adds what was signed meanwhile to the list.
+/// Refuses to write with cached keys that a rotation on another host replaced. An unfinished
+/// rotation of this host is no reason to refuse: when it is finished, it adds the objects signed
+/// since to the list.
 pub(super) async fn refuse_replaced(
     store: &dyn ObjectStore,
     tag: &str,
@@ -216,10 +217,11 @@ pub(super) async fn refuse_replaced(
     Ok(())
 }
 
-/// Why the keys that a store's keyrings gave cannot be the newest, where something tells.
+/// Returns a refusal if the store has evidence that the keys found in its keyrings are not the
+/// newest.
 ///
 /// # Errors
-/// [`RunError::Store`] when the store cannot be asked.
+/// [`RunError::Store`] when the store cannot be read.
 pub(super) async fn find_newer(
     store: &dyn ObjectStore,
     listed: &[ListedObject],
@@ -262,7 +264,7 @@ pub(super) async fn find_newer(
     Ok(None)
 }
 
-/// Looks for a keyring that a rotation made and that was not opened.
+/// Returns a refusal if a rotation that retired these keys made a keyring that was not opened.
 pub(super) async fn find_successor(
     store: &dyn ObjectStore,
     file: &KeyFile,
@@ -297,8 +299,8 @@ fn way_out() -> &'static str {
      and you know why, `zfs-backup key generate --trust-found-keys`, then `zfs-backup key rotate`"
 }
 
-/// Returns the recipient of a manifest that these keys do not open: newer keys or a stranger made
-/// it.
+/// Returns the recipient of a manifest that these keys do not open, because newer keys or a
+/// stranger made it.
 pub(in crate::run) async fn foreign_recipient(
     store: &dyn ObjectStore,
     key: &ObjectKey,
@@ -319,8 +321,8 @@ pub(in crate::run) async fn foreign_recipient(
     )
 }
 
-/// Whom a manifest says that it is sealed to. Not verified: it is a reason for doubt only. Nothing
-/// when it cannot be read.
+/// Returns the recipients that a manifest names. The manifest is not verified, so they are only a
+/// reason for doubt. Empty when the manifest cannot be read.
 async fn recipients_of(store: &dyn ObjectStore, key: &ObjectKey) -> Result<Vec<String>, RunError> {
     #[derive(Deserialize)]
     struct Recipients {

@@ -1,11 +1,11 @@
-//! What we hold in the pools: which snapshots, for which attempt, since when; and which of that may
-//! go.
+//! Our holds in the pools: the snapshots, the attempts, the times, and which of the holds may be
+//! released.
 //!
 //! A hold of ours has the tag `zfs-backup:<id>`. The hold may be released when no process works on
 //! its dataset and its attempt is proved over: by a journal of this host, or by a store that has
 //! the backup or the signed record of its deletion. A missing journal proves nothing: the attempt
-//! may belong to another host, or to another configuration with its own state folder. Then a person
-//! must name the attempt.
+//! may belong to another host, or to another configuration with its own state folder. In that case
+//! a person must name the attempt.
 
 use super::pins::{HOLD_PREFIX, unpin};
 use super::select::Selected;
@@ -23,39 +23,39 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// One hold of ours.
+/// A hold of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OurHold {
-    /// The snapshot that it keeps.
+    /// The held snapshot.
     pub snapshot: SnapshotName,
-    /// The whole tag.
+    /// The whole tag of the hold.
     pub tag: String,
-    /// The attempt that it is for.
+    /// The attempt that needs the hold.
     pub id: BackupId,
-    /// Since when.
+    /// The time when the hold was made.
     pub since: Timestamp,
-    /// Bytes that destroying the snapshot would free, which nothing can do while it is held.
+    /// The bytes that destroying the snapshot would free. A held snapshot cannot be destroyed.
     pub used_bytes: u64,
-    /// How many holds the snapshot has in all.
+    /// The number of all holds on the snapshot.
     pub holds: u64,
 }
 
-/// One hold with the reason why it stays; `None` when it may go.
+/// A hold with the reason why it stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JudgedHold {
     /// The hold.
     pub hold: OurHold,
-    /// Why it stays.
+    /// The reason why the hold stays; `None` when it may be released.
     pub stays: Option<String>,
 }
 
-/// A hold with what releasing it gave; `Ok` for one that stays.
+/// A hold with the result of its release; `Ok` for a hold that stays.
 pub type ReleasedHold = (JudgedHold, Result<(), ZfsError>);
 
 /// Facts about attempts from outside this host's journals.
 #[derive(Debug, Default)]
 pub struct KnownAttempts {
-    /// The attempts that a store proves over; `None` when no store was asked.
+    /// The attempts that a store proves over; `None` when no store was read.
     pub over: Option<BTreeSet<BackupId>>,
     /// The attempts whose holds a person wants released.
     pub named: BTreeSet<BackupId>,
@@ -65,7 +65,7 @@ pub struct KnownAttempts {
 /// attempt is not ours.
 ///
 /// # Errors
-/// [`RunError::Zfs`] when they could not be listed.
+/// [`RunError::Zfs`] when the holds could not be listed.
 pub fn our_holds(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<Vec<OurHold>, RunError> {
     let mut ours = Vec::new();
     for snapshot in zfs
@@ -95,7 +95,7 @@ pub fn our_holds(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<Vec<OurHold>, R
 /// of its deletion.
 ///
 /// # Errors
-/// [`RunError::Store`] when the store could not be asked.
+/// [`RunError::Store`] when the store could not be read.
 pub async fn over_in(
     store: &dyn ObjectStore,
     stored: &DatasetName,
@@ -111,11 +111,11 @@ pub async fn over_in(
         .collect())
 }
 
-/// Which of our holds on one dataset may go. Takes no lock, so that it is never in the way of a
-/// run: for a plan only.
+/// Decides which of our holds on one dataset may be released. Takes no lock, and so never blocks a
+/// run: the result is only a plan.
 ///
 /// # Errors
-/// [`RunError`] when something could not be found out.
+/// [`RunError`] when something could not be read.
 pub fn plan_release(
     zfs: &dyn Zfs,
     state_dir: &Path,
@@ -139,11 +139,11 @@ pub fn plan_release(
     .judge_all(zfs)
 }
 
-/// Releases those of our holds on one dataset that may go, each with its outcome. While it works no
-/// run can begin on the dataset in any of the stores.
+/// Releases those of our holds on one dataset that may be released, and returns the result of each.
+/// During the call no run can begin on the dataset in any of the stores.
 ///
 /// # Errors
-/// [`RunError`] when something could not be found out; then nothing was released.
+/// [`RunError`] when something could not be read; then no hold was released.
 pub fn release_holds(
     zfs: &dyn Zfs,
     state_dir: &Path,
@@ -181,7 +181,7 @@ pub fn release_holds(
         .map(|(judged, _)| &judged.hold.id)
         .collect();
     if !over.is_empty() {
-        // Their private bookmarks go too.
+        // Release the private bookmarks of these attempts too.
         unpin(zfs, &selected.dataset.name, |id| over.contains(id))?;
     }
     drop(locks);
@@ -279,7 +279,7 @@ mod tests {
         KnownAttempts::default()
     }
 
-    /// A store that was asked knows that these are over.
+    /// Returns facts from a store that proves these attempts over.
     fn over(nonces: &[u64]) -> KnownAttempts {
         KnownAttempts {
             over: Some(nonces.iter().map(|nonce| id(*nonce)).collect()),
@@ -291,8 +291,8 @@ mod tests {
         BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce)
     }
 
-    /// A dataset, under another name in the store, whose snapshot is held by us twice and by others
-    /// twice.
+    /// Returns a dataset with another name in the store, whose snapshot has two holds of ours and
+    /// two of others.
     fn world() -> (FakeZfs, Selected) {
         let (zfs, name): (_, DatasetName) = (FakeZfs::new(), "tank/a".parse().unwrap());
         zfs.create(&name, DatasetType::Filesystem);

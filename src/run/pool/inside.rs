@@ -1,5 +1,5 @@
-//! Where the intermediate directory lies. Inside a dataset that is backed up every run would back
-//! up the one before.
+//! Refuses an intermediate directory inside a dataset that is backed up: every backup would contain
+//! the previous one.
 
 use crate::model::DatasetName;
 use crate::run::RunError;
@@ -7,14 +7,14 @@ use crate::zfs::{Mount, mounts};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Where the kernel names the devices of volumes.
+/// The folder in which the kernel names the devices of volumes.
 const VOLUMES: &str = "/dev/zvol";
 
-/// Refuses a folder that lies in one of these datasets, or in a file system on one of these
-/// volumes.
+/// Refuses a folder that is in one of these datasets, or in a file system on one of these volumes.
 ///
 /// # Errors
-/// [`RunError::Refused`] naming both; [`RunError::File`] when it could not be found out.
+/// [`RunError::Refused`] naming both; [`RunError::File`] when the device of the folder could not be
+/// read.
 pub fn refuse_inside<'a>(
     folder: &Path,
     datasets: impl IntoIterator<Item = &'a DatasetName>,
@@ -27,7 +27,7 @@ pub fn refuse_inside<'a>(
     let device = std::fs::metadata(folder).map_err(failed)?.dev();
     let device = (rustix::fs::major(device), rustix::fs::minor(device));
     let Some(mount) = mounts()?.into_iter().find(|mount| mount.device == device) else {
-        // Some file systems have devices that no mount shows; ZFS has not.
+        // Some file systems have devices that no mount shows; ZFS is not one of them.
         return Ok(());
     };
     let inside = datasets
@@ -48,8 +48,8 @@ fn lies_in(mount: &Mount, dataset: &DatasetName) -> bool {
     if mount.file_system == "zfs" {
         return mount.source == dataset.as_str();
     }
-    // A file system on a volume: the device, or a partition of it. A source that is no device has
-    // no path.
+    // For a file system on a volume, compare the device or its partition. A source that is not a
+    // device has no path.
     let volume = std::fs::canonicalize(Path::new(VOLUMES).join(dataset.as_str()));
     match (volume, std::fs::canonicalize(&mount.source)) {
         (Ok(volume), Ok(source)) => is_device_or_partition(&source, &volume),
@@ -57,7 +57,7 @@ fn lies_in(mount: &Mount, dataset: &DatasetName) -> bool {
     }
 }
 
-/// `/dev/zd16` and `/dev/zd16p1`, not `/dev/zd160`.
+/// Matches `/dev/zd16` and `/dev/zd16p1`, but not `/dev/zd160`.
 fn is_device_or_partition(source: &Path, device: &Path) -> bool {
     let (source, device) = (source.to_string_lossy(), device.to_string_lossy());
     let rest = source.strip_prefix(&*device);

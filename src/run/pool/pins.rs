@@ -1,26 +1,27 @@
-//! What an unfinished upload keeps in the pool: a persistent hold on its snapshot and on a base
-//! that is a snapshot, tagged with this tool and the id, and a private bookmark of a base that is a
+//! The pins of an unfinished upload in the pool: a persistent hold on its snapshot, and on the base
+//! if it is a snapshot, tagged with this tool and the id; or a private bookmark of a base that is a
 //! bookmark.
 //!
-//! They are made after the journal says that the attempt begins, and go only once it is known to be
-//! over: committed, given up, pruned or forgotten. Both can be done again at any time, so a crash
-//! between the two leaks nothing that a later run would not find by its id.
+//! The pins are made after the journal says that the attempt begins, and released only when the
+//! attempt is known to be over: committed, abandoned, pruned or forgotten. Making and releasing
+//! pins can be repeated at any time. A crash between the two leaks nothing, because a later run
+//! finds the pins by the id.
 
 use crate::model::{BackupId, BookmarkName, DatasetName, SnapshotName};
 use crate::run::RunError;
 use crate::zfs::{SendBase, Zfs, ZfsErrno, ZfsError};
 use std::collections::BTreeSet;
 
-/// What the tags of our holds begin with.
+/// The prefix of the tags of our holds.
 pub const HOLD_PREFIX: &str = "zfs-backup:";
-/// Private bookmarks are named by this and the id.
+/// The prefix of private bookmarks, before the id.
 const BASE_PREFIX: &str = "zfs-backup_base_";
 
 fn tag(id: &BackupId) -> String {
     format!("{HOLD_PREFIX}{id}")
 }
 
-/// Keeps what an upload needs. What is kept already stays as it is.
+/// Pins what an upload needs. Existing pins stay as they are.
 ///
 /// # Errors
 /// [`ZfsError`] when a snapshot could not be held.
@@ -43,7 +44,7 @@ pub fn pin(
                 return Ok(());
             };
             match zfs.bookmark(&name, source) {
-                // An old pool copies no bookmarks; the one there is still serves.
+                // An old pool cannot copy bookmarks; the original bookmark still serves.
                 Err(error) if error.errno() != Some(ZfsErrno::EXISTS) => {
                     tracing::warn!(%error, base = %of, "no private bookmark of the base was made");
                 }
@@ -54,19 +55,19 @@ pub fn pin(
     }
 }
 
-/// The attempts for which something of this dataset is kept.
+/// Returns the attempts for which this dataset has pins.
 ///
 /// # Errors
-/// [`RunError::Zfs`] when that could not be listed.
+/// [`RunError::Zfs`] when holds or bookmarks could not be listed.
 pub fn pinned(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<BTreeSet<BackupId>, RunError> {
     Ok(find(zfs, dataset)?.into_iter().map(|pin| pin.id).collect())
 }
 
-/// Lets go what is kept for attempts that are over. Called for none, it costs a listing.
+/// Releases the pins of attempts that are over. If there are none, the call costs one listing.
 ///
 /// # Errors
-/// [`RunError::Zfs`] at the first that could not be listed or released; the rest stays until the
-/// next call.
+/// [`RunError::Zfs`] at the first pin that could not be listed or released; the others stay until
+/// the next call.
 pub fn unpin(
     zfs: &dyn Zfs,
     dataset: &DatasetName,

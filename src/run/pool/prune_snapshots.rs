@@ -1,4 +1,4 @@
-//! Destroying this tool's own old snapshots of one dataset, when nothing needs them any more.
+//! Destroys this tool's own old snapshots of one dataset when nothing needs them any more.
 
 use super::pins::pinned;
 use super::select::Selected;
@@ -25,40 +25,41 @@ use std::sync::Arc;
 pub struct SnapshotStore {
     /// The store.
     pub store: Arc<dyn ObjectStore>,
-    /// It is an intermediate directory beside a remote, which may have what its backups build on.
+    /// Whether the store is an intermediate directory with a remote, which may have the bases of
+    /// its backups.
     pub beside_remote: bool,
 }
 
-/// What deciding about snapshots needs.
+/// The environment for decisions about snapshots.
 pub struct SnapshotsEnv {
     /// ZFS.
     pub zfs: Arc<dyn Zfs>,
     /// Every configured store.
     pub stores: Vec<SnapshotStore>,
-    /// Whose manifests are believed.
+    /// The keys whose manifests are trusted.
     pub trusted: TrustedKeys,
-    /// Locks and journals lie here.
+    /// The folder of locks and journals.
     pub state_dir: PathBuf,
-    /// `main.oldest_snapshot_days`.
+    /// The days of `main.oldest_snapshot_days`.
     pub oldest_days: u32,
-    /// The prefix of the names of own snapshots.
+    /// The prefix of our own snapshots' names.
     pub prefix: String,
-    /// The time.
+    /// The present time.
     pub now: Timestamp,
-    /// Whether that time may be trusted.
+    /// Whether the present time can be trusted.
     pub clock: ClockCheck,
 }
 
-/// What became of one snapshot.
+/// The result for one snapshot.
 #[derive(Debug)]
 pub struct SnapshotOutcome {
-    /// What was decided.
+    /// The decision.
     pub verdict: SnapshotVerdict,
-    /// It was to go, and ZFS refused: it is held, being read or cloned.
+    /// The reason why ZFS refused to destroy the snapshot: it is held, being read or cloned.
     pub refused: Option<String>,
 }
 
-/// Decides about the own snapshots of one dataset. Changes nothing.
+/// Decides about our own snapshots of one dataset. Changes nothing.
 ///
 /// # Errors
 /// [`RunError::Store`] and [`RunError::Zfs`] when anything could not be read: then no snapshot may
@@ -85,7 +86,8 @@ async fn look(
     for SnapshotStore { store, .. } in &env.stores {
         catalogs.push(read_catalog(&**store, stored, &env.trusted).await?);
     }
-    // Asked after the stores: an upload holds its snapshots before its first object can be listed.
+    // Read the pins after the stores: an upload holds its snapshots before its first object can be
+    // listed.
     let pinned = pinned(&*env.zfs, &dataset.name)?;
     known.extend(pinned.iter().cloned());
     let mut views = Vec::new();
@@ -115,7 +117,7 @@ async fn look(
                 .collect(),
         });
     }
-    // ZFS is asked last: what was made meanwhile counts.
+    // Read ZFS last, so that snapshots and bookmarks made in the meantime count.
     let (snapshots, bookmarks) = (
         env.zfs.snapshots(&dataset.name)?,
         env.zfs.bookmarks(&dataset.name)?,
@@ -158,7 +160,8 @@ async fn look(
     Ok((verdicts, clock))
 }
 
-/// Before anything is locked: a store that is there twice would be in its own way.
+/// Refuses a store that is configured twice, before anything is locked: its two locks would block
+/// each other.
 fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
     for (number, one) in env.stores.iter().enumerate() {
         let mut others = env.stores.iter().skip(number + 1);
@@ -167,8 +170,8 @@ fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Destroys what may go, each by itself. One that ZFS refuses, because it is held or has clones,
-/// stays and is told of.
+/// Destroys the snapshots that may be destroyed, one at a time. A snapshot that ZFS refuses to
+/// destroy, because it is held or has clones, stays and is reported.
 ///
 /// # Errors
 /// [`RunError::State`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]

@@ -1,4 +1,4 @@
-//! Which datasets a configuration means, and what each is called in the store.
+//! Selects the datasets that a configuration means, with the name of each in the store.
 
 use super::snapshot::find_dataset;
 use crate::config::DatasetSelection;
@@ -10,31 +10,32 @@ use crate::zfs::{Dataset, Property, Zfs};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
 
-/// The properties that mark what is no source of backups.
+/// The properties that mark datasets which must not be backed up.
 const MARKS: [&str; 2] = [RESTORING_PROPERTY, SCRATCH_PROPERTY];
 
-/// One dataset to be backed up.
+/// A dataset to back up.
 #[derive(Debug, Clone)]
 pub struct Selected {
-    /// What it is now.
+    /// The dataset as it is now.
     pub dataset: Dataset,
-    /// Its name in the store.
+    /// The dataset's name in the store.
     pub stored: DatasetName,
 }
 
-/// What a configuration means, dataset by dataset: one that is missing does not hide the others.
+/// The datasets of a configuration, each with its own result: a missing dataset does not hide the
+/// others.
 #[derive(Debug, Default)]
 pub struct Selection {
-    /// Those to work on, in order.
+    /// The datasets to work on, in order.
     pub selected: Vec<Selected>,
-    /// Those that cannot be worked on, and why.
+    /// The datasets that cannot be worked on, and why.
     pub failed: Vec<(DatasetName, RunError)>,
-    /// Scratch datasets of drills and half restored datasets below a configured one: neither they
-    /// nor what is below them is worked on.
+    /// Scratch datasets of drills and half restored datasets below a configured one. They are left
+    /// out, with everything below them.
     pub left_out: Vec<LeftOut>,
 }
 
-/// A dataset that only looks like one to back up.
+/// A dataset that only looks like a dataset to back up.
 #[derive(Debug, Clone)]
 pub struct LeftOut {
     /// The dataset as it is now.
@@ -45,16 +46,16 @@ pub struct LeftOut {
     pub recorded: Option<DatasetName>,
 }
 
-/// The configured datasets, with `recursive` their descendants too, without those that `exclude`
-/// matches; in order of the configuration, parents before children, none twice.
+/// Selects the configured datasets, with `recursive` their descendants too, without those that
+/// `exclude` matches; in order of the configuration, parents before children, without repeats.
 ///
-/// A dataset is stored under `store_as`, else under the name recorded in `state_dir` at its first
-/// use, else below its configured ancestor's place, else under its own name. A scratch dataset of a
-/// drill or a half restored one is never selected, nor is what lies below it; one that is
-/// configured by its name has failed.
+/// The name in the store is `store_as`, else the name recorded in `state_dir` at the first use,
+/// else the place below the configured ancestor's, else the dataset's own name. A scratch dataset
+/// of a drill or a half restored dataset is never selected, nor is anything below it. If such a
+/// dataset is configured by its name, it has failed.
 ///
 /// # Errors
-/// [`RunError::Refused`] when `exclude` is no pattern; what fails for one dataset is in
+/// [`RunError::Refused`] when `exclude` is not a valid pattern; failures of single datasets are in
 /// [`Selection::failed`].
 pub fn select_datasets(
     zfs: &dyn Zfs,
@@ -133,13 +134,13 @@ fn select_below(
     Ok(())
 }
 
-/// Refuses a configured dataset that is a drill's or half restored, itself or by what it lies
-/// below.
+/// Refuses a configured dataset that is a drill's scratch dataset or half restored, or is below
+/// one.
 fn refuse_makeshift(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
     let mut why = is_makeshift(dataset);
     for property in MARKS {
-        // An inherited mark names the dataset above that it was set on, where it counts only if it
-        // was set there locally.
+        // An inherited mark names the ancestor on which it was set. The mark counts only if it was
+        // set locally there.
         let source = dataset
             .properties
             .get(property)
@@ -167,7 +168,8 @@ fn patterns(exclude: &[String]) -> Result<GlobSet, RunError> {
     set.build().map_err(wrong)
 }
 
-/// What is below a configured dataset keeps its place below.
+/// Returns the name in the store of a dataset below a configured one: at the same place below the
+/// configured one's name.
 fn below(
     root_stored: &DatasetName,
     root: &DatasetName,
@@ -183,8 +185,9 @@ fn below(
     })
 }
 
-/// A new dataset under the old name of a renamed one would mix its backups with that one's. Whose
-/// name in the pool is another than its place has been there before.
+/// Refuses a new dataset under the old name of a renamed one, because their backups would mix. Of
+/// the datasets that share a place, the owner is the one whose name in the pool differs from the
+/// place: it was backed up there before its rename.
 fn refuse_shared_places(selection: &mut Selection) {
     let all = std::mem::take(&mut selection.selected);
     let owner = |stored: &DatasetName| {
@@ -213,12 +216,13 @@ fn refuse_shared_places(selection: &mut Selection) {
     }
 }
 
-/// The datasets that a configuration means by their names alone, each with its name in the pool:
-/// those configured, and with `recursive` those of `found` (names in a store) that lie below. For
-/// commands that need no ZFS, and for datasets that are no longer in the pool.
+/// Matches datasets by their names alone, without ZFS. Returns the name in the pool and in the
+/// store of each configured dataset and, with `recursive`, of those in `found` (names in a store)
+/// that are below one. For commands that need no ZFS, and for datasets that are no longer in the
+/// pool.
 ///
 /// # Errors
-/// [`RunError::Refused`] when a pattern or a name is none.
+/// [`RunError::Refused`] when a pattern or a name is invalid.
 pub fn match_stored(
     selection: &DatasetSelection,
     found: &[DatasetName],

@@ -1,4 +1,5 @@
-//! Reads the pool's side of a question about backups: which of their snapshots it still knows.
+//! Reads the pool's side of a question about backups: the snapshots of them that the pool still
+//! knows.
 
 use crate::manifest::Origin;
 use crate::model::{DatasetName, KnownStore};
@@ -8,11 +9,12 @@ use crate::state::adoption::adopted_backups;
 use crate::zfs::Zfs;
 use std::path::Path;
 
-/// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and what was
-/// taken over in that store.
+/// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and the
+/// origins adopted in that store.
 ///
 /// # Errors
-/// [`RunError::Zfs`] when the pool cannot be read, [`RunError::State`] when the adoptions cannot.
+/// [`RunError::Zfs`] when the pool cannot be read, [`RunError::State`] when the adoptions cannot be
+/// read.
 pub fn pool_sight(
     zfs: &dyn Zfs,
     dataset: &DatasetName,

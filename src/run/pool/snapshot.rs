@@ -1,5 +1,5 @@
-//! Taking snapshots: one atomic call a pool, each snapshot marked as ours, with the user's hooks
-//! around it.
+//! Takes snapshots: one atomic call for each pool, each snapshot marked as ours, with the user's
+//! hooks before and after.
 
 use crate::config::Hooks;
 use crate::model::{DatasetName, Guid, SnapshotName};
@@ -11,28 +11,28 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The user property that marks a snapshot as ours: the guids of the datasets that were snapshotted
-/// together. A snapshot is ours only if its own dataset's guid is in it, so that a copy replicated
-/// elsewhere is not.
+/// The user property that marks a snapshot as ours. The value has the guids of the datasets that
+/// were snapshotted together. A snapshot is ours only if its own dataset's guid is in the value, so
+/// that a replica elsewhere is not.
 pub const ORIGIN_PROPERTY: &str = "zfs-backup:origin";
 
-/// ZFS keeps user property values up to 8 KiB; a guid takes 17 bytes of it.
+/// ZFS keeps user property values of up to 8 KiB; a guid takes 17 bytes.
 const GUIDS_PER_PROPERTY: usize = 400;
 
-/// The time in the name of an own snapshot; each 0 stands for a digit.
+/// The form of the time in the name of our own snapshots; each 0 stands for a digit.
 const TIME_SHAPE: &str = "00000000T000000Z";
 
-/// A name with so many suffixes is looked for; more runs do not fit into a second.
+/// The most suffixes that are tried for a name; more runs do not fit into a second.
 const SUFFIXES_MAX: u32 = 100;
 
-/// Whether this tool took the snapshot, of this dataset: by its name, which is `prefix` and a time,
-/// and by its mark. A mark alone does not count: any user with the permission `userprop` can set it
-/// on any snapshot.
+/// Returns whether this tool took the snapshot of this dataset: by its name, which is `prefix` and
+/// a time, and by its mark. A mark alone does not count: any user with the permission `userprop`
+/// can set it on any snapshot.
 pub fn is_own(snapshot: &Snapshot, dataset_guid: Guid, prefix: &str) -> bool {
     has_own_name(snapshot, prefix) && is_marked(snapshot, dataset_guid)
 }
 
-/// Whether the name is one that [`take_each_snapshot`] gives with this prefix.
+/// Returns whether the name has the form that [`take_each_snapshot`] gives with this prefix.
 pub fn has_own_name(snapshot: &Snapshot, prefix: &str) -> bool {
     let Some(rest) = snapshot.name.short().strip_prefix(prefix) else {
         return false;
@@ -54,9 +54,9 @@ pub fn has_own_name(snapshot: &Snapshot, prefix: &str) -> bool {
     is_time && suffix.is_none_or(is_suffix)
 }
 
-/// Whether the snapshot has the mark of own ones with the guid of this dataset. Only a property
-/// that was set on the snapshot itself counts: a received one came with a replica, an inherited one
-/// is of the dataset.
+/// Returns whether the snapshot has our mark with the guid of this dataset. The property counts
+/// only if it was set on the snapshot itself: a received property came with a replica, and an
+/// inherited property belongs to the dataset.
 pub fn is_marked(snapshot: &Snapshot, dataset_guid: Guid) -> bool {
     let own = dataset_guid.to_string();
     let is_ours = |name: &str| {
@@ -77,14 +77,14 @@ pub fn is_marked(snapshot: &Snapshot, dataset_guid: Guid) -> bool {
         .any(|guid| guid == own)
 }
 
-/// What became of the datasets that were to be snapshotted.
+/// The result of taking snapshots.
 #[derive(Debug, Default)]
 pub struct SnapshotsTaken {
     /// The snapshots, pool by pool.
     pub taken: Vec<SnapshotName>,
-    /// The datasets without one, and why.
+    /// The datasets without a snapshot, and why.
     pub refused: Vec<(DatasetName, RunError)>,
-    /// Hooks that failed. When `pre_snapshot` is one of them, no snapshot was taken.
+    /// The errors of hooks. If `pre_snapshot` is one of them, no snapshot was taken.
     pub hook_errors: Vec<RunError>,
 }
 
@@ -92,8 +92,8 @@ pub struct SnapshotsTaken {
 /// pool.
 ///
 /// # Errors
-/// [`RunError::NoDataset`] before anything is taken; the first refusal, and then other datasets may
-/// have a snapshot.
+/// [`RunError::NoDataset`] before anything is taken; otherwise the first refusal. Other datasets
+/// may have a snapshot in that case.
 pub fn take_snapshots(
     zfs: &dyn Zfs,
     datasets: &[DatasetName],
@@ -111,9 +111,9 @@ pub fn take_snapshots(
         .map_or(Ok(taken), |(_, error)| Err(error))
 }
 
-/// Takes one snapshot of each dataset: one atomic call a pool, repeated without the datasets that
-/// refuse (because they are in the middle of a receive, or at a limit). Pools do not depend on each
-/// other. Blocks.
+/// Takes one snapshot of each dataset: one atomic call for each pool, repeated without the datasets
+/// that refuse (because they are in the middle of a receive, or at a limit). Pools do not depend on
+/// each other. Blocks the thread.
 pub fn take_each_snapshot(
     zfs: &dyn Zfs,
     datasets: &[Dataset],
@@ -135,29 +135,29 @@ pub fn take_each_snapshot(
     outcome
 }
 
-/// What [`snapshot_between_hooks`] works with.
+/// The input of [`snapshot_between_hooks`].
 pub struct SnapshotRun<'a> {
     /// ZFS.
     pub zfs: &'a dyn Zfs,
-    /// What is snapshotted; it exists.
+    /// The datasets to snapshot; they exist.
     pub datasets: &'a [Dataset],
-    /// What the names begin with.
+    /// The prefix of the names.
     pub prefix: &'a str,
-    /// The clock, asked when `pre_snapshot` has ended.
+    /// The clock, read after `pre_snapshot` has exited.
     pub now: fn() -> Timestamp,
     /// `pre_snapshot` and `post_snapshot`.
     pub hooks: &'a Hooks,
-    /// Variables that both hooks get.
+    /// The variables for both hooks.
     pub variables: Vec<(&'static str, String)>,
-    /// Asks to stop: ends a `pre_snapshot` that is under way.
+    /// Becomes true to request a stop, which ends a running `pre_snapshot`.
     pub stop: &'a Stop,
-    /// The hook that runs now.
+    /// The handle to kill the running hook.
     pub running: &'a RunningHook,
 }
 
-/// Runs `pre_snapshot`, takes the snapshots unless it failed, and runs `post_snapshot` whenever the
-/// first was started, so that what was brought to a halt goes on. `post_snapshot` finds in
-/// `ZFS_BACKUP_EXIT_STATUS` whether all was well.
+/// Runs `pre_snapshot`, takes the snapshots unless the hook failed, and runs `post_snapshot`
+/// whenever `pre_snapshot` was started, so that a paused database continues.
+/// `ZFS_BACKUP_EXIT_STATUS` tells `post_snapshot` whether everything succeeded.
 pub async fn snapshot_between_hooks(run: &SnapshotRun<'_>) -> SnapshotsTaken {
     let mut outcome = SnapshotsTaken::default();
     if let Some(command) = &run.hooks.pre_snapshot {
@@ -187,8 +187,7 @@ pub async fn snapshot_between_hooks(run: &SnapshotRun<'_>) -> SnapshotsTaken {
             variables,
             input: None,
         };
-        // A request to stop does not end this one: a database that was brought to a halt must go
-        // on.
+        // A request to stop does not end this hook: a database that was paused must continue.
         outcome
             .hook_errors
             .extend(run_hook(&call, None, run.running).await.err());
@@ -206,7 +205,7 @@ fn take_in_pool(
     name: &str,
     outcome: &mut SnapshotsTaken,
 ) {
-    // Two runs within a second want the same name: the later one gets a suffix.
+    // Two runs within a second choose the same name: the later run adds a suffix.
     let mut suffix = 0;
     while !members.is_empty() && suffix < SUFFIXES_MAX {
         let short = if suffix == 0 {
@@ -247,7 +246,8 @@ fn take_in_pool(
     }
 }
 
-/// Leaves out those that an error speaks of; all, when it is not known of whom it speaks.
+/// Drops the datasets that an error names, or those that no longer exist. If that drops none, drops
+/// all.
 fn drop_culprits(
     zfs: &dyn Zfs,
     members: &mut Vec<&Dataset>,
@@ -265,7 +265,7 @@ fn drop_culprits(
                 name.rsplit_once('@')
                     .is_some_and(|(parent, _)| parent == dataset.name.as_str())
             };
-            // A name that is taken is no refusal: the next round has another.
+            // A taken name is no refusal: the next round uses another one.
             match failures
                 .iter()
                 .find(of_dataset)
@@ -281,8 +281,8 @@ fn drop_culprits(
             }
         });
     } else {
-        // Permissions are checked before anything is named: a dataset that went away fails the
-        // whole call.
+        // ZFS checks permissions before it names a dataset: a dataset that no longer exists fails
+        // the whole call.
         drop_refused(members, outcome, |dataset| {
             find_dataset(zfs, &dataset.name).map(drop)
         });
@@ -302,7 +302,8 @@ fn drop_culprits(
     }
 }
 
-/// Keeps those for which `check` is content, and gives what it gave for them.
+/// Keeps the datasets for which `check` succeeds, and returns its values. Records the others as
+/// refused.
 fn drop_refused<T>(
     members: &mut Vec<&Dataset>,
     outcome: &mut SnapshotsTaken,
@@ -350,15 +351,15 @@ fn origin_properties(members: &[&Dataset]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The dataset, or an error that names one with a similar name.
+/// Finds a dataset. The error for a missing one names a dataset with a similar name.
 ///
 /// # Errors
-/// [`RunError::NoDataset`]; [`RunError::Zfs`] when it could not be found out.
+/// [`RunError::NoDataset`]; [`RunError::Zfs`] when the dataset could not be read.
 pub fn find_dataset(zfs: &dyn Zfs, name: &DatasetName) -> Result<Dataset, RunError> {
     if let Some(dataset) = zfs.dataset(name)? {
         return Ok(dataset);
     }
-    // Siblings are only looked at for the hint; a failure there must not hide the answer.
+    // The siblings only serve the hint; a failure to list them must not hide the error.
     let siblings = name
         .parent()
         .and_then(|parent| zfs.children(&parent).ok())

@@ -1,5 +1,5 @@
-//! The producer's side of a transfer: reads the stream, joins it to what was sent before, cuts it
-//! into chunks, and fills the parts of those that are missing. Runs on a blocking thread.
+//! The producer of a transfer: reads the stream, joins it to what was sent before, cuts it into
+//! chunks, and fills the parts of the missing chunks. Runs on a blocking thread.
 
 use super::sealers::{EndOfChunk, Line, sealers, with_sealers};
 use super::{Ending, Event, StreamSource, TransferPlan};
@@ -19,16 +19,16 @@ use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Bytes of one read from the pipe, which is itself this long where the system allows.
+/// The bytes of one read from the pipe, which is also this long if the system allows.
 const READ_BYTES: usize = 1 << 20;
 
 pub(super) struct Producer {
     pub(super) source: Arc<dyn StreamSource>,
     pub(super) plan: Arc<TransferPlan>,
     pub(super) pool: PartPool,
-    /// Confirmed chunks, with the running checksum at the end of each.
+    /// The confirmed chunks, with the running checksum at the end of each.
     pub(super) skip: BTreeMap<u32, Option<[u64; 4]>>,
-    /// Where to take up, with the first record of the stream; `None` from the beginning.
+    /// The resume point, with the first record of the stream; `None` to read from the beginning.
     pub(super) resume: Option<(BeginRecord, ResumePoint)>,
     pub(super) events: mpsc::Sender<Event>,
 }
@@ -55,7 +55,7 @@ impl ProduceError {
                 source,
             },
             Self::Stream(source) => RunError::Stream { snapshot, source },
-            // Damaged or cut on its way: another send may come whole.
+            // The stream was damaged or cut on its way: another send may arrive whole.
             Self::Splice(SpliceError::Stream(source)) => RunError::Stream { snapshot, source },
             Self::Splice(source) => RunError::CannotResume {
                 id: plan.id.clone(),
@@ -90,8 +90,8 @@ impl Producer {
         })
     }
 
-    /// End of file is not success: the producer's own verdict comes first, then the END record, and
-    /// only then is the last chunk completed.
+    /// Reads the stream from its beginning. End of file is not success: first the producer reports
+    /// success, then the END record is checked, and only then is the last chunk completed.
     fn run_from_start(&self, line: &Line) -> Result<StreamSummary, ProduceError> {
         let mut stream = self.source.open(None).map_err(ProduceError::Zfs)?;
         let mut cutter = Cutter::new(self, line, StreamParser::new(self.plan.expectation));
@@ -128,7 +128,8 @@ impl Producer {
                     written = cutter.write(bytes);
                 }
             });
-            // What was written came before what could not be joined.
+            // An error of the written bytes comes first: they were before those that could not be
+            // joined.
             written.and(fed.map_err(ProduceError::Splice))?;
         }
         stream.finish().map_err(ProduceError::Zfs)?;
@@ -137,7 +138,7 @@ impl Producer {
     }
 }
 
-/// One read that a signal does not end.
+/// Reads once, and retries when a signal interrupts the read.
 fn read(
     stream: &mut (dyn Read + Send),
     mut read: impl FnMut(&mut (dyn Read + Send)) -> std::io::Result<usize>,
@@ -150,7 +151,7 @@ fn read(
     }
 }
 
-/// What was kept of the first record is not of the stream that is wanted.
+/// Returns the error for a saved first record that does not belong to the expected stream.
 fn begin_error(fault: StreamFault) -> StreamError {
     StreamError {
         record: 0,
@@ -160,8 +161,8 @@ fn begin_error(fault: StreamFault) -> StreamError {
     }
 }
 
-/// Cuts the stream into chunks of exactly `split_bytes` and fills the parts of those that are not
-/// confirmed yet.
+/// Cuts the stream into chunks of exactly `split_bytes` and fills the parts of the chunks that are
+/// not confirmed yet.
 struct Cutter<'a> {
     producer: &'a Producer,
     line: &'a Line,
@@ -172,7 +173,7 @@ struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    /// At the parser's position, which may lie in the middle of a chunk that is confirmed already.
+    /// Begins at the parser's position, which may be inside a chunk that is already confirmed.
     fn new(producer: &'a Producer, line: &'a Line, parser: StreamParser) -> Self {
         let (split_bytes, position) = (producer.plan.split_bytes, parser.position());
         let index = u32::try_from(position / split_bytes).unwrap_or(u32::MAX);
@@ -188,15 +189,16 @@ impl<'a> Cutter<'a> {
         cutter
     }
 
-    /// The parser keeps the best resume point for where the chunk will end.
+    /// Tells the parser where the chunk will end, so that it keeps the best resume point for that
+    /// position.
     fn note_boundary(&mut self) {
         let split_bytes = self.producer.plan.split_bytes;
         self.parser
             .note_boundary_at((u64::from(self.index) + 1).saturating_mul(split_bytes));
     }
 
-    /// Reads what comes next, straight to its place in a part where it has one already. Returns
-    /// whether there was more.
+    /// Reads the next bytes, directly into a part if one is being filled. Returns whether there
+    /// were any.
     fn read(
         &mut self,
         stream: &mut (dyn Read + Send),
@@ -206,7 +208,8 @@ impl<'a> Cutter<'a> {
             .unwrap_or(usize::MAX);
         let in_place =
             |(filler, _, _): &(ChunkFiller, ChunkIndex, BackupObject)| filler.reads_in_place();
-        // Whether there is another chunk is known only once a byte of it has come.
+        // Read into the buffer: whether there is another chunk is known only when its first byte
+        // arrives.
         if room == 0 || !self.filling.as_ref().is_some_and(in_place) {
             let bytes = read(stream, |stream| stream.read(buffer))?;
             self.write(&buffer[..bytes])?;
@@ -325,8 +328,8 @@ impl<'a> Cutter<'a> {
                 };
                 self.line.end(end).map_err(ProduceError::Seal)?;
             }
-            // Confirmed before: it must end as it did then, and what is not confirmed must not pass
-            // by unsealed.
+            // An earlier run uploaded this chunk. Its running checksum must equal the recorded one,
+            // which must exist: otherwise unconfirmed data would be skipped without being sealed.
             None => match self.producer.skip.get(&self.index) {
                 Some(before) if before.is_some() && *before == ending.fletcher4 => {}
                 _ => return Err(ProduceError::Changed(self.index)),

@@ -1,13 +1,13 @@
-//! The threads between the reader and the uploads: parts are sealed side by side, and leave in the
-//! order of the stream.
+//! The threads between the reader and the uploads: they seal parts in parallel, and hand them over
+//! in the order of the stream.
 //!
 //! ```text
 //! reader --(jobs)--> sealers            one part each, sealed and hashed; at most four at once
-//!        --(steps, in order)--> hasher  waits for each part in turn, joins its hashes, hands it to the uploader
+//!        --(steps, in order)--> hasher  awaits each part in turn, joins its hashes, hands it over
 //! ```
-//! Every part comes from the pool and goes back to it when it was sent, so the pool bounds what is
-//! under way here too. When the uploader wants no more, the hasher ends, then the reader's next
-//! step fails, and the sealers end with it.
+//! Every part comes from the pool and returns to it after it was sent, so the pool bounds the parts
+//! in flight here too. When the uploader stops, the hasher ends, then the reader's next step fails,
+//! and the sealers end with it.
 
 use super::produce::ProduceError;
 use super::{Ending, Event, SealedEnd};
@@ -22,8 +22,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 use tokio::sync::mpsc::Sender;
 
-/// Steps and jobs that wait. Handles only: the pool bounds the memory, and no pool has more parts
-/// than the 64 in flight that a configuration may name and the two beside.
+/// The capacity of both channels. They hold only handles: the pool bounds the memory, and no pool
+/// has more parts than the 64 in flight that a configuration may set and two more.
 const STEPS_MAX: usize = 66;
 
 type Sealed = Result<SealedPart, SealError>;
@@ -33,7 +33,7 @@ struct Job {
     sealed: SyncSender<Sealed>,
 }
 
-/// What happens to the chunks, in order.
+/// The steps of the chunks, in order.
 enum Step {
     Begin(BackupObject),
     Part(Receiver<Sealed>),
@@ -47,19 +47,19 @@ pub(super) struct EndOfChunk {
     pub(super) ending: Ending,
 }
 
-/// The reader's side.
+/// The reader's side of the channels.
 pub(super) struct Line {
     jobs: SyncSender<Job>,
     steps: SyncSender<Step>,
 }
 
 impl Line {
-    /// A chunk begins.
+    /// Begins a chunk.
     pub(super) fn begin(&self, object: BackupObject) -> Result<(), SealError> {
         self.step(Step::Begin(object))
     }
 
-    /// A part is to be sealed and sent.
+    /// Hands over a part to be sealed and sent.
     pub(super) fn part(&self, part: FilledPart) -> Result<(), SealError> {
         let (sealed, receiver) = sync_channel(1);
         self.step(Step::Part(receiver))?;
@@ -68,7 +68,7 @@ impl Line {
             .map_err(|_| SealError::Stopped)
     }
 
-    /// All parts of the chunk were given.
+    /// Ends the chunk, after all its parts.
     pub(super) fn end(&self, end: EndOfChunk) -> Result<(), SealError> {
         self.step(Step::End(Box::new(end)))
     }
@@ -78,15 +78,15 @@ impl Line {
     }
 }
 
-/// How many threads seal on this machine.
+/// Returns the number of threads that seal on this machine.
 pub(super) fn sealers() -> usize {
     std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(SEALING_THREADS_MAX)
 }
 
-/// Does `work`, whose parts go to the uploader; returns when all of them are handed over or nobody
-/// wants them.
+/// Runs `work`, whose parts go to the uploader. Returns when all parts are handed over or the
+/// uploader has stopped.
 pub(super) fn with_sealers<T>(
     events: &Sender<Event>,
     work: impl FnOnce(&Line) -> Result<T, ProduceError>,
@@ -95,13 +95,13 @@ pub(super) fn with_sealers<T>(
     let (steps, ordered) = sync_channel(STEPS_MAX);
     let waiting = Mutex::new(waiting);
     std::thread::scope(|scope| {
-        // Should a later thread not start, the earlier ones end with their channels.
+        // If a later thread cannot be started, the earlier threads end when their channels close.
         let line = Line { jobs, steps };
         for number in 0..sealers() {
             spawn(scope, &format!("seal-{number}"), || seal_all(&waiting))?;
         }
-        // It owns its channel: when it ends, the reader's next step fails and the parts that wait
-        // go back to the pool.
+        // The hasher owns its channel: when it ends, the reader's next step fails and the waiting
+        // parts return to the pool.
         let hasher = spawn(scope, "hash", move || hand_over_all(ordered, events))?;
         let worked = work(&line);
         drop(line);
@@ -127,7 +127,7 @@ fn spawn<'scope, T: Send + 'scope>(
         .map_err(ProduceError::Thread)
 }
 
-/// Until the reader has no more.
+/// Seals parts until the reader has no more.
 fn seal_all(waiting: &Mutex<Receiver<Job>>) {
     loop {
         let job = waiting
@@ -137,12 +137,12 @@ fn seal_all(waiting: &Mutex<Receiver<Job>>) {
         let Ok(Job { part, sealed }) = job else {
             return;
         };
-        // Nobody waits for it when the hasher has ended.
+        // The receiver is gone if the hasher has ended.
         let _ = sealed.send(part.seal().map_err(SealError::from));
     }
 }
 
-/// Takes the steps in order until there are no more.
+/// Handles the steps in order until there are no more.
 fn hand_over_all(steps: Receiver<Step>, events: &Sender<Event>) -> Result<(), SealError> {
     let mut hasher = ChunkHasher::default();
     for step in steps {
