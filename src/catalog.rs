@@ -51,7 +51,7 @@ const WANTED_MAX: usize = 5_000_000;
 /// Limit of datasets in one store.
 const DATASETS_MAX: usize = 100_000;
 
-/// One backup whose manifest verifies.
+/// A backup whose manifest verifies.
 #[derive(Debug, Clone)]
 pub struct StoredBackup {
     /// The verified manifest.
@@ -80,7 +80,7 @@ pub struct Attempt {
     pub was_committed: bool,
 }
 
-/// What a store holds of one dataset.
+/// The backups, attempts and unknown keys that a store holds of one dataset.
 #[derive(Debug)]
 pub struct Catalog {
     /// The dataset.

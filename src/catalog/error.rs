@@ -14,7 +14,7 @@ pub enum CatalogError {
     /// A file of this host's own state could not be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A stored object does not verify: it is damaged or forged.
+    /// A stored object does not verify: it is damaged or forged, or a later version made it.
     #[error("check {key}")]
     Manifest {
         /// The key of the object.

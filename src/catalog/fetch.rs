@@ -1,8 +1,8 @@
 //! Fetches objects that are not yet verified, at a cost that does not depend on the contents of the
 //! store.
 //!
-//! The signature comes first: it has a few hundred bytes, and without a signature by a trusted key
-//! for this place the object is not fetched.
+//! - The signature comes first: it has a few hundred bytes, and without a signature by a trusted
+//!   key for this place the object is not fetched.
 //! - Each type of object has a limit that fits it ([`crate::manifest`] derives them).
 //! - Only one task of the process at a time fetches an unverified object of more than
 //!   [`SMALL_BYTES_MAX`], and verifies or drops it before the next one starts.
@@ -15,7 +15,8 @@ use crate::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-/// Size limit for concurrent fetches. All manifests are smaller, except those of large backups.
+/// Size limit for concurrent fetches. Manifests are smaller, and so are all other objects except
+/// those of large backups.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 
 /// Held while an object above [`SMALL_BYTES_MAX`] is fetched and checked.

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 /// Limit of concurrent fetches of chunk lists.
 const LISTS_MAX: usize = 16;
 
-/// One store's backups of a dataset, and the flaws in the chunks of each.
+/// The backups of a dataset in one store, with the flaws in the chunks of each.
 #[derive(Debug)]
 pub struct Seen {
     /// The catalog of that store.
