@@ -36,7 +36,8 @@ pub struct Forgotten {
 /// Returns what forgetting this id would delete. Changes nothing in the store.
 ///
 /// # Errors
-/// [`RunError::Refused`] when the id does not exist or a backup depends on it; [`RunError::Store`].
+/// [`RunError::Refused`] when the id does not exist, a backup or an attempt may depend on it, or
+/// another host may be pruning; [`RunError::Store`].
 pub async fn look_at(
     env: &PruneEnv,
     dataset: &DatasetName,

@@ -56,7 +56,7 @@ pub struct PruneLook {
     pub catalog: Catalog,
     /// The facts about each of its backups.
     pub facts: Vec<BackupFacts>,
-    /// The decision for each of them.
+    /// The decisions about its backups and leftovers.
     pub plan: PrunePlan,
     /// Whether this host's clock can be trusted. The clocks of the stores are read only when the
     /// plan deletes something.

@@ -27,7 +27,7 @@ pub(super) struct Found {
     pub(super) extra: Vec<String>,
     /// The backups that its receipt lists as present in the store at the commit.
     pub(super) live: Vec<BackupId>,
-    /// Its chunks; empty when a chunk list does not verify.
+    /// The backup's chunks; empty when a chunk list does not verify.
     pub(super) chunks: Vec<ChunkEntry>,
 }
 
@@ -91,7 +91,7 @@ async fn verify_evidence(
     let mut wanted = wanted_objects(backup, chunks, &receipt, found);
     // An object that is already known to be damaged is not reported twice.
     wanted.retain(|(key, _)| !found.damage.iter().any(|damage| damage.key == key.as_str()));
-    // One listing with the same evidence as a HEAD of each object saves thousands of requests.
+    // A single listing with the same evidence as a HEAD of each object saves thousands of requests.
     let Manifest { dataset, id, .. } = &backup.manifest;
     let listed = store.evidence_under(&backup_prefix(dataset, id)).await?;
     let listed = listed.as_ref();

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A backup that cannot be restored, and the effect on other backups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokenBackup {
-    /// Its id.
+    /// The backup's id.
     pub id: BackupId,
-    /// The snapshot that it holds. While the source still has it, a new full of it replaces this
-    /// backup.
+    /// The snapshot that it holds. While the source still has it, a new full of it repairs every
+    /// chain through this backup.
     pub snapshot: Guid,
     /// Backups that build on it, oldest first: they cannot be restored either.
     pub dependents: Vec<BackupId>,
@@ -32,7 +32,7 @@ pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
     for backup in &catalog.backups {
         let id = &backup.manifest.id;
         match bases.base(id) {
-            // A base with an untrusted or missing manifest in `lost` is reported separately.
+            // A base among the lost attempts is reported separately, with the attempts.
             Err(RestoreGap::MissingBase { missing: base, .. }) if attempts.contains(&base) => {}
             Err(RestoreGap::MissingBase { of, missing: base }) if missing.insert(base.clone()) => {
                 let reason = format!("{MISSING}, and {of} follows from it");

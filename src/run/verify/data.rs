@@ -20,7 +20,7 @@ use std::sync::Arc;
 const RANGE_BYTES: u64 = 8 << 20;
 const RANGES_MAX: usize = 4;
 
-/// Which chunks to download, and how.
+/// The choice of chunks to download, and the keys to open them.
 pub struct ReadData {
     /// The share of the data to read.
     pub share: ReadShare,
