@@ -76,7 +76,7 @@ impl PruneLook {
 
 /// Lists everything and plans. Manifests and other objects come from the cache if the listing still
 /// shows them unchanged. Changes nothing in a store. A deletion must not rely on this result alone:
-/// see [`look_afresh`].
+/// see `look_afresh`.
 ///
 /// # Errors
 /// [`RunError::Store`] when any object could not be read; nothing may be deleted then.
