@@ -1,9 +1,9 @@
-//! What a store holds of one dataset: whole backups, attempts that never became one, and what
-//! nobody knows.
+//! Reads what a store holds of one dataset: backups, attempts without a verified manifest, and keys
+//! that are not of this format.
 //!
-//! A backup exists only through a manifest that verifies. Reading an error as "empty" is how others
-//! lost data: every failure to list or fetch is an error here, and an object that cannot be
-//! believed is kept apart by name.
+//! A backup exists only through a manifest that verifies. Other programs lost data by reading an
+//! error as "empty". Here every failure to list or fetch is an error, and an id whose manifest does
+//! not verify is listed separately.
 
 mod error;
 mod fetch;
@@ -37,73 +37,74 @@ use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-/// Manifests fetched at once.
+/// Limit of concurrent fetches of manifests.
 const MANIFESTS_MAX: usize = 16;
-/// Most ids of one dataset without a trusted manifest: unfinished uploads, damaged backups, and
-/// what others put there. An upload that fails every hour leaves one a run, so that this takes more
-/// than a year without a prune. Each costs a few requests of a few KiB in every run.
+/// Limit of ids of one dataset without a trusted manifest: unfinished uploads, damaged backups, and
+/// objects of other writers. An upload that fails every hour leaves one id per run, so this limit
+/// is reached after more than a year without a prune. Each id costs a few requests of a few KiB in
+/// every run.
 const UNTRUSTED_MAX: usize = 10_000;
 
-/// Most objects that [`list_wanted`] gathers, some 200 bytes each.
+/// Limit of objects that [`list_wanted`] gathers, about 200 bytes each.
 const WANTED_MAX: usize = 5_000_000;
 
-/// Most datasets that one store is believed to have.
+/// Limit of datasets in one store.
 const DATASETS_MAX: usize = 100_000;
 
-/// One backup whose manifest verifies.
+/// A backup whose manifest verifies.
 #[derive(Debug, Clone)]
 pub struct StoredBackup {
     /// The verified manifest.
     pub manifest: Manifest,
     /// The hash of the manifest's bytes.
     pub manifest_blake3: Digest,
-    /// All its objects as listed, by name within the backup.
+    /// All its objects as listed, with their sizes in bytes, by name within the backup.
     pub objects: BTreeMap<String, u64>,
 }
 
-/// Objects under an id without a believable manifest.
+/// Objects under an id without a verified manifest.
 #[derive(Debug)]
 pub struct Attempt {
     /// The id.
     pub id: BackupId,
-    /// How many objects there are.
+    /// The number of its objects.
     pub objects: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// Its newest object, by the store's clock.
+    /// The time of its newest object, by the store's clock.
     pub newest: Option<jiff::Timestamp>,
-    /// Why its manifest is not believed; `None` when there is none.
+    /// Why its manifest does not verify; `None` when there is no manifest.
     pub disbelieved: Option<CatalogError>,
-    /// The manifest's signature, which goes just before it, is there or the manifest is: it was a
+    /// Whether the manifest exists, or its signature, which is put just before it: the id was a
     /// backup, or within a request of becoming one.
     pub was_committed: bool,
 }
 
-/// What a store holds of one dataset.
+/// The backups, attempts and unknown keys that a store holds of one dataset.
 #[derive(Debug)]
 pub struct Catalog {
     /// The dataset.
     pub dataset: DatasetName,
-    /// Whole backups, oldest first: within an origin by createtxg.
+    /// Backups, oldest first: by createtxg within an origin.
     pub backups: Vec<StoredBackup>,
-    /// Ids without a believable manifest.
+    /// Ids without a verified manifest.
     pub attempts: Vec<Attempt>,
     /// Keys under the dataset that are not of this format.
     pub unknown: Vec<ListedObject>,
-    /// Its newest object of any kind: what the store's clock said last. `None` when the store says
-    /// no times.
+    /// The time of its newest object of any kind, which is the latest known time of the store's
+    /// clock. `None` when the store reports no times.
     pub newest_object_at: Option<jiff::Timestamp>,
 }
 
 impl StoredBackup {
-    /// Bytes of all its objects, as listed.
+    /// Returns the bytes of all its objects, as listed.
     pub fn stored_bytes(&self) -> u64 {
         self.objects
             .values()
             .fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
-    /// The dataset and pool that it came from.
+    /// Returns the dataset and the pool that the backup was made from.
     pub fn origin(&self) -> (Guid, Guid) {
         (
             self.manifest.origin.dataset_guid,
@@ -113,7 +114,8 @@ impl StoredBackup {
 }
 
 impl Catalog {
-    /// How many datasets, by guid, have backups here under one name.
+    /// Returns the number of origins, by the guids of dataset and pool, with backups under this
+    /// name.
     pub fn origins(&self) -> usize {
         self.backups
             .iter()
@@ -122,20 +124,20 @@ impl Catalog {
             .len()
     }
 
-    /// Ids whose manifest or its signature is there, and which are no believed backups: they were
-    /// committed, or within one request of it.
+    /// Returns ids that have a manifest or its signature and are not verified backups: they were
+    /// committed, or within one request of the commit.
     pub fn lost(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts.iter().filter(|attempt| attempt.was_committed)
     }
 
-    /// Whether there is a whole backup of that snapshot.
+    /// Whether there is a backup of that snapshot.
     pub fn holds(&self, snapshot: Guid) -> bool {
         self.backups
             .iter()
             .any(|backup| backup.manifest.snapshot.guid == snapshot)
     }
 
-    /// The backup with that id.
+    /// Returns the backup with that id.
     pub fn backup(&self, id: &BackupId) -> Option<&StoredBackup> {
         self.backups.iter().find(|backup| backup.manifest.id == *id)
     }
@@ -150,8 +152,8 @@ impl Catalog {
         }
     }
 
-    /// How many time lines the backups of the newest origin are of, as far as the store alone
-    /// tells: more than one where a machine was cloned, or a pool copied or rewound.
+    /// Returns the number of time lines of the newest origin, as far as the store alone shows.
+    /// There is more than one after a machine was cloned, or a pool was copied or rewound.
     pub fn time_lines(&self) -> usize {
         let facts = self.facts();
         match Timeline::new(&facts).newest(&self.of_newest_origin(&facts)) {
@@ -194,7 +196,7 @@ impl Catalog {
             .collect()
     }
 
-    /// Ids whose manifest is there and not believed: damage, or somebody else's.
+    /// Returns ids whose manifest does not verify: it is damaged, or another writer made it.
     pub fn disbelieved(&self) -> impl Iterator<Item = (&BackupId, &CatalogError)> {
         self.attempts
             .iter()
@@ -202,7 +204,7 @@ impl Catalog {
     }
 }
 
-/// Reads all that a store holds of one dataset.
+/// Reads everything that a store holds of one dataset.
 ///
 /// # Errors
 /// [`CatalogError::Store`] when a listing or a fetch fails.
@@ -214,8 +216,8 @@ pub async fn read_catalog(
     read_catalog_through(store, dataset, trusted, &ObjectCache::none()).await
 }
 
-/// As [`read_catalog`], but what is kept of manifests that are listed as before is not fetched. For
-/// plans and for people, not for proof: see [`crate::state::manifests`].
+/// Does the same as [`read_catalog`], but takes manifests from the cache if they are listed
+/// unchanged. Suitable for plans and for display, not for proof: see [`crate::state::manifests`].
 ///
 /// # Errors
 /// As for [`read_catalog`].
@@ -270,7 +272,8 @@ pub async fn read_catalog_through(
         };
         let believed = match (listed(false), listed(true)) {
             (None, _) => None,
-            // The signature is put first, and the listing is whole.
+            // A missing signature is damage: it is put before the manifest, and the listing is
+            // complete.
             (Some(manifest), None) => Some(Err(CatalogError::Damaged {
                 key: format!("{}{SIGNATURE_SUFFIX}", manifest.key),
                 reason: "missing".into(),
@@ -306,8 +309,8 @@ pub async fn read_catalog_through(
     Ok(catalog)
 }
 
-/// Refuses a dataset of which there is more than can be ours, before all of it was fetched. `last`
-/// is why the last one is not trusted.
+/// Refuses a dataset with more untrusted ids or records than this program can have left, before all
+/// of them are fetched. `last` is the reason why the last one is untrusted.
 fn check_untrusted(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -332,7 +335,8 @@ fn check_untrusted(
     Err(CatalogError::TooMany { what, hint })
 }
 
-/// Within an origin by createtxg, because clocks lie; origins by the time of their newest backup.
+/// Sorts by createtxg within an origin, because clocks can be wrong, and sorts origins by the time
+/// of their newest backup.
 fn sort(backups: &mut [StoredBackup]) {
     let mut newest: BTreeMap<(Guid, Guid), jiff::Timestamp> = BTreeMap::new();
     for backup in backups.iter() {
@@ -386,11 +390,11 @@ fn attempt(
     }
 }
 
-/// Fetches one manifest and checks it.
+/// Fetches one manifest and verifies it.
 ///
 /// # Errors
-/// [`CatalogError::Manifest`] when it is not to be believed, [`CatalogError::Store`] when it cannot be
-/// read.
+/// [`CatalogError::Manifest`] or [`CatalogError::Damaged`] when it does not verify or is missing;
+/// [`CatalogError::Store`] when it cannot be read.
 pub async fn read_manifest(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -426,9 +430,9 @@ fn parse_fetched(
     Ok((manifest, Digest::of(bytes)))
 }
 
-/// As [`read_manifest`]: as it was kept, if that passes every check, else fetched. A manifest is
-/// kept when it passes; a signature as soon as it is there, so that one which is not by a trusted
-/// key costs no request a second time.
+/// Does the same as [`read_manifest`], but returns the cached manifest if it passes every check. A
+/// fetched manifest is cached when it passes. A signature is cached as soon as it is fetched, so
+/// that a signature by an untrusted key costs no second request.
 async fn read_manifest_through(
     store: &dyn ObjectStore,
     (dataset, id): (&DatasetName, &BackupId),
@@ -491,7 +495,7 @@ fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), Cata
     })
 }
 
-/// Fetches the receipt of one backup and checks it, also that it belongs to this manifest.
+/// Fetches and verifies the receipt of one backup, and checks that it belongs to this manifest.
 ///
 /// # Errors
 /// As for [`read_manifest`].
@@ -517,7 +521,7 @@ pub async fn read_receipt(
     Ok(receipt)
 }
 
-/// Fetches all chunk entries of a backup, each list checked against the hash in the manifest.
+/// Fetches all chunk entries of a backup, and checks each list against its hash in the manifest.
 ///
 /// # Errors
 /// [`CatalogError::Manifest`] naming the list; [`CatalogError::Store`].
@@ -532,8 +536,8 @@ pub async fn read_chunks(
     Ok(chunks)
 }
 
-/// As [`read_chunks`], but a list that is kept, has the hash in the manifest and is listed with its
-/// size is not fetched.
+/// Does the same as [`read_chunks`], but takes a list from the cache if the cached list has the
+/// hash in the manifest and the listed size.
 ///
 /// # Errors
 /// As for [`read_chunks`].
@@ -589,10 +593,10 @@ async fn fetch_list(
     get_checked(store, &key, limit_bytes, parse).await
 }
 
-/// The first object of an attempt, its signature checked; `None` when it is not there.
+/// Returns the verified `started.json` of an attempt, or `None` when the object does not exist.
 ///
 /// # Errors
-/// [`CatalogError::Manifest`] or [`CatalogError::Damaged`] when it is not to be believed;
+/// [`CatalogError::Manifest`] or [`CatalogError::Damaged`] when it does not verify;
 /// [`CatalogError::Store`].
 pub async fn read_started(
     store: &dyn ObjectStore,
@@ -619,13 +623,14 @@ pub async fn read_started(
     })
 }
 
-/// The key of a chunk. Its name was checked when its list was parsed.
+/// Returns the key of a chunk. The chunk's name was checked when its list was parsed.
 pub fn chunk_key(manifest: &Manifest, chunk: &ChunkEntry) -> Option<ObjectKey> {
     let object = crate::store::key::parse_object_name(&chunk.name)?;
     Some(ObjectKey::backup(&manifest.dataset, &manifest.id, &object))
 }
 
-/// Chunks that a listing shows to be missing or to have another size than the manifest says.
+/// Returns the chunks that are missing in the listing, or whose listed size differs from the
+/// manifest.
 pub fn find_gaps(
     backup: &StoredBackup,
     chunks: &[ChunkEntry],
@@ -647,8 +652,8 @@ pub fn find_gaps(
 }
 
 /// Lists the objects of the whole store whose keys are wanted, in order of the key. A whole store
-/// has more objects than [`ObjectStore::list`] gathers in memory, so the listing is filtered page
-/// by page.
+/// has more objects than [`ObjectStore::list`] can gather in memory, so the listing is filtered
+/// page by page.
 ///
 /// # Errors
 /// [`CatalogError::Store`] when the listing fails.
@@ -677,12 +682,12 @@ pub(crate) async fn list_wanted(
         });
     }
     wanted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    // An object that is written while pages turn may be on two of them.
+    // An object that is written during the listing may be on two pages.
     wanted.dedup_by(|a, b| a.key == b.key);
     Ok(wanted)
 }
 
-/// Every dataset that has an object in the store, whether or not it is ours.
+/// Returns every dataset that has an object in the store, also those of other writers.
 ///
 /// # Errors
 /// [`CatalogError::Store`] when the listing fails.

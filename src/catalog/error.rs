@@ -1,48 +1,49 @@
-//! Why a store's backups of a dataset could not be read.
+//! Errors of reading a store's backups of a dataset.
 
 use crate::manifest::ManifestError;
 use crate::state::StateError;
 use crate::store::StoreError;
 
-/// Why what a store holds could not be read, or is not what it must be. The text says what was
-/// attempted on what; the source says why.
+/// Why stored objects could not be read, or do not verify. The text names the attempted action and
+/// its object; the source gives the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// The store refused or failed.
+    /// The request to the store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file of this host's own state could not be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A stored object is not what it must be: damage or forgery.
+    /// A stored object does not verify: it is damaged or forged, or a later version made it.
     #[error("check {key}")]
     Manifest {
-        /// The object.
+        /// The key of the object.
         key: String,
-        /// What is wrong with it.
+        /// The fault.
         #[source]
         source: ManifestError,
     },
-    /// A stored object is missing or has another size.
+    /// A stored object is missing, too long, or has other bytes or another size than its manifest
+    /// says.
     #[error("{key}: {reason}")]
     Damaged {
-        /// The object.
+        /// The key of the object.
         key: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
-    /// The store has more objects than this program leaves there.
+    /// The store has more objects than this program can have left there.
     #[error("{what}")]
     TooMany {
-        /// How many of which objects, and where.
+        /// The number and kind of the objects, and the store.
         what: String,
-        /// What a person can do.
+        /// The advice to the user.
         hint: String,
     },
 }
 
 impl CatalogError {
-    /// Says what a person can do, where there is something.
+    /// Returns advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Store(error) => error.hint.clone(),
@@ -52,7 +53,8 @@ impl CatalogError {
         }
     }
 
-    /// Returns whether stored data is damaged or forged. What a later version made is neither.
+    /// Returns whether stored data is damaged or forged. An object that a later version made is
+    /// neither.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Manifest { source, .. } => source.is_damage(),

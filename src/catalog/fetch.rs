@@ -1,8 +1,8 @@
-//! Fetches objects that are not verified yet, at a cost that does not depend on the contents of the
+//! Fetches objects that are not yet verified, at a cost that does not depend on the contents of the
 //! store.
 //!
-//! - The signature comes first: it has a few hundred bytes, and without a signature of ours for
-//!   this key the object is never fetched.
+//! - The signature comes first: it has a few hundred bytes, and without a signature by a trusted
+//!   key for this place the object is not fetched.
 //! - Each type of object has a limit that fits it ([`crate::manifest`] derives them).
 //! - Only one task of the process at a time fetches an unverified object of more than
 //!   [`SMALL_BYTES_MAX`], and verifies or drops it before the next one starts.
@@ -15,15 +15,15 @@ use crate::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-/// Up to this size several are fetched at once: manifests, and all others but those of large
-/// backups.
+/// Size limit for concurrent fetches. Manifests are smaller, and so are all other objects except
+/// those of large backups.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 
 /// Held while an object above [`SMALL_BYTES_MAX`] is fetched and checked.
 static LARGE: Mutex<()> = Mutex::const_new(());
 
-/// An object that was gone, or longer than the format allows, is damage of its backup and no
-/// failure of the store.
+/// Converts a missing object, or one longer than the format allows, to damage of its backup:
+/// neither is a failure of the store.
 fn named(key: &ObjectKey, fetched: Result<Bytes, StoreError>) -> Result<Bytes, CatalogError> {
     fetched.map_err(|error| match error.kind {
         StoreErrorKind::NotFound => missing(key),
@@ -46,7 +46,8 @@ fn missing(key: &ObjectKey) -> CatalogError {
 /// fetched.
 ///
 /// # Errors
-/// [`CatalogError::Damaged`] when it is missing or too long; what the check says; [`CatalogError::Store`].
+/// [`CatalogError::Damaged`] when it is missing or too long; the error of `check`;
+/// [`CatalogError::Store`].
 pub(super) async fn get_checked<T>(
     store: &dyn ObjectStore,
     key: &ObjectKey,
@@ -71,8 +72,9 @@ pub(super) async fn get_checked<T>(
 /// Fetches a signed object and its signature, and verifies it.
 ///
 /// # Errors
-/// [`CatalogError::Damaged`] when one is missing or too long; [`CatalogError::Manifest`] when the signature
-/// is not by a trusted key for this object; [`CatalogError::Store`].
+/// [`CatalogError::Damaged`] when the object or its signature is missing or too long;
+/// [`CatalogError::Manifest`] when the signature is not by a trusted key for this object;
+/// [`CatalogError::Store`].
 pub(crate) async fn get_signed(
     store: &dyn ObjectStore,
     key: &ObjectKey,
@@ -89,8 +91,8 @@ pub(crate) async fn get_signed(
 /// Fetches the signature of an object.
 ///
 /// # Errors
-/// [`CatalogError::Damaged`] when it is missing or too long: of a pair that is gone, the object is
-/// named.
+/// [`CatalogError::Damaged`] when it is missing or too long. The error names the object if both it
+/// and its signature are missing.
 pub(crate) async fn get_signature(
     store: &dyn ObjectStore,
     key: &ObjectKey,
@@ -106,8 +108,8 @@ pub(crate) async fn get_signature(
     }
 }
 
-/// Fetches the object of this signature and verifies it. Without a request where the signature
-/// cannot be of it.
+/// Fetches the object of this signature and verifies it. Makes no request if the signature is not
+/// by a trusted key for this place.
 ///
 /// # Errors
 /// As for [`get_signed`].
@@ -134,10 +136,10 @@ pub(super) async fn get_with_signature(
     Ok(get_checked(store, key, limit_bytes, verify).await?.0)
 }
 
-/// Fetches a small object of a backup and holds it against the hash in the manifest.
+/// Fetches a small object of a backup and compares it with the hash in the manifest.
 ///
 /// # Errors
-/// [`CatalogError::Damaged`] when it is missing or another; [`CatalogError::Store`].
+/// [`CatalogError::Damaged`] when it is missing or has another hash; [`CatalogError::Store`].
 pub async fn get_pinned(
     store: &dyn ObjectStore,
     key: &ObjectKey,

@@ -1,4 +1,4 @@
-//! Reads a manifest back after it was put, again if the store is not well.
+//! Reads a manifest back after it was put, with retries after failures of the store.
 
 use super::{CatalogError, read_manifest};
 use crate::manifest::Manifest;
@@ -8,16 +8,16 @@ use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use std::time::Duration;
 
-/// How often a small object is put or read again.
+/// Number of retries of a put or read of a small object.
 pub(crate) const TRIES_MAX: u32 = 3;
-/// Pause before that, times the number of the try.
+/// Pause before a retry, multiplied by the number of the retry.
 pub(crate) const TRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Reads a manifest back as everybody will. One failure of the store must not hide that the backup
-/// is there.
+/// Reads a manifest back in the way in which every reader reads it. Retries, because one failure of
+/// the store must not hide that the backup exists.
 ///
 /// # Errors
-/// [`CatalogError`] when it is not there or not what was written.
+/// [`CatalogError`] when the manifest is missing or has another hash than `expected`.
 pub(crate) async fn read_back(
     store: &dyn ObjectStore,
     dataset: &DatasetName,

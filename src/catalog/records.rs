@@ -1,4 +1,4 @@
-//! What prunes signed before they deleted: which backups are gone because somebody wanted that.
+//! Reads signed prune records, which prove that missing backups were deleted on purpose.
 
 use super::check_untrusted;
 use super::fetch::{get_signature, get_with_signature};
@@ -12,13 +12,12 @@ use crate::store::{ListedObject, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// No prune takes longer, clocks that differ included.
+/// Limit of a prune's duration, including differences between clocks.
 pub(crate) const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
-/// Records fetched at once.
+/// Limit of concurrent fetches of records.
 const RECORDS_MAX: usize = 16;
 
-/// Ids whose deletion a signed prune record explains. A record that is not believed explains
-/// nothing.
+/// Returns the ids whose deletion a signed prune record explains. Untrusted records do not count.
 ///
 /// # Errors
 /// [`CatalogError::Store`] when a listing or a fetch fails.
@@ -50,8 +49,8 @@ pub async fn read_prune_records(
     read_prune_records_through(store, dataset, trusted, since, &ObjectCache::none()).await
 }
 
-/// As [`read_prune_records`], but what is kept of records that are listed as before is not fetched.
-/// What is signed is as true as when it was fetched, and one that was taken back is not listed.
+/// Does the same as [`read_prune_records`], but takes records from the cache if they are listed
+/// unchanged. A signed record stays valid, and a withdrawn one is no longer listed.
 ///
 /// # Errors
 /// As for [`read_prune_records`].
@@ -63,7 +62,7 @@ pub async fn read_prune_records_through(
     cache: &ObjectCache,
 ) -> Result<Vec<(ObjectKey, PruneRecord)>, CatalogError> {
     let prefix = format!("{dataset}/@prune/");
-    // The time stands first in a record's name, so that old ones need not be fetched.
+    // The name of a record begins with its time, so that old records need not be fetched.
     let oldest = since.map(|since| format!("{prefix}{}", since.strftime("%Y%m%dT%H%M%SZ")));
     let listed = store.list(&prefix).await?;
     let by_key: BTreeMap<&str, &ListedObject> = listed
@@ -76,7 +75,7 @@ pub async fn read_prune_records_through(
     let keys = wanted.filter_map(|object| {
         ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json"))
     });
-    // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+    // Collected first: a stream that made the futures lazily would tie them to its own lifetime.
     let reads: Vec<_> = keys
         .map(|key| {
             let signature = format!("{key}{SIGNATURE_SUFFIX}");
@@ -123,7 +122,7 @@ async fn read_record(
     key: &ObjectKey,
     listed: Option<(&ListedObject, &ListedObject)>,
 ) -> Result<PruneRecord, CatalogError> {
-    // The signature is put first, and the listing is whole.
+    // A missing signature is damage: it is put before the record, and the listing is complete.
     let Some((listed, listed_signature)) = listed else {
         return Err(CatalogError::Damaged {
             key: key.signature().to_string(),

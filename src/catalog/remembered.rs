@@ -1,5 +1,5 @@
-//! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for
-//! nights when it cannot be reached. They are verified again whenever they are read.
+//! The remote as last read: its manifests with their signatures, saved in `state_dir` for planning
+//! while the remote is offline. Every reading verifies them again.
 
 use crate::catalog::CatalogError;
 use crate::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
@@ -13,11 +13,11 @@ use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Keeps the manifests of these backups, and no others. Those that are kept already, or were read
-/// just now, are not fetched again.
+/// Saves the manifests of these backups and removes all others. Fetches only manifests that are
+/// neither saved nor cached.
 ///
 /// # Errors
-/// [`CatalogError`]; then the memory is older than it could be, and never wrong.
+/// [`CatalogError`]; the saved manifests may then be out of date, but are never wrong.
 pub(crate) async fn remember(
     state_dir: &Path,
     store: &dyn ObjectStore,
@@ -53,9 +53,9 @@ pub(crate) async fn remember(
     Ok(())
 }
 
-/// Keeps the manifest of a backup that this host has just committed to the store, so that a plan
-/// without the remote follows from this backup too. Does nothing for a store that was never read:
-/// this one backup must not pass for all that the store holds.
+/// Saves the manifest of a backup that this host has just committed to the store, so that a plan
+/// made while the remote is offline can build on this backup. Does nothing for a store that was
+/// never read: this one backup must not pass for everything that the store holds.
 ///
 /// # Errors
 /// As for [`remember`].
@@ -74,11 +74,12 @@ pub(crate) fn remember_commit(
     Ok(())
 }
 
-/// The backups that were whole when this store was last read; `None` when it never was. Those that
-/// do not verify are left out, and their number is told.
+/// Returns the backups that were complete when this store was last read, or `None` if it was never
+/// read. Manifests that do not verify are left out; the second value is their number.
 ///
 /// # Errors
-/// [`CatalogError::State`] when the memory cannot be read: never taken for "nothing".
+/// [`CatalogError::State`] when the saved manifests cannot be read: an error never means "no
+/// backups".
 pub(crate) fn recall(
     state_dir: &Path,
     store: &KnownStore,

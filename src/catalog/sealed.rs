@@ -1,9 +1,9 @@
-//! Small texts sealed to the recipients of a store, and opened again.
+//! Seals small texts to the recipients of a store, and opens them.
 
 use crate::keyring::KeyFile;
 use std::io::{Read, Write};
 
-/// What age says.
+/// An error of the age library.
 pub(crate) type AgeFailure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Seals `plain` to every recipient.
@@ -21,7 +21,7 @@ pub(crate) fn seal_small(
     Ok(sealed)
 }
 
-/// Opens what was sealed to one of these keys, at most `limit_bytes` of it.
+/// Opens a text that was sealed to one of these keys. Returns its first `limit_bytes` bytes.
 pub(crate) fn open_small(
     keys: &KeyFile,
     sealed: &[u8],

@@ -1,8 +1,8 @@
-//! What the stores of a dataset hold, looked at closely enough to plan on it: which backups are
-//! whole.
+//! Decides which backups of a dataset are complete, from the catalogs and chunk lists of its
+//! stores.
 //!
-//! A backup in the intermediate directory may follow from one that lies only in the remote, so
-//! chains may be walked through two stores at once.
+//! A backup in the intermediate directory may build on one that exists only in the remote, so a
+//! chain may lead through two stores.
 
 use crate::catalog::CatalogError;
 use crate::catalog::{Catalog, StoredBackup, find_gaps, read_chunks_through};
@@ -15,28 +15,28 @@ use crate::store::ObjectStore;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
 
-/// Chunk lists fetched at once.
+/// Limit of concurrent fetches of chunk lists.
 const LISTS_MAX: usize = 16;
 
-/// One store's backups of a dataset, and what is wrong with the chunks of each.
+/// The backups of a dataset in one store, with the flaws in the chunks of each.
 #[derive(Debug)]
 pub struct Seen {
-    /// What it holds.
+    /// The catalog of that store.
     pub catalog: Catalog,
     flaws: BTreeMap<BackupId, Option<String>>,
 }
 
 impl Seen {
-    /// Holds every backup's chunks against the catalog's listing.
+    /// Checks every backup's chunks against the catalog's listing.
     ///
     /// # Errors
-    /// [`CatalogError::Store`] when a chunk list could not be read: nothing is known then.
+    /// [`CatalogError::Store`] when a chunk list could not be read: no backup can be judged then.
     pub async fn look(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, CatalogError> {
         Self::look_through(store, catalog, &ObjectCache::none(), |_| true).await
     }
 
-    /// As [`Seen::look`], but chunk lists that are kept are not fetched, and only those backups are
-    /// looked at that are wanted; of the others nothing is known, so they pass for flawed.
+    /// Does the same as [`Seen::look`], but takes chunk lists from the cache, and checks only the
+    /// wanted backups. The others are unknown and therefore count as flawed.
     ///
     /// # Errors
     /// As for [`Seen::look`].
@@ -47,7 +47,8 @@ impl Seen {
         wanted: impl Fn(&StoredBackup) -> bool,
     ) -> Result<Self, CatalogError> {
         let look = |backup| async move { chunk_flaw(store, backup, cache).await };
-        // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+        // Collected first: a stream that made the futures lazily would tie them to its own
+        // lifetime.
         let wanted: Vec<&StoredBackup> = catalog
             .backups
             .iter()
@@ -63,7 +64,7 @@ impl Seen {
         Ok(Self { catalog, flaws })
     }
 
-    /// Backups that were whole when the store was last seen.
+    /// Makes the view from saved backups, which were complete when the store was last read.
     pub fn remembered(catalog: Catalog) -> Self {
         let flaws = catalog
             .backups
@@ -73,9 +74,9 @@ impl Seen {
         Self { catalog, flaws }
     }
 
-    /// What planning needs of each backup, chains walked through `beside` too. Base and full are
-    /// those that would be received: where a twin stands in for the base in the manifest, the twin
-    /// is what must be kept.
+    /// Returns the facts that planning needs of each backup, with chains that may lead through
+    /// `beside` too. Base and full are the ones that a restore would receive: if a twin replaces
+    /// the base in the manifest, a prune must keep the twin.
     pub fn facts(&self, beside: Option<&Self>) -> Vec<BackupFacts> {
         let (known, bases) = (manifests(self, beside), bases(self, beside));
         let (flaws, fulls) = (self.chain_flaws(beside, &bases), fulls(&bases));
@@ -100,8 +101,8 @@ impl Seen {
         self.catalog.backups.iter().map(facts).collect()
     }
 
-    /// As [`Seen::facts`], but each backup is judged by its own chunks alone: its ancestors may be
-    /// elsewhere.
+    /// Does the same as [`Seen::facts`], but judges each backup by its own chunks alone: its
+    /// ancestors may be in another store.
     pub fn own_facts(&self) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
             let flaw = self.own_flaw(None, &backup.manifest.id);
@@ -115,12 +116,13 @@ impl Seen {
         self.catalog.backups.iter().map(facts).collect()
     }
 
-    /// As [`Seen::flaw`] without a second store, of all that were looked at.
+    /// Returns the result of [`Seen::flaw`], without a second store, for every backup in this one.
     pub fn flaws(&self) -> BTreeMap<&BackupId, Option<String>> {
         self.chain_flaws(None, &bases(self, None))
     }
 
-    /// Why this backup cannot be restored from the two stores together; `None` when it can.
+    /// Returns why this backup cannot be restored from the two stores together, or `None` when it
+    /// can.
     pub fn flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
         let mut flaws = self.chain_flaws(beside, &bases(self, beside));
         flaws
@@ -128,8 +130,8 @@ impl Seen {
             .unwrap_or_else(|| Some(format!("{id} is not there")))
     }
 
-    /// What is wrong with each backup or what it follows from, in one pass: bases come before what
-    /// follows from them.
+    /// Returns the flaw of each backup or of its ancestors, in one pass: bases come before the
+    /// backups that build on them.
     fn chain_flaws<'a>(
         &'a self,
         beside: Option<&'a Self>,
@@ -149,7 +151,7 @@ impl Seen {
         flaws
     }
 
-    /// Whole in one store is enough.
+    /// Returns the flaw of the backup's own chunks. A complete copy in one store is enough.
     fn own_flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
         let stores = [Some(self), beside].into_iter().flatten();
         let mut flaws: Vec<&Option<String>> =
@@ -161,7 +163,7 @@ impl Seen {
         }
     }
 
-    /// The chain that leads to this backup, its full first; empty when it cannot be walked.
+    /// Returns the chain that leads to this backup, its full first; empty when the chain is broken.
     pub fn chain(&self, beside: Option<&Self>, id: &BackupId) -> Vec<BackupId> {
         let chain = bases(self, beside).chain(id).unwrap_or_default();
         chain
@@ -170,7 +172,7 @@ impl Seen {
             .collect()
     }
 
-    /// Those backups of this store that are whole without any other store.
+    /// Returns the backups of this store that can be restored without any other store.
     pub fn whole(&self) -> Vec<&StoredBackup> {
         let flaws = self.chain_flaws(None, &bases(self, None));
         let is_whole =
@@ -183,7 +185,7 @@ fn bases<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Bases<'a> {
     Bases::find(manifests(seen, beside).into_values())
 }
 
-/// The full that each backup would be received after; itself for a full.
+/// Returns the full that a restore of each backup would receive first. A full maps to itself.
 fn fulls<'a>(bases: &Bases<'a>) -> BTreeMap<&'a BackupId, &'a BackupId> {
     let mut fulls = BTreeMap::new();
     for manifest in bases.in_order() {
@@ -211,7 +213,7 @@ fn manifests<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Known<'a> {
     known
 }
 
-/// As listed; without a listing, as the manifests tell it.
+/// Returns the listed bytes, or without a listing the bytes computed from the manifests.
 fn stored_bytes(backup: &StoredBackup, known: &Known<'_>) -> u64 {
     if !backup.objects.is_empty() {
         return backup.stored_bytes();
@@ -227,8 +229,8 @@ fn stored_bytes(backup: &StoredBackup, known: &Known<'_>) -> u64 {
         .saturating_sub(base.map_or(0, |(base, _)| base.chain.stored_bytes))
 }
 
-/// What is wrong with a backup's own chunks. A list that cannot be believed is a flaw; one that
-/// cannot be read is an error.
+/// Returns the flaw of a backup's own chunks. A chunk list that does not verify is a flaw; a list
+/// that cannot be read is an error.
 async fn chunk_flaw(
     store: &dyn ObjectStore,
     backup: &StoredBackup,

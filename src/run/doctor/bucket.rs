@@ -1,33 +1,33 @@
-//! The checks of the store: judgements over its probe and over what its bucket says. Pure.
+//! The checks of the store, as pure judgements of its probe and of the facts about its bucket.
 
 use super::Check;
 use crate::store::probe::{Ability, Deleting, LifecycleRule, Rights, Told};
 use crate::store::{BucketFacts, EvidenceTier, ObjectLock, S3Checksum, StoreProbe};
 
-/// Signatures are refused from 15 minutes on.
+/// Clock skew from which stores refuse signatures: 15 minutes.
 const SKEW_SECONDS_BAD: u64 = 900;
-/// Ages and locks are told by clocks; this much is no clock that is kept.
+/// Clock skew from which a clock counts as unsynchronized. Ages and locks depend on clocks.
 const SKEW_SECONDS_DOUBTFUL: u64 = 60;
 
-/// What the configuration asks of the store.
+/// The requirements of the configuration on the store.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// The checksum that it names.
+    /// The configured checksum.
     pub checksum: Option<S3Checksum>,
-    /// Parts of the longest chunk.
+    /// The number of parts of the longest chunk.
     pub parts: u64,
-    /// How long objects are locked.
+    /// The lock that objects get.
     pub lock: Option<ObjectLock>,
-    /// Rules of `[lifecycle-remote]` or `prune-remote` are used, so that deleting must work
-    /// somewhere.
+    /// Whether rules of `[lifecycle-remote]` or `prune-remote` are used, so that some credentials
+    /// must be able to delete.
     pub prunes: bool,
-    /// Other credentials delete.
+    /// Whether deletion has separate credentials.
     pub has_prune_credentials: bool,
-    /// An unfinished upload is given up after so many days.
+    /// The age in days at which an unfinished upload is abandoned.
     pub resume_days: u32,
 }
 
-/// The checks over a probe.
+/// Returns the checks of a probe.
 pub fn check_probe(probe: &StoreProbe, wanted: &Wanted) -> Vec<Check> {
     let mut checks = vec![clock(probe)];
     checks.extend(checksum(probe, wanted));
@@ -193,8 +193,8 @@ fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
     }
 }
 
-/// Whoever takes a host whose credentials delete can delete its backups too, unless they are
-/// locked.
+/// Judges credentials that can delete. An attacker who controls a host with such credentials can
+/// delete its backups too, unless they are locked.
 fn may_delete(what: &str, wanted: &Wanted) -> Check {
     let subject = "deleting";
     if wanted.lock.is_some() {
@@ -237,7 +237,7 @@ fn parts(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
     })
 }
 
-/// The checks over what the bucket says of itself.
+/// Returns the checks of the facts about the bucket.
 pub fn check_bucket(
     facts: &BucketFacts,
     probe: Option<&StoreProbe>,
@@ -367,10 +367,10 @@ fn object_lock(told: &Told<bool>, wanted: &Wanted) -> Option<Check> {
     })
 }
 
-/// What every backup needs of a B2 key.
+/// The rights that every backup needs of a B2 key.
 const B2_NEEDED: [&str; 3] = ["listFiles", "readFiles", "writeFiles"];
 const B2_LOCK: [&str; 2] = ["readFileRetentions", "writeFileRetentions"];
-/// What a nightly host need not be able to do.
+/// The rights that a host does not need for nightly backups.
 const B2_TOO_MUCH: [&str; 6] = [
     "deleteBuckets",
     "writeBuckets",

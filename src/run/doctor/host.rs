@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 const LIBRARY: &str = "libzfs_core.so";
 
-/// The versions of the library and of the kernel module.
+/// Checks the versions of the library and of the kernel module.
 pub fn check_zfs(zfs: &dyn Zfs) -> Check {
     let subject = "zfs";
     let version = match zfs.module_version() {
@@ -40,7 +40,7 @@ pub fn check_zfs(zfs: &dyn Zfs) -> Check {
     )
 }
 
-/// The library as it lies on disk: its name has its version in it.
+/// Returns the library's file name after symbolic links are resolved, which contains its version.
 fn loaded_library(maps: &str) -> Option<String> {
     let path = maps
         .lines()
@@ -51,7 +51,7 @@ fn loaded_library(maps: &str) -> Option<String> {
         .map(|name| name.to_string_lossy().into_owned())
 }
 
-/// Which of the configured datasets are there. Also returns them.
+/// Checks which of the configured datasets exist, and returns the datasets found.
 pub fn check_datasets(
     zfs: &dyn Zfs,
     configured: &DatasetSelection,
@@ -128,7 +128,7 @@ pub fn check_datasets(
     (checks, selection.selected)
 }
 
-/// What the running user may do with these datasets.
+/// Checks the running user's permissions on these datasets.
 pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) -> Vec<Check> {
     let subject = "permissions";
     if runner.privileged {
@@ -185,8 +185,8 @@ pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) 
     checks
 }
 
-/// What a drill would lack, which restores a chain below the pool's own dataset; nothing when it
-/// has all.
+/// Returns a note on the permissions that a drill lacks, or `None` when it has all of them. A drill
+/// restores a chain below the pool's own dataset.
 fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
     let (subject, pool) = ("permissions", pool.parse().ok()?);
     let needs = RestoreNeeds {
@@ -219,7 +219,7 @@ fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
     })
 }
 
-/// Whether files can be made in a folder. One that is not there yet is made by the first run.
+/// Checks whether files can be made in a folder. The first run makes a missing folder.
 pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
     let place = folder.display();
     if folder.exists() {
@@ -270,7 +270,8 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
     }
 }
 
-/// The intermediate directory: there, writable, and not inside what is backed up.
+/// Checks that the intermediate directory exists, is writable and is not inside a dataset that is
+/// backed up.
 pub fn check_intermediate(folder: &Path, selected: &[Selected]) -> Check {
     let subject = "intermediate";
     if !folder.exists() {

@@ -1,4 +1,4 @@
-//! [`Place`]: where a configured name leads, and which identities this host found there.
+//! [`Place`]: the location that a configured name leads to, and the store identities found there.
 
 use super::take_over::take_over;
 use super::{make_store_id, read_store_id};
@@ -12,7 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Taking over the state of an earlier version lists the store once for each unfinished upload.
+/// Limit of the wait for the lock. Its holder may be moving the state of an earlier version, which
+/// lists the store once for each unfinished upload.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
@@ -21,10 +22,10 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 pub struct Place {
     /// The store's URL.
     pub url: String,
-    /// The endpoint and whatever else the URL does not say; empty for a folder.
+    /// The endpoint and other settings that are not in the URL; empty for a folder.
     pub endpoint: String,
-    /// How the command line names the place: "" for the remote, " --intermediate" for the
-    /// directory.
+    /// The option by which the command line names the place: "" for the remote, " --intermediate"
+    /// for the directory.
     pub option: &'static str,
 }
 
@@ -37,19 +38,19 @@ impl Place {
 /// The purpose for which a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Objects are written or deleted, or something is destroyed because of what is stored: the
-    /// store must be the one that it was.
+    /// Objects are written or deleted, or local data is destroyed because of stored objects: the
+    /// store must be the same as before.
     Write,
     /// The command changes nothing. A store without an identity is known by its URL.
     Read,
-    /// Data is brought back: nothing about the identity may stand in the way.
+    /// Data is restored: no problem with the identity may prevent that.
     Restore,
 }
 
-/// The store at a place as this host last found it, without asking the store.
+/// Returns the store at a place as this host last found it, without a request to the store.
 ///
 /// # Errors
-/// [`RunError::State`] when that cannot be read: never taken for "never seen".
+/// [`RunError::State`] when the saved identity cannot be read: an error never means "never seen".
 pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError> {
     let url = place.url.clone();
     Ok(match place.file(state_dir).load()?.pop() {
@@ -58,12 +59,12 @@ pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError>
     })
 }
 
-/// The store with its identity. Before the first write the store gets one. `datasets` are the names
-/// whose state an earlier version may have left under the URL.
+/// Returns the store with its identity. Before the first write, a store without an identity gets
+/// one. `datasets` are the names whose state an earlier version may have saved under the URL.
 ///
 /// # Errors
-/// [`RunError::Refused`] when another store answers at this place than before and something would
-/// be changed; [`RunError`] when the identity cannot be read, unless data is brought back.
+/// [`RunError::Refused`] for [`Purpose::Write`] when another store than before answers at this
+/// place; [`RunError`] when the identity cannot be read, except for [`Purpose::Restore`].
 pub async fn identify(
     state_dir: &Path,
     place: &Place,
@@ -148,10 +149,10 @@ async fn find_id(
     }
 }
 
-/// The store at this place, if it may be written to. Changes nothing.
+/// Returns the store at this place if it may be written to. Changes nothing.
 ///
 /// # Errors
-/// As for [`identify`] before something is written.
+/// As for [`identify`] with [`Purpose::Write`].
 pub async fn check_place(
     state_dir: &Path,
     place: &Place,
@@ -183,11 +184,11 @@ fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
     )
 }
 
-/// Takes the store that is at this place now for the right one, and gives it an identity if it has
-/// none. Returns the identity that was known before, and the one that holds from now on.
+/// Accepts the store that is now at this place, and gives it an identity if it has none. Returns
+/// the identity that was known before, and the one that holds from now on.
 ///
 /// # Errors
-/// As for [`identify`], but for another store.
+/// As for [`identify`], except that another store than before is accepted.
 pub async fn accept(
     state_dir: &Path,
     place: &Place,
@@ -201,8 +202,8 @@ pub async fn accept(
     Ok((before, id))
 }
 
-/// Remembers the identity of this place, after what an earlier version kept under the URL has moved
-/// to it.
+/// Saves the identity of this place, after the state that an earlier version kept under the URL has
+/// moved to the identity.
 async fn register(
     state_dir: &Path,
     file: &PlaceFile,
@@ -227,7 +228,8 @@ async fn register(
     Ok(id)
 }
 
-/// Several configurations may begin at the same minute: they wait for each other.
+/// Takes the lock for identities of stores. Several configurations may start in the same minute, so
+/// their runs wait for each other.
 async fn lock_stores(state_dir: &Path) -> Result<KernelLock, StateError> {
     let begun = Instant::now();
     loop {

@@ -1,13 +1,13 @@
-//! State of versions that named it by the store's URL moves to the store's identity, once.
+//! Moves state that earlier versions named by the store's URL to the store's identity, once.
 //!
-//! Two configurations with one URL and two endpoints shared that state. So each file moves only to
-//! the store that proves to be the one meant: a journal to the store that has objects of its
-//! attempt, records and remembered manifests to the store that has a backup which they name. Ids
-//! are random, so no other store has these. State that no store proves stays where it is: `holds
-//! list` shows the holds of such attempts.
+//! Two configurations with one URL and two endpoints shared that state. Each file therefore moves
+//! only to the store that is proved to be the right one: a journal to the store that has objects of
+//! its attempt, records and remembered manifests to the store that has a backup which they name.
+//! Ids are random, so no other store has these. State that no store proves stays where it is:
+//! `holds list` shows the holds of such attempts.
 //!
-//! A file is renamed at a time, and the place is remembered only after all of them: an interrupted
-//! run is repeated.
+//! Files are renamed one at a time, and the place is saved only after all of them, so an
+//! interrupted run is repeated.
 
 use crate::model::{BackupId, DatasetName, KnownStore};
 use crate::run::RunError;
@@ -23,10 +23,10 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// How many of the newest backups in old state are looked for in the store.
+/// Limit of backups in old state, newest first, for which the store is searched.
 const BACKUPS_ASKED_MAX: usize = 5;
 
-/// Moves what the URL named to the identity.
+/// Moves the state under the URL to the identity.
 ///
 /// # Errors
 /// [`StateError::Locked`] while a run of an earlier version works on one of the datasets;
@@ -78,7 +78,7 @@ pub(super) async fn take_over(
     Ok(())
 }
 
-/// Looks in the store for the backups that old state names.
+/// Checks whether the store has the backups that old state names.
 struct Proofs<'a> {
     asked: &'a dyn ObjectStore,
     dataset: &'a DatasetName,
@@ -100,8 +100,8 @@ impl Proofs<'_> {
         Ok(found)
     }
 
-    /// Whether the store has one of these backups. State that names no backup belongs to no other
-    /// store: `true`.
+    /// Whether the store has one of the newest of these backups. Also `true` for an empty set:
+    /// state that names no backup belongs to no other store.
     async fn has_any(&self, ids: &BTreeSet<BackupId>) -> Result<bool, RunError> {
         for id in ids.iter().rev().take(BACKUPS_ASKED_MAX) {
             let key = ObjectKey::backup(self.dataset, id, &BackupObject::Manifest);
@@ -126,7 +126,7 @@ struct OldEvent {
     newest: Option<BackupId>,
 }
 
-/// The backups that the files of a folder are about, by their names or by what is in them.
+/// Returns the backups that the files of a folder name, in their file names or in their contents.
 fn named_backups(folder: &Path) -> Result<BTreeSet<BackupId>, StateError> {
     let mut ids = BTreeSet::new();
     for (name, id) in files_of(folder)? {
@@ -147,8 +147,8 @@ fn read_record(path: &Path) -> Result<Option<OldRecord>, StateError> {
     }
 }
 
-/// The names in the store under which this host may have kept something: the configured ones, those
-/// that were recorded when a dataset was first stored, and those in old records.
+/// Returns the names in the store under which this host may have saved state: the configured names,
+/// the names recorded when a dataset was first stored, and the names in old records.
 fn known_datasets(
     state_dir: &Path,
     configured: &[DatasetName],

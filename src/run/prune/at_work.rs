@@ -28,17 +28,17 @@ impl OwnRecords {
     /// Reads which records this host put.
     ///
     /// # Errors
-    /// [`RunError::State`] when that is not known.
+    /// [`RunError::State`] when this host's notes cannot be read.
     pub(super) fn read(env: &PruneEnv, dataset: &DatasetName) -> Result<Self, RunError> {
         let records = OwnPruneRecords::read(&env.state_dir, &env.store.known(), dataset)?;
         Ok(Self(records))
     }
 
-    /// Notes when this host first saw each of these records that is of another host and dated in
-    /// the future. Records that are gone are forgotten.
+    /// Notes when this host first saw each record of another host that is dated in the future.
+    /// Drops the notes of records that no longer exist.
     ///
     /// # Errors
-    /// [`RunError::State`]; then such a record counts for longer than two days.
+    /// [`RunError::State`]; such a record then blocks prunes for longer than two days.
     pub(super) fn note_future(
         &self,
         env: &PruneEnv,
@@ -49,7 +49,7 @@ impl OwnRecords {
             let known = self.0.first_seen().get(key.as_str()).copied();
             let is_own = self.0.contains(key.as_str());
             if known.is_some() || (!is_own && is_in_future(time_of(record), env.now)) {
-                // A note of the future is of a clock that was set back since.
+                // A note dated in the future comes from a clock that has been set back since.
                 let first = known.unwrap_or(env.now).min(env.now);
                 seen.insert(key.to_string(), first);
             }
@@ -57,10 +57,10 @@ impl OwnRecords {
         Ok(self.0.note_first_seen(&seen)?)
     }
 
-    /// Notes a record before it is put. On disk when it returns.
+    /// Notes a record before it is put. The note is on disk when this function returns.
     ///
     /// # Errors
-    /// [`RunError::State`]; then the record may not be put.
+    /// [`RunError::State`]; the record must not be put then.
     pub(super) fn note(self, key: &ObjectKey) -> Result<(), RunError> {
         Ok(self.0.note(key.as_str())?)
     }
@@ -84,7 +84,7 @@ impl OwnRecords {
         is_young && !self.0.contains(record.0.as_str())
     }
 
-    /// Returns the prune of another host that may be running: one of its records names a backup
+    /// Returns the prune of another host that may be running, if one of its records names a backup
     /// that still exists.
     pub(super) fn other_prune(
         &self,
@@ -116,7 +116,7 @@ impl OwnRecords {
     }
 }
 
-/// The date of a record: the store's, where it has one.
+/// Returns the date of a record: the store's date if the record has one.
 fn time_of(record: &PruneRecord) -> Timestamp {
     record.recorded_at.unwrap_or(record.written_at)
 }

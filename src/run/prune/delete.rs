@@ -1,4 +1,4 @@
-//! Deleting one backup or leftover, in the order that a crash cannot turn into a backup with holes.
+//! Deletes one backup or leftover, in an order in which a crash cannot leave a backup with holes.
 
 use super::{PruneEnv, PruneLook, PruneTask};
 use crate::model::{BackupId, DatasetName};
@@ -7,13 +7,13 @@ use crate::store::key::{BackupObject, PROBE_PREFIX, ParsedKey, backup_prefix, da
 use crate::store::{ObjectKey, StoreErrorKind, UnfinishedUpload};
 use futures_util::{StreamExt, stream};
 
-/// Deletions under way at once, of objects whose order does not matter.
+/// Limit of concurrent deletions, for objects whose order does not matter.
 const DELETES_MAX: usize = 16;
 
-/// Deletes all objects of one id: manifest and its signature first, so that from then on it is no
-/// backup; then receipt, chunks, the rest; `started.json` with its signature last, so that what is
-/// left says what it is. Objects under the id that are not of this format stay. `leftover`: there
-/// must be no manifest.
+/// Deletes all objects of one id. The manifest and its signature go first, so that the id is no
+/// backup from then on. The receipt, the chunks and the rest follow. `started.json` and its
+/// signature go last, so that a remainder can still be identified. Objects under the id that are
+/// not of this format stay. With `leftover`, the function refuses when there is a manifest.
 pub(super) async fn delete_backup(
     env: &PruneEnv,
     dataset: &DatasetName,
@@ -72,10 +72,10 @@ fn rank(object: &BackupObject) -> u8 {
     }
 }
 
-/// Removes uploads that were begun under ids that are proved dead and never ended, and those of a
-/// probe of the store that was killed. The store keeps their parts, and costs, for ever otherwise.
-/// One whose age is not known, or is less than `resume_days`, stays, and so do all of them while
-/// this host's clock is doubtful.
+/// Aborts unfinished uploads under ids that are proved dead, and those of a store probe that was
+/// killed. Otherwise the store keeps their parts, and charges for them, for ever. An upload of
+/// unknown age, or younger than `resume_days`, stays; all uploads stay while this host's clock is
+/// doubtful.
 pub(super) async fn remove_dead_uploads(
     env: &PruneEnv,
     task: &PruneTask,
@@ -88,10 +88,10 @@ pub(super) async fn remove_dead_uploads(
     };
     let mut uploads = unfinished(env, &dataset_prefix(dataset)).await?;
     uploads.retain(of_dead);
-    // What a probe puts is needed by nobody once it has ended, however it ended.
+    // No upload of a probe is needed once the probe has ended, with success or without.
     uploads.extend(unfinished(env, PROBE_PREFIX).await?);
-    // What the store's clock said last, or ours, whichever is earlier: neither may be wrong to the
-    // upload's harm.
+    // Takes the earlier of this host's time and the newest date that the store gave, so that
+    // neither clock can make an upload look too old.
     let Some(now) = look
         .catalog
         .newest_object_at

@@ -1,4 +1,4 @@
-//! [`forget`]: deletes one backup, or what an attempt left behind, because a person named it.
+//! [`forget`]: deletes one backup, or the leftovers of one attempt, that a person named.
 
 use super::PruneEnv;
 use super::at_work::OwnRecords;
@@ -17,26 +17,27 @@ use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::forget_attempt;
 use crate::store::{ObjectKey, ObjectStore};
 
-/// What is forgotten.
+/// The backup or leftover that is deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forgotten {
     /// The id.
     pub id: BackupId,
-    /// How many objects.
+    /// The number of its objects.
     pub objects: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// The hash of its manifest; `None` when it is no backup.
+    /// The hash of its manifest; `None` when the id is no backup.
     pub manifest_blake3: Option<Digest>,
-    /// What a person must know before: that it is the newest usable backup, that its manifest is
-    /// there.
+    /// Warnings to show before the deletion, for example that this is the newest usable backup, or
+    /// that its manifest exists.
     pub warnings: Vec<String>,
 }
 
-/// What forgetting this id means. Changes nothing.
+/// Returns what forgetting this id would delete. Changes nothing in the store.
 ///
 /// # Errors
-/// [`RunError::Refused`] when it is not there or something depends on it; [`RunError::Store`].
+/// [`RunError::Refused`] when the id does not exist, a backup or an attempt may depend on it, or
+/// another host may be pruning; [`RunError::Store`].
 pub async fn look_at(
     env: &PruneEnv,
     dataset: &DatasetName,
@@ -45,8 +46,8 @@ pub async fn look_at(
     look_at_beside(env, dataset, id, None).await
 }
 
-/// As [`look_at`], for a remote with this intermediate directory: a backup that waits there may
-/// build on the backup.
+/// Does the same as [`look_at`], for a remote with this intermediate directory: a backup that waits
+/// there may build on the backup.
 ///
 /// # Errors
 /// As for [`look_at`].
@@ -66,7 +67,7 @@ pub async fn look_at_beside(
     let own = OwnRecords::read(env, dataset)?;
     own.note_future(env, &records)?;
     if let Some(other) = own.other_prune(env, &records, &catalog) {
-        // Backups that the other prune will still delete must not count as kept.
+        // Backups that the other prune has yet to delete must not count as kept.
         return Err(RunError::refused(
             format!("{other}; nothing was deleted"),
             other.hint(),
@@ -74,7 +75,7 @@ pub async fn look_at_beside(
     }
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let seen = Seen::look(store, catalog).await?;
-    // As a prune resolves them: where a twin stands in for the base that a manifest names, the twin
+    // Bases are resolved as in a prune: if a twin replaces the base that a manifest names, the twin
     // is the base.
     let facts = seen.facts(None);
     if let Some(other) = follower(&facts, &leftovers, id) {
@@ -150,7 +151,7 @@ pub async fn look_at_beside(
     })
 }
 
-/// Refuses to forget what a backup or an attempt in the intermediate directory needs.
+/// Refuses to forget a backup that a backup or an attempt in the intermediate directory needs.
 async fn check_waiting(
     env: &PruneEnv,
     intermediate: &dyn ObjectStore,
@@ -178,7 +179,8 @@ async fn check_waiting(
     ))
 }
 
-/// Deletes it, with a signed record, and removes it from this host's journal.
+/// Puts a signed record, deletes the objects of this id, and removes the id from this host's
+/// journal.
 ///
 /// # Errors
 /// As for [`look_at`]; [`RunError::State`].
@@ -190,7 +192,7 @@ pub async fn forget(
     forget_beside(env, dataset, id, None).await
 }
 
-/// As [`forget`], for a remote with this intermediate directory.
+/// Does the same as [`forget`], for a remote with this intermediate directory.
 ///
 /// # Errors
 /// As for [`forget`].
@@ -207,7 +209,8 @@ pub async fn forget_beside(
         manifest_blake3: found.manifest_blake3,
     };
     let record = put_record(env, dataset, vec![entry]).await?;
-    // Whoever began to build on it before the record was there is seen now.
+    // The second reading finds an upload that chose this backup as its base before the record was
+    // put.
     if let Err(error) = look_at_beside(env, dataset, id, intermediate).await {
         record.withdraw(env).await?;
         return Err(error);

@@ -1,5 +1,5 @@
-//! [`look`]: everything that a prune decides from, read from the store, the journal, and the store
-//! beside it.
+//! [`look`]: reads everything that a prune decides from: the store, the journal, and the second
+//! store.
 
 use super::at_work::OwnRecords;
 use super::{PruneEnv, PruneTask};
@@ -30,35 +30,36 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// First objects of attempts fetched at once.
+/// Limit of concurrent fetches of `started.json`.
 const STARTED_MAX: usize = 16;
-/// Receipts fetched at once.
+/// Limit of concurrent fetches of receipts.
 const RECEIPTS_MAX: usize = 8;
 
-/// What else holds the backups of the store that is pruned.
+/// The second store that holds backups of the same dataset, as seen from the store that is pruned.
 #[derive(Clone)]
 pub enum Beside {
-    /// Nothing: it must be able to stand alone.
+    /// No second store counts: the backups of the pruned store must suffice on their own.
     Nothing,
-    /// It is the intermediate directory, and this is the remote.
+    /// The pruned store is the intermediate directory, and this is the remote.
     Remote(Arc<dyn ObjectStore>),
-    /// It is the intermediate directory, and the remote cannot be reached.
+    /// The pruned store is the intermediate directory, and the remote cannot be reached.
     Unreachable,
-    /// It is the remote, and this is the intermediate directory, where backups wait to be copied.
+    /// The pruned store is the remote, and this is the intermediate directory, where backups wait
+    /// to be copied.
     Intermediate(Arc<dyn ObjectStore>),
 }
 
-/// What was read, and what follows.
+/// The facts that were read, and the plan that follows from them.
 #[derive(Debug)]
 pub struct PruneLook {
-    /// What the store holds of the dataset.
+    /// The catalog of the dataset in the pruned store.
     pub catalog: Catalog,
-    /// Its whole backups.
+    /// The facts about each of its backups.
     pub facts: Vec<BackupFacts>,
-    /// What shall become of them.
+    /// The decisions about its backups and leftovers.
     pub plan: PrunePlan,
-    /// Whether this host's clock may be trusted. The clocks of the stores are asked only where
-    /// something is to go.
+    /// Whether this host's clock can be trusted. The clocks of the stores are read only when the
+    /// plan deletes something.
     pub clock: Result<ClockTrust, ClockDoubt>,
     pub(super) records: Vec<(ObjectKey, PruneRecord)>,
     pub(super) pruned: BTreeMap<BackupId, Pruned>,
@@ -66,19 +67,19 @@ pub struct PruneLook {
 }
 
 impl PruneLook {
-    /// Whether it is known that nobody goes on with that attempt: it is a backup, or a signed
+    /// Whether it is certain that no host resumes that attempt: the id is a backup, or a signed
     /// record says that it was deleted.
     pub fn is_over(&self, id: &BackupId) -> bool {
         self.catalog.backup(id).is_some() || self.pruned.contains_key(id)
     }
 }
 
-/// Lists everything and plans, from what was read before as far as it is listed as before. Changes
-/// nothing in a store, and is no word to delete by.
+/// Lists everything and plans. Manifests and other objects come from the cache if the listing still
+/// shows them unchanged. Changes nothing in a store. A deletion must not rely on this result alone:
+/// see `look_afresh`.
 ///
 /// # Errors
-/// [`RunError::Store`] when anything could not be read: then nothing is known, and nothing may be
-/// deleted.
+/// [`RunError::Store`] when any object could not be read; nothing may be deleted then.
 pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
     let kept = |store: &dyn ObjectStore| {
         ObjectCache::open(&env.state_dir, &store.known(), &task.stored, Keeping::New)
@@ -86,7 +87,8 @@ pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunErro
     look_through(env, task, &kept).await
 }
 
-/// As [`look`], but reads all of it from the stores: what is deleted is what two of these agree on.
+/// Does the same as [`look`], but reads every object from the stores. A prune deletes only what two
+/// of these readings agree on.
 ///
 /// # Errors
 /// As for [`look`].
@@ -94,7 +96,7 @@ pub(super) async fn look_afresh(env: &PruneEnv, task: &PruneTask) -> Result<Prun
     look_through(env, task, &|_| ObjectCache::none()).await
 }
 
-/// What of a store need not be fetched.
+/// Function that opens the cache of a store's objects.
 type CacheOf<'a> = &'a (dyn Fn(&dyn ObjectStore) -> ObjectCache + Sync);
 
 async fn look_through(
@@ -164,8 +166,8 @@ async fn look_through(
     };
     let mut plan = plan_prune(&input);
     let clock = judge_clock(env, task, &facts, &leftovers, plan.is_empty()).await?;
-    // Receipts are large: only of what would go are the locks looked up, and locks only make that
-    // less.
+    // Receipts are large, so locks are read only for backups that the plan deletes. Locks can only
+    // reduce that set.
     let locks = read_locks(env, &catalog, &plan).await?;
     if !locks.is_empty() || clock.is_err() {
         plan = plan_prune(&PruneInput {
@@ -185,8 +187,8 @@ async fn look_through(
     })
 }
 
-/// Judges this host's clock. When something is to be deleted, both stores are asked for the time:
-/// the pruned one and the second one.
+/// Judges this host's clock. If the plan deletes something, reads the time from both stores: the
+/// pruned one and the second one.
 async fn judge_clock(
     env: &PruneEnv,
     task: &PruneTask,
@@ -222,7 +224,8 @@ pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<B
                 recorded_at,
                 manifest_blake3,
             });
-            // A record of what an interrupted prune left knows no manifest any more.
+            // The record of a continued deletion does not know the hash: an interrupted prune has
+            // already deleted the manifest.
             known.manifest_blake3 = known.manifest_blake3.or(manifest_blake3);
             known.recorded_at = known.recorded_at.max(recorded_at);
         }
@@ -230,13 +233,13 @@ pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<B
     pruned
 }
 
-/// The attempts of a catalog with what their first objects say.
+/// Returns the attempts of a catalog with the content of their `started.json`.
 pub(in crate::run) async fn read_leftovers(
     store: &dyn ObjectStore,
     catalog: &Catalog,
     trusted: &TrustedKeys,
 ) -> Result<Vec<Leftover>, RunError> {
-    // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+    // Collected first: a stream that made the futures lazily would tie them to its own lifetime.
     let reads: Vec<_> = catalog
         .attempts
         .iter()
@@ -283,8 +286,9 @@ pub(in crate::run) async fn read_leftovers(
     Ok(leftovers)
 }
 
-/// A journal may be an old copy that came back, so its word that an attempt never reached its
-/// commit holds only where no version of the manifest says otherwise.
+/// Checks for hidden versions of the manifest. The journal may be an old copy that was restored, so
+/// its statement that an attempt never reached its commit counts only if the store has no version
+/// of the manifest.
 async fn look_behind_markers(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -308,7 +312,7 @@ fn describe(error: &CatalogError) -> Unreadable {
     }
 }
 
-/// What is there and cannot be believed; what could not be asked stays an error.
+/// Converts the error of an object that is there and does not verify. Any other error is returned.
 fn unreadable(error: CatalogError) -> Result<Unreadable, RunError> {
     match &error {
         CatalogError::Manifest { .. } | CatalogError::Damaged { .. } => Ok(describe(&error)),
@@ -338,14 +342,14 @@ async fn read_live(
     }))
 }
 
-/// What the store beside this one holds of the dataset.
+/// The second store's facts about the dataset.
 struct Other {
     facts: Vec<BackupFacts>,
     pruned: BTreeMap<BackupId, Pruned>,
     leftovers: Vec<Leftover>,
 }
 
-/// The store beside this one, where one has to be asked.
+/// Reads the second store, if there is one and it can be reached.
 async fn read_other(
     PruneTask { beside, stored, .. }: &PruneTask,
     trusted: &TrustedKeys,
@@ -396,7 +400,7 @@ async fn read_locks(
                     .objects
                     .into_iter()
                     .filter_map(|entry| entry.evidence.locked_until);
-                // Any lock that holds; the plan says one of them.
+                // Any lock that still holds is enough; the plan names only one.
                 let mut locks = until.filter_map(|until| lock_at(until, env.now));
                 locks.next()
             }

@@ -1,4 +1,5 @@
-//! Signed prune records: put before anything is deleted, and made void when what they name stays.
+//! Signed prune records: put before anything is deleted, and withdrawn when the backups that they
+//! name stay.
 
 use super::PruneEnv;
 use super::at_work::OwnRecords;
@@ -11,19 +12,19 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::BTreeSet;
 
-/// A record that was just put.
+/// A record that this run put.
 pub(super) struct WrittenRecord {
     key: ObjectKey,
 }
 
 impl WrittenRecord {
-    /// Takes it back: nothing of what it names was deleted.
+    /// Deletes the record. The caller has deleted none of the backups that the record names.
     pub(super) async fn withdraw(&self, env: &PruneEnv) -> Result<(), RunError> {
         delete_record(env, &self.key).await
     }
 }
 
-/// Puts a record of what is about to be deleted, its signature first.
+/// Puts a record of the backups that are about to be deleted, its signature first.
 pub(super) async fn put_record(
     env: &PruneEnv,
     dataset: &DatasetName,
@@ -80,11 +81,11 @@ async fn put_record_of(
     Ok(WrittenRecord { key })
 }
 
-/// Takes backups that stay out of all records: a prune that was interrupted, or a plan that
-/// changed, left them there, and a record is a proof. The other backups in such a record are first
-/// written to a new record with the old times: objects that were put after the first record must
-/// not pass for older than the new one. The record of a prune that may be running on another host
-/// stays.
+/// Removes backups that stay from all records, because a record counts as proof of a deletion. Such
+/// backups remain after an interrupted prune or a changed plan. The other backups in such a record
+/// are first written to a new record with the old times: objects that were put after the first
+/// record must not pass for older than the new one. The record of a prune that may be running on
+/// another host stays.
 pub(super) async fn void_records(
     env: &PruneEnv,
     dataset: &DatasetName,
@@ -113,7 +114,7 @@ pub(super) async fn void_records(
     Ok(())
 }
 
-/// The record goes before its signature: alone a signature says nothing.
+/// Deletes a record before its signature: a signature alone says nothing.
 async fn delete_record(env: &PruneEnv, key: &ObjectKey) -> Result<(), RunError> {
     env.store.delete(key).await?;
     Ok(env.store.delete(&key.signature()).await?)

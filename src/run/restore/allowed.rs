@@ -1,4 +1,4 @@
-//! Whether an ordinary user may restore there, found out before anything is fetched.
+//! Checks whether an ordinary user may restore into a target, before anything is fetched.
 
 use super::{ReceiveOptions, ReceivePlan, RestoreSet, no_pool};
 use crate::model::DatasetName;
@@ -7,12 +7,12 @@ use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
 use crate::zfs::Zfs;
 
-/// Looks at what `zfs allow` has given for all that a restore will do. The kernel has the last
-/// word: where it cannot be read, that is said, and the restore begins.
+/// Checks the delegations of `zfs allow` for everything that a restore will do. The kernel decides
+/// in the end: if the delegations cannot be read, a warning is logged and the restore begins.
 ///
 /// # Errors
-/// [`RunError::Refused`] naming what is missing, and the command that gives it; [`RunError::Zfs`]
-/// when what is there cannot be read.
+/// [`RunError::Refused`] naming the missing permissions and the command that grants them;
+/// [`RunError::Zfs`] when the existing datasets cannot be read.
 pub fn check_allowed(
     zfs: &dyn Zfs,
     target: &DatasetName,
@@ -61,7 +61,7 @@ pub fn check_allowed(
     ))
 }
 
-/// The dataset itself, or the nearest above it that is there.
+/// Returns the dataset itself, or its nearest existing ancestor.
 fn nearest(zfs: &dyn Zfs, target: &DatasetName) -> Result<DatasetName, RunError> {
     let mut name = Some(target.clone());
     while let Some(candidate) = name {

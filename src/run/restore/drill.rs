@@ -1,8 +1,10 @@
-//! A restore drill: a chain is restored into a scratch dataset, looked at, and destroyed again.
+//! A restore drill: restores a chain into a scratch dataset, checks the result and destroys the
+//! dataset again.
 //!
-//! The kernel checks every record while it receives, and the snapshots that it makes have the guids
-//! of the manifests. Where the source still has a snapshot and its base, the pool's own stream of
-//! it is hashed too, and held against the one that came back: both must be the same bytes.
+//! The kernel checks every record while it receives, and the received snapshots must have the guids
+//! of the manifests. If the source still has a snapshot and its base, the drill also hashes the
+//! stream that the pool sends now and compares it with the restored stream: both must have the same
+//! bytes.
 
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, Digest, Guid, SnapshotName};
@@ -19,43 +21,43 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What the names of scratch datasets begin with.
+/// The prefix of the names of scratch datasets.
 pub const SCRATCH_PREFIX: &str = "zfs-backup-drill-";
-/// What is read of a send at once.
+/// Bytes of one read from a send stream.
 const READ_BYTES: usize = 1 << 20;
 
-/// How one stream of a chain compares with what the pool sends now.
+/// The result of comparing one restored stream of a chain with the stream that the pool sends now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
-    /// The same bytes.
+    /// Both streams have the same bytes.
     Same,
-    /// It could not be compared: why.
+    /// The streams could not be compared, with the reason.
     Not(String),
 }
 
-/// A drill that ended well.
+/// The result of a successful drill.
 #[derive(Debug)]
 pub struct DrillReport {
-    /// The snapshots, as they were received.
+    /// The received snapshots.
     pub snapshots: Vec<SnapshotName>,
     /// A comparison for each backup of the chain.
     pub compared: Vec<Comparison>,
-    /// Why the scratch dataset is still there, if it is.
+    /// Why the scratch dataset could not be destroyed; `None` when it was destroyed.
     pub left: Option<RunError>,
 }
 
-/// A scratch dataset that an earlier drill left, and its fate.
+/// A scratch dataset that an earlier drill left, with the result of the clean-up.
 #[derive(Debug)]
 pub enum Leftover {
-    /// The drill that made it had ended, and it was destroyed now.
+    /// The drill that made it had ended, and the dataset was destroyed.
     Destroyed(DatasetName),
     /// The dataset stays; the error has the reason and the remedy.
     Stays(DatasetName, RunError),
 }
 
-/// Destroys the scratch datasets below `parent` whose drills have ended: those with the name and
-/// the mark of a scratch dataset that nobody has locked in `locks`, if they have nothing but what
-/// the drill received. Everything else is only named.
+/// Destroys the scratch datasets below `parent` whose drills have ended. Such a dataset has the
+/// name and the mark of a scratch dataset, is not locked in `locks`, and contains only what the
+/// drill received. All others are only reported.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the datasets cannot be listed.
@@ -70,7 +72,8 @@ pub fn clean_up(
         .collect()
 }
 
-/// The scratch datasets of drills below `parent`, by their marks and their names.
+/// Returns the scratch datasets of drills below `parent`: all that have the mark or the name of
+/// one.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the datasets cannot be listed.
@@ -129,7 +132,7 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
             ),
         );
     }
-    // Held while it is destroyed, so that it is nobody's meanwhile.
+    // The lock is held while the dataset is destroyed, so that no other run can use the dataset.
     let destroyed = lock_target(locks, &name)
         .map_err(RunError::from)
         .and_then(|_lock| destroy_left_scratch(zfs, &name, &scratch.guids));
@@ -140,14 +143,14 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
 }
 
 /// Restores a chain into a scratch dataset below `parent`, checks it and destroys the scratch
-/// dataset again. `source` is the dataset that the backups are of, where it is in this pool. In
-/// `locks` the scratch dataset is locked meanwhile, so that the next drill knows that this one is
+/// dataset again. `source` is the dataset that was backed up, if it is in this pool. The scratch
+/// dataset is locked in `locks` during the drill, so that the next drill can see that this one is
 /// running.
 ///
 /// # Errors
-/// [`RunError`] when the chain does not restore, or [`RunError::Damaged`] when a stream is not the
-/// one that the pool sends. The scratch dataset is gone then too; one that could not be destroyed
-/// is named in a warning.
+/// [`RunError`] when the chain does not restore; [`RunError::Damaged`] when a stream differs from
+/// the one that the pool sends. The scratch dataset is destroyed then too; a warning names it if
+/// that fails.
 pub async fn drill(
     set: &RestoreSet,
     keys: &KeyFile,
@@ -204,10 +207,10 @@ pub async fn drill(
     }
 }
 
-/// Whether this user may do what a drill below `parent` does.
+/// Checks whether this user may do what a drill below `parent` does.
 ///
 /// # Errors
-/// [`RunError::Refused`] naming what is missing.
+/// [`RunError::Refused`] naming the missing permissions.
 pub fn check_drill_allowed(
     zfs: &dyn Zfs,
     set: &RestoreSet,
@@ -226,8 +229,8 @@ pub fn check_drill_allowed(
 }
 
 fn scratch_options(set: &RestoreSet) -> Result<ReceiveOptions, RunError> {
-    // A volume has no mount point; nothing is mounted by a receive anyway, and this keeps it so
-    // over a reboot.
+    // A receive mounts nothing. These properties also prevent a mount after a reboot. A volume has
+    // no mount point; `volmode=none` keeps its device away.
     let is_volume = set
         .newest()
         .private
@@ -241,7 +244,7 @@ fn scratch_options(set: &RestoreSet) -> Result<ReceiveOptions, RunError> {
     let properties = PropertyChoice::new(false, &[kept_away.to_owned()], &[]).map_err(|error| {
         RunError::refused(error.to_string(), "this is a defect: please report it")
     })?;
-    // A drill is never gone on with, and leaves nothing.
+    // A drill is never resumed, and leaves nothing behind.
     Ok(ReceiveOptions {
         properties,
         rollback: false,
@@ -261,7 +264,8 @@ fn scratch_name(parent: &DatasetName) -> Result<DatasetName, RunError> {
     })
 }
 
-/// Streams of compressed blocks are about as long as what they take in the pool.
+/// Refuses a drill whose streams do not fit into the pool. Checks only streams of compressed
+/// blocks, because their length is about the space that they need in the pool.
 fn check_space(zfs: &dyn Zfs, set: &RestoreSet, parent: &DatasetName) -> Result<(), RunError> {
     let Some(place) = zfs.dataset(parent)? else {
         return Err(RunError::refused(
@@ -324,7 +328,8 @@ async fn compare_all(
     Ok(compared)
 }
 
-/// Another version of ZFS may send the same snapshot in other records; the same version does not.
+/// Judges two streams that differ. Another version of ZFS may send the same snapshot in other
+/// records; the same version does not, so a difference is then damage.
 fn differs(
     zfs: &dyn Zfs,
     backup: &RestoreBackup,
@@ -346,7 +351,8 @@ fn differs(
     })
 }
 
-/// The send that made this backup, if all of it is still here under its name; else why not.
+/// Returns the send request that made this backup, or the reason why the pool cannot repeat the
+/// send: the snapshot or its base is gone, or the snapshot was renamed.
 fn send_again(
     zfs: &dyn Zfs,
     source: &Dataset,
@@ -358,7 +364,7 @@ fn send_again(
     let Some(snapshot) = find(manifest.snapshot.guid) else {
         return Ok(Err("its snapshot is gone from the pool".to_owned()));
     };
-    // The stream has the name in it.
+    // The stream contains the snapshot's name.
     let name = backup
         .private
         .as_ref()
@@ -401,7 +407,7 @@ fn send_again(
     }))
 }
 
-/// Blocking. A stop ends the send early; then the digest means nothing.
+/// Hashes a send stream. Blocking. A stop ends the send early; the digest is then meaningless.
 fn hash_send(zfs: &dyn Zfs, request: &SendRequest, stop: &Stop) -> Result<Digest, ZfsError> {
     let mut stream = zfs.send(request)?;
     let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; READ_BYTES]);

@@ -1,5 +1,4 @@
-//! Which backups lead to the point that is asked for, and which of several stores gives each of
-//! them.
+//! Finds the backups that lead to a requested point, and the store from which each of them is read.
 
 use super::{RestoreBackup, RestorePoint, RestoreSet};
 use crate::catalog::CatalogError;
@@ -21,11 +20,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Reads what the stores hold of a dataset, finds the backup and checks its whole chain. `stores`
-/// are the nearest first: each backup comes from the first one that has it whole. A store that
-/// cannot be asked is named in [`RestoreSet::unasked`]; that none can is an error.
+/// begin with the nearest: each backup comes from the first store that has all of it. A store that
+/// cannot be read is named in [`RestoreSet::unasked`]; an error is returned if no store can be
+/// read.
 ///
 /// # Errors
-/// [`RunError`] naming what is missing, damaged or not to be believed; nothing was received then.
+/// [`RunError`] naming the object that is missing, damaged or untrusted; nothing was received then.
 pub async fn find_restore_set(
     stores: &[Arc<dyn ObjectStore>],
     dataset: &DatasetName,
@@ -37,7 +37,7 @@ pub async fn find_restore_set(
     shelves.chain(&target, keys).await
 }
 
-/// Finds and checks this one backup, without the chain before it: for its bare stream.
+/// Finds and checks one backup without the chain before it, for its bare stream.
 ///
 /// # Errors
 /// As for [`find_restore_set`].
@@ -54,13 +54,13 @@ pub async fn find_restore_backup(
     shelves.load(&backup.manifest, keys).await
 }
 
-/// What each store holds of one dataset, the nearest first.
+/// The catalogs of one dataset in all stores, the nearest first.
 pub(super) struct Shelves {
     dataset: DatasetName,
     shelves: Vec<(Arc<dyn ObjectStore>, Catalog)>,
     unasked: Vec<String>,
-    /// A backup that is sealed to keys which ours do not know, with its recipient: ours may not be
-    /// the newest.
+    /// A backup that is sealed to a recipient unknown to our keys, with that recipient: our keys
+    /// may be outdated.
     foreign: Option<(BackupId, String)>,
 }
 
@@ -92,7 +92,7 @@ impl Shelves {
         })
     }
 
-    /// Every whole backup once, as the nearest store has it.
+    /// Returns every backup once, as the nearest store lists it.
     pub(super) fn backups(&self) -> impl Iterator<Item = &StoredBackup> {
         let mut seen = BTreeSet::new();
         let all = self
@@ -108,7 +108,7 @@ impl Shelves {
             .find_map(|(_, catalog)| catalog.backup(id))
     }
 
-    /// The checked chain that leads to this backup.
+    /// Loads and checks the chain that leads to this backup.
     pub(super) async fn chain(
         &self,
         target: &BackupId,
@@ -147,7 +147,8 @@ impl Shelves {
         }
     }
 
-    /// The newest of that short name. Two time lines may have snapshots of one name.
+    /// Returns the newest backup whose snapshot has that short name. Two time lines may have
+    /// snapshots with the same name.
     async fn named(&self, keys: &KeyFile, short: &str) -> Result<BackupId, RunError> {
         let dataset = &self.dataset;
         let (mut seen, mut named) = (BTreeSet::new(), BTreeSet::new());
@@ -212,7 +213,8 @@ impl Shelves {
                     .map_err(|candidates| two_lines(dataset, &candidates))?,
             );
         }
-        // A dataset that was restored and goes on has another origin, and is the same line.
+        // A dataset that was restored and is in use again has another origin, but continues the
+        // time line.
         let ends_all = |tip: &BackupFacts| newest.iter().all(|other| timeline.follows(tip, other));
         match newest.iter().find(|tip| ends_all(tip)) {
             None if !newest.is_empty() => Err(RunError::refused(
@@ -226,7 +228,7 @@ impl Shelves {
         }
     }
 
-    /// Returns what decisions need of every backup.
+    /// Returns the facts that decisions need of every backup.
     fn facts(&self) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
             BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None)
@@ -234,10 +236,11 @@ impl Shelves {
         self.backups().map(facts).collect()
     }
 
-    /// The newest of those backups that are wanted, which are of one origin; `None` where none is.
+    /// Returns the newest of the wanted backups, which are of one origin; `None` when there are
+    /// none.
     ///
     /// # Errors
-    /// [`RunError::Refused`] with the candidates when two time lines are there.
+    /// [`RunError::Refused`] with the candidates when they are of two time lines.
     pub(super) fn newest_of(
         &self,
         is_wanted: impl Fn(&Manifest) -> bool,
@@ -259,8 +262,9 @@ impl Shelves {
         }
     }
 
-    /// The newest that is not after `limit`, unless something newer was there or it is not clear
-    /// whose is meant: nothing is rolled back silently.
+    /// Returns the newest backup that is not after `limit`. Refuses when a newer backup is lost,
+    /// when our keys may be outdated, or when only a person can choose between time lines: a
+    /// restore never falls back silently to an older state.
     fn newest(&self, limit: Option<Timestamp>) -> Result<BackupId, RunError> {
         let dataset = &self.dataset;
         let within = |at: Timestamp| limit.is_none_or(|limit| at <= limit);
@@ -286,8 +290,9 @@ impl Shelves {
                 ),
             ));
         }
-        // Another attempt at the same snapshot is not newer, such as one that failed between the
-        // last signature and the manifest; nor is one that another store has whole.
+        // A lost attempt at the same snapshot is not newer, for example one that failed between the
+        // last signature and the manifest. An attempt that is complete in another store is not
+        // lost.
         let lost = self
             .shelves
             .iter()
@@ -326,7 +331,7 @@ impl Shelves {
         }
     }
 
-    /// One backup with its chunks, from the nearest store that has it whole.
+    /// Loads one backup with its chunks, from the nearest store that has all of it.
     async fn load(&self, manifest: &Manifest, keys: &KeyFile) -> Result<RestoreBackup, RunError> {
         let mut first = None;
         for (store, catalog) in &self.shelves {
@@ -349,7 +354,8 @@ impl Shelves {
         Err(first.unwrap_or_else(|| self.why_none(Some(&manifest.id))))
     }
 
-    /// "There is none" and "there is one that is not believed" are different answers.
+    /// Returns the error for a missing backup. A manifest that does not verify is reported as such,
+    /// and not as missing.
     fn why_none(&self, id: Option<&BackupId>) -> RunError {
         let dataset = &self.dataset;
         let mut disbelieved = self
@@ -388,7 +394,7 @@ impl Shelves {
     }
 }
 
-/// Finds a manifest that no known key signed, and that is sealed to no known recipient.
+/// Finds a manifest that no known key signed and that is sealed to no known recipient.
 async fn find_foreign(
     shelves: &[(Arc<dyn ObjectStore>, Catalog)],
     keys: &KeyFile,
@@ -440,7 +446,7 @@ async fn load_backup(
     })
 }
 
-/// The error that shows the candidates: only a person can say which of them is meant.
+/// Returns the error that lists the candidates, between which only a person can choose.
 fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
     let words = |backup: &&BackupFacts| {
         let host = backup.made.host.as_ref().map_or_else(

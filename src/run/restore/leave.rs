@@ -1,7 +1,7 @@
 //! Handles the remains of a restore that ended early: keeps them for the next run to resume, or
-//! destroys those of ours.
+//! destroys the datasets that this restore made.
 //!
-//! Ours are the datasets that carry the [`Mark`] of this restore, with its token. All are checked
+//! The restore made the datasets that carry its [`Mark`] with its token. All of them are checked
 //! before any is destroyed.
 
 use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
@@ -11,9 +11,9 @@ use crate::run::{RunError, error_chain};
 use crate::zfs::{Dataset, ResumeToken, Snapshot, Zfs, ZfsError};
 use std::collections::BTreeSet;
 
-/// Whether the same restore could go on where this one ended: what stopped it was not the data.
+/// Whether the same restore can be resumed later: the cause of the error was not the data.
 pub(super) fn may_go_on(error: &RunError) -> bool {
-    // The last two are of a target that somebody else works on.
+    // The last two mean that somebody else works on the target.
     const PASSING: [i32; 6] = [
         libc::EINTR,
         libc::ENOSPC,
@@ -31,8 +31,8 @@ pub(super) fn may_go_on(error: &RunError) -> bool {
     }
 }
 
-/// Whether the kernel, or the stored stream, does not take up a receive: only from its start it can
-/// be had.
+/// Whether the kernel or the stored stream makes it impossible to resume a receive, so that it must
+/// start over.
 pub(super) fn must_start_over(error: &RunError) -> bool {
     match error {
         RunError::CannotTakeUp { .. } => true,
@@ -43,8 +43,8 @@ pub(super) fn must_start_over(error: &RunError) -> bool {
     }
 }
 
-/// Says what stays of a restore that can be resumed; where nothing was received yet, the parents
-/// that it made go again.
+/// Reports what stays of a restore that can be resumed. If nothing was received yet, destroys the
+/// parents that the restore made.
 pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made: &[DatasetName]) {
     match zfs.dataset(target) {
         Ok(Some(dataset)) if stays_ours(&dataset, mark) => {
@@ -68,7 +68,8 @@ pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made:
     }
 }
 
-/// Whether the dataset stays and can be resumed. A mark of an older build has no token.
+/// Whether the dataset stays and can be resumed. A mark of an older build has no token and counts
+/// too.
 fn stays_ours(dataset: &Dataset, mark: &Mark) -> bool {
     let is_old = mark.token().is_none() && Begun::of(dataset).is_some();
     mark.is_on(dataset) || is_old || !mark.is_of_new()
@@ -81,11 +82,10 @@ fn say_not_ours(target: &DatasetName) {
 }
 
 /// Destroys the datasets that this restore, or an earlier run of it, made. A dataset without this
-/// restore's mark stays untouched, and so does one that has anything else than the restore
-/// received.
+/// restore's mark stays, and so does a dataset with anything that the restore did not receive.
 ///
 /// # Errors
-/// [`RunError`]: something of it stays.
+/// [`RunError`] when part of them stays.
 pub(super) fn remove_received(
     zfs: &dyn Zfs,
     target: &DatasetName,
@@ -118,7 +118,7 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
         )
     };
     if dataset.inconsistent {
-        // The dataset has only the receive that was cut, and the mark came with that receive.
+        // The dataset has only the interrupted receive, and the mark came with that receive.
         return Ok(zfs.abort_receive(target)?);
     }
     let token = dataset.resume_token()?;
@@ -145,7 +145,8 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
     if token.is_some() {
         zfs.abort_receive(target)?;
     }
-    // The kernel destroys all of them or none; one that has a clone or is sent by now keeps all.
+    // The kernel destroys all snapshots or none: a snapshot that now has a clone or is being sent
+    // prevents the destruction of all.
     let names: Vec<SnapshotName> = snapshots
         .into_iter()
         .map(|snapshot| snapshot.name)
@@ -174,8 +175,8 @@ fn destroy_parents(
     Ok(())
 }
 
-/// Abandons a cut receive onto a dataset that stays, if the dataset carries the token and `is_such`
-/// accepts the receive.
+/// Abandons an interrupted receive onto a dataset that stays, if the dataset carries the token and
+/// `is_such` accepts the receive.
 ///
 /// # Errors
 /// [`ZfsError`].
@@ -195,7 +196,7 @@ pub(super) fn abort_cut(
     }
 }
 
-/// Destroys the datasets that an earlier run received, as requested, if they still carry that run's
+/// Destroys, on request, the datasets that an earlier run received, if they still carry that run's
 /// token.
 ///
 /// # Errors
@@ -245,11 +246,11 @@ fn refuse_written(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
     ))
 }
 
-/// Before a receive that was cut is given up to start over: that it is of the restore with that
-/// token.
+/// Checks that an interrupted receive belongs to the restore with that token, before the receive is
+/// abandoned to start over.
 ///
 /// # Errors
-/// [`RunError::Refused`] naming it when it is not.
+/// [`RunError::Refused`] naming the target when it does not.
 pub(super) fn check_own(
     zfs: &dyn Zfs,
     target: &DatasetName,

@@ -1,12 +1,13 @@
-//! The marks that a restore puts on what it makes, and the proof that something is its own.
+//! The marks that a restore puts on the datasets that it makes, and the proof that a dataset is its
+//! own.
 //!
-//! A mark is a user property, set with the first receive, with a random [`RestoreToken`] in it.
-//! Whatever is destroyed after a failure or for a restart must carry the token of the restore that
-//! made it: the guids of snapshots prove nothing, since every copy of a dataset has the same. A
-//! mark counts only where it was set on the dataset itself.
+//! A mark is a user property, set with the first receive, that contains a random [`RestoreToken`].
+//! A dataset that is destroyed after a failure or for a restart must carry the token of the restore
+//! that made it. The guids of snapshots prove nothing, because every copy of a dataset has the
+//! same. A mark counts only if it was set on the dataset itself.
 //!
-//! Builds before the token wrote marks without one. A restore that was marked so can be resumed,
-//! and is never destroyed.
+//! Builds before the token wrote marks without one. A restore with such a mark can be resumed, and
+//! is never destroyed.
 
 use super::RestoreSet;
 use crate::model::Guid;
@@ -15,27 +16,27 @@ use crate::zfs::{Dataset, Property, PropertyValue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
-/// Marks a dataset as being restored: the id of the backup that it will be, `new` if the restore
-/// made the dataset, `readonly` if that was set for the restore, `writable` if it was
-/// `readonly=off` before, and the token.
+/// Marks a dataset as being restored. The value has the id of the backup that is restored, `new` if
+/// the restore made the dataset, `readonly` if the restore set that property, `writable` if the
+/// dataset had its own `readonly=off` before, and the token.
 pub const RESTORING_PROPERTY: &str = "zfs-backup:restoring";
-/// Marks the scratch dataset of a drill: the token, and the guids of the snapshots that it
-/// receives.
+/// Marks the scratch dataset of a drill. The value has the token, and the guids of the snapshots
+/// that the dataset receives.
 pub const SCRATCH_PROPERTY: &str = "zfs-backup:scratch";
-/// Marks a parent that a restore made, until the restore has ended: the token.
+/// Marks a parent that a restore made, until the restore has ended. The value is the token.
 pub(super) const PARENT_PROPERTY: &str = "zfs-backup:made-for-restore";
 
-/// ZFS keeps values of up to 8 KiB; a guid takes 17 bytes. A scratch dataset of a longer chain
-/// names none.
+/// Limit of guids in a mark. ZFS keeps values of up to 8 KiB, and a guid takes 17 bytes. The mark
+/// for a longer chain has no guids.
 const GUIDS_PER_MARK: usize = 400;
 const TOKEN_FLAG: &str = "token=";
 
-/// A random number that one restore has and no other.
+/// A random number that identifies one restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestoreToken(u64);
 
 impl RestoreToken {
-    /// Makes one.
+    /// Makes a random token.
     ///
     /// # Errors
     /// [`RunError::Refused`] when the system has no random bytes.
@@ -63,20 +64,20 @@ impl Display for RestoreToken {
 /// The value of [`RESTORING_PROPERTY`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Begun {
-    /// The backup that the chain led to.
+    /// The backup at the end of the chain.
     pub id: String,
-    /// The dataset was made by the restore: nothing in it is anybody else's.
+    /// Whether the restore made the dataset, so that everything in it belongs to the restore.
     pub is_new: bool,
-    /// `readonly=on` was set for the restore.
+    /// Whether the restore set `readonly=on`.
     pub readonly: bool,
-    /// Before that it had `readonly=off` of its own.
+    /// Whether the dataset had its own `readonly=off` before.
     pub was_writable: bool,
-    /// The restore that began it; `None` for one by an older build.
+    /// The token of the restore that made the mark; `None` if an older build made it.
     pub token: Option<RestoreToken>,
 }
 
 impl Begun {
-    /// As it was set on the dataset itself, not above it.
+    /// Reads the mark that was set on the dataset itself, not an inherited one.
     pub(in crate::run) fn of(dataset: &Dataset) -> Option<Self> {
         let text = own_text(dataset, RESTORING_PROPERTY)?;
         let (id, flags) = text.split_once(' ').unwrap_or((text, ""));
@@ -116,12 +117,13 @@ impl Begun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scratch {
     token: RestoreToken,
-    /// The guids of the snapshots that the drill receives; none when they are too many to be noted.
+    /// The guids of the snapshots that the drill receives; empty when they are too many for the
+    /// mark.
     pub(in crate::run) guids: BTreeSet<Guid>,
 }
 
 impl Scratch {
-    /// As it was set on the dataset itself, not above it.
+    /// Reads the mark that was set on the dataset itself, not an inherited one.
     pub(in crate::run) fn of(dataset: &Dataset) -> Option<Self> {
         let mut words = own_text(dataset, SCRATCH_PROPERTY)?.split(' ');
         let token = RestoreToken::parse(words.next()?)?;
@@ -140,14 +142,14 @@ impl Scratch {
 /// The mark that a restore puts on its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// A restore that can be resumed.
+    /// The mark of a restore that can be resumed.
     Restoring(Begun),
-    /// A rehearsal that leaves nothing.
+    /// The mark of a drill, which leaves nothing behind.
     Scratch(Scratch),
 }
 
 impl Mark {
-    /// The mark of a scratch dataset that is going to receive this chain.
+    /// Makes the mark of a scratch dataset that is going to receive this chain.
     pub(super) fn scratch(set: &RestoreSet) -> Result<Self, RunError> {
         let guids: BTreeSet<Guid> = set
             .backups
@@ -165,7 +167,7 @@ impl Mark {
         }))
     }
 
-    /// As a property to set.
+    /// Returns the mark as a property to set.
     pub(super) fn to_property(&self) -> (String, PropertyValue) {
         let (property, text) = match self {
             Self::Restoring(begun) => (RESTORING_PROPERTY, begun.to_text()),
@@ -190,7 +192,7 @@ impl Mark {
         found.is_some() && found == self.token()
     }
 
-    /// Whether the restore makes the dataset, so that all of it is its own.
+    /// Whether the restore makes the dataset, so that everything in it belongs to the restore.
     pub(super) fn is_of_new(&self) -> bool {
         match self {
             Self::Restoring(begun) => begun.is_new,
@@ -199,7 +201,7 @@ impl Mark {
     }
 }
 
-/// The properties that a parent is made with.
+/// Returns the properties with which a parent is made.
 pub(super) fn parent_properties(token: Option<RestoreToken>) -> BTreeMap<String, PropertyValue> {
     let mut properties: BTreeMap<_, _> = [("canmount".to_owned(), PropertyValue::Number(0))].into();
     properties.extend(token.map(|token| {
@@ -219,7 +221,7 @@ pub(super) fn is_made_parent(dataset: &Dataset, token: Option<RestoreToken>) -> 
     marked.is_some() && marked == token && is_kept_away
 }
 
-/// A property that was set on the dataset itself.
+/// Returns a property that was set on the dataset itself.
 pub(super) fn own<'a>(dataset: &'a Dataset, property: &str) -> Option<&'a Property> {
     dataset
         .properties
@@ -234,8 +236,8 @@ fn own_text<'a>(dataset: &'a Dataset, property: &str) -> Option<&'a str> {
     }
 }
 
-/// Why a dataset is no source of backups: it is the scratch dataset of a drill, or half restored.
-/// `None` for any other.
+/// Returns why a dataset is no source of backups: it is the scratch dataset of a drill, or half
+/// restored. `None` for any other dataset.
 pub fn is_makeshift(dataset: &Dataset) -> Option<String> {
     let name = &dataset.name;
     if Scratch::of(dataset).is_some() {

@@ -1,14 +1,14 @@
-//! [`PropertyChoice`]: which properties a restored dataset gets, in the kernel's own types.
+//! [`PropertyChoice`]: the properties that a restored dataset gets, in the kernel's own types.
 //!
-//! A string for a property that the kernel keeps as a number is refused by it, so the words of the
-//! properties that people set on a restore are known here (from OpenZFS 2.1 and 2.3). For others a
-//! number is taken, or they are left to `zfs set`.
+//! The kernel refuses a string for a property that it keeps as a number. This file therefore has
+//! the words of the properties that people set on a restore (from OpenZFS 2.1 and 2.3). Other
+//! properties must be given as a number or be set with `zfs set` afterwards.
 
 use crate::config::Size;
 use crate::zfs::PropertyValue;
 use std::collections::BTreeMap;
 
-/// What people write for the number that the kernel keeps.
+/// The words that people write, with the numbers that the kernel keeps.
 type Words = &'static [(&'static str, u64)];
 
 const SWITCH: Words = &[("off", 0), ("on", 1)];
@@ -50,7 +50,7 @@ const SWITCHES: &[&str] = &[
     "atime", "devices", "exec", "nbmand", "overlay", "readonly", "relatime", "setuid", "vscan",
     "zoned",
 ];
-/// Bytes; `none` is 0.
+/// Properties with a size in bytes; `none` is 0.
 const SIZES: &[&str] = &[
     "quota",
     "recordsize",
@@ -69,7 +69,8 @@ const TEXTS: &[&str] = &[
     "sharenfs",
     "sharesmb",
 ];
-/// Fixed when a dataset is made, given by the stream itself, or of a key.
+/// Properties that are fixed when a dataset is made, that the stream itself sets, or that belong to
+/// an encryption key.
 const OF_THE_STREAM: &[&str] = &[
     "casesensitivity",
     "encryption",
@@ -83,14 +84,15 @@ const OF_THE_STREAM: &[&str] = &[
     "volsize",
 ];
 
-/// Which properties a restored dataset gets over those that its parent gives it.
+/// The properties that a restored dataset gets in place of those that it would inherit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PropertyChoice {
-    /// Those that the backup recorded: set locally or received on the source.
+    /// Whether to set the properties that the backup recorded: set locally or received on the
+    /// source.
     pub recorded: bool,
-    /// These, whatever was recorded.
+    /// Properties to set, which override recorded ones.
     set: BTreeMap<String, PropertyValue>,
-    /// Never these.
+    /// Names of properties that are never set.
     without: Vec<String>,
 }
 
@@ -98,17 +100,17 @@ pub struct PropertyChoice {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given}: expected {expected}")]
 pub struct PropertyError {
-    /// What was given.
+    /// The text that was given.
     pub given: String,
-    /// What would do.
+    /// The expected form or values.
     pub expected: String,
 }
 
 impl PropertyChoice {
-    /// `set` are `NAME=VALUE`, `without` names.
+    /// Makes a choice from `set`, a list of `NAME=VALUE`, and `without`, a list of names.
     ///
     /// # Errors
-    /// [`PropertyError`] for what is no property or has a value that it cannot have.
+    /// [`PropertyError`] for a malformed entry, or for a property or value that cannot be set.
     pub fn new(recorded: bool, set: &[String], without: &[String]) -> Result<Self, PropertyError> {
         let wrong = |given: &str, expected: &str| PropertyError {
             given: given.to_owned(),
@@ -138,8 +140,8 @@ impl PropertyChoice {
         })
     }
 
-    /// For the descendants of a dataset that has these: a mount point that is set is that of the
-    /// one at the top, and they are mounted below it.
+    /// Returns the choice for the descendants of a dataset that has this choice. A mount point in
+    /// `set` applies only to the topmost dataset; the descendants are mounted below it.
     pub fn below(&self) -> Self {
         let mut below = self.clone();
         if below.set.remove("mountpoint").is_some() {
@@ -148,8 +150,8 @@ impl PropertyChoice {
         below
     }
 
-    /// Those to set. A mount point that comes from the backup comes with `canmount=noauto`, unless
-    /// that is set too, so that nothing is ever mounted over what is there.
+    /// Returns the properties to set. A recorded mount point comes with `canmount=noauto`, unless
+    /// `canmount` is chosen too, so that nothing is ever mounted over existing files.
     pub fn resolve(&self, recorded: &BTreeMap<String, String>) -> BTreeMap<String, PropertyValue> {
         let mut properties = BTreeMap::new();
         if self.recorded {
@@ -167,7 +169,7 @@ impl PropertyChoice {
     }
 }
 
-/// Backups record numbers as decimal text.
+/// Converts a recorded value. Backups record numbers as decimal text.
 fn recorded_value(name: &str, text: &str) -> PropertyValue {
     let is_text = name.contains(':') || TEXTS.contains(&name);
     match text.parse() {
@@ -176,7 +178,7 @@ fn recorded_value(name: &str, text: &str) -> PropertyValue {
     }
 }
 
-/// What people write, as the kernel keeps it; or what they could write.
+/// Converts a value that people write to the kernel's form. The error names the valid values.
 fn native_value(name: &str, value: &str) -> Result<PropertyValue, String> {
     if name.contains(':') || TEXTS.contains(&name) {
         return Ok(PropertyValue::Text(value.to_owned()));

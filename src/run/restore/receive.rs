@@ -1,5 +1,5 @@
-//! Receiving a chain: into a new dataset, onto an existing one that is rolled back to what it has
-//! in common with the chain, or on from where an earlier run was interrupted.
+//! Receives a chain: into a new dataset, onto an existing dataset that is rolled back to the newest
+//! snapshot in common with the chain, or by resuming an interrupted restore.
 
 use super::leave::{
     abort_cut, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received,
@@ -24,56 +24,56 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 
-/// How a chain is received.
+/// Settings of a restore.
 #[derive(Debug, Clone, Default)]
 pub struct ReceiveOptions {
-    /// Which properties the dataset gets.
+    /// The properties that the dataset gets.
     pub properties: PropertyChoice,
-    /// Receive onto a dataset that exists: what it has after the newest snapshot in common is
-    /// destroyed first.
+    /// Whether to receive onto a dataset that exists: everything after the newest snapshot in
+    /// common is destroyed first.
     pub rollback: bool,
-    /// What becomes of a restore that was interrupted.
+    /// The treatment of an interrupted restore.
     pub resume: ResumeChoice,
 }
 
-/// What becomes of a restore that was interrupted.
+/// The treatment of an interrupted restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ResumeChoice {
-    /// It goes on; one that is interrupted now can go on later.
+    /// Resume it. If this run is interrupted, a later run can resume it too.
     #[default]
     GoOn,
-    /// What it received is destroyed, and all is received anew.
+    /// Destroy the data that it received, and receive everything again.
     Restart,
-    /// A rehearsal: the dataset gets the mark of a scratch dataset, none is expected, and whatever
-    /// ends the restore with an error, nothing stays.
+    /// Run a drill: the target must not exist, gets the mark of a scratch dataset, and is removed
+    /// after any error.
     Never,
 }
 
-/// What was received.
+/// The result of a restore.
 #[derive(Debug)]
 pub struct Received {
-    /// The snapshots, in order; none when an earlier run had received them all.
+    /// The received snapshots, in order; empty when an earlier run had received all of them.
     pub snapshots: Vec<SnapshotName>,
-    /// BLAKE3 of each one's stream, as the receiver got it.
+    /// The BLAKE3 of each stream, as the receiver got it.
     pub streams: Vec<Digest>,
-    /// Where an interrupted receive went on.
+    /// The point at which an interrupted receive was resumed.
     pub went_on: Option<WentOn>,
 }
 
-/// Where an interrupted receive went on.
+/// The point at which an interrupted receive was resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WentOn {
     /// The backup.
     pub id: BackupId,
-    /// From this stream position on it was read.
+    /// The stream position from which the stream was read.
     pub position: u64,
-    /// Of so many bytes.
+    /// The length of the whole stream in bytes.
     pub stream_bytes: u64,
-    /// What is fetched for it, but for the search: sealed bytes.
+    /// The sealed bytes to fetch from that point on, without those of the search for it.
     pub fetch_bytes: u64,
 }
 
-/// What does not change from one backup of a chain to the next.
+/// The context of a restore, which is the same for all backups of a chain.
 struct Receiving<'a> {
     set: &'a RestoreSet,
     plan: &'a ReceivePlan,
@@ -82,7 +82,7 @@ struct Receiving<'a> {
     target: &'a DatasetName,
     options: &'a ReceiveOptions,
     stop: &'a Stop,
-    /// The mark that is put on the target and proves that the target is ours.
+    /// The mark that is put on the target and proves that the target belongs to this restore.
     mark: Mark,
 }
 
@@ -102,21 +102,22 @@ pub async fn restore_to_dataset(
     carry_out(set, keys, zfs, target, &plan, options, stop).await
 }
 
-/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made exactly
-/// its snapshots.
+/// Receives a chain by a plan that was shown. Mounts nothing, and checks that the kernel made
+/// exactly the snapshots of the chain.
 ///
-/// While several backups are being received, and from a rollback on, the dataset is `readonly=on`:
-/// a change between two of them, even of an access time, would make the next one impossible. The
-/// end of the restore ends that, whichever run comes to it. Where one backup is received into a new
-/// dataset, only the chosen properties are set. Nothing is received with force: any other change to
-/// the dataset meanwhile stops the restore and stays.
+/// The dataset is `readonly=on` from a rollback on, and while several backups are received: a
+/// change between two of them, even of an access time, would make the next receive impossible. The
+/// run that ends the restore resets the property. If a single backup is received into a new
+/// dataset, only the chosen properties are set. No receive uses force: any other change to the
+/// dataset during the restore stops the restore and stays.
 ///
 /// # Errors
-/// [`RunError::Refused`] when the plan is no longer what would be done. An interruption, a store
-/// that is away or a full pool leave what was received, so that the next run resumes it
-/// ([`ResumeChoice::GoOn`]); so does any end of a run that resumed one itself. Else nothing is left
-/// behind of a new dataset, and one that was rolled back stays at the last snapshot that was
-/// received whole, and readonly if more were to follow.
+/// [`RunError::Refused`] when the plan is out of date. After an interruption, an error of a store,
+/// a full pool or a change of the target, the received data stays, so that the next run can resume
+/// the restore ([`ResumeChoice::GoOn`]). The data also stays after any error of a run that itself
+/// resumed one.
+/// Otherwise a new dataset is removed, and a dataset that was rolled back stays at the last
+/// snapshot that was received completely, and readonly if more were to follow.
 pub async fn restore_as_planned(
     set: &RestoreSet,
     keys: &KeyFile,
@@ -205,8 +206,8 @@ fn mark_of(
 }
 
 impl Receiving<'_> {
-    /// Does everything that comes before the first receive: abandons an earlier restore, makes the
-    /// parents, or rolls back.
+    /// Prepares the target for the first receive: abandons an earlier restore, makes the parents,
+    /// or rolls back.
     async fn prepare(&self, made: &mut Vec<DatasetName>) -> Result<(), RunError> {
         if self.plan.gives_up {
             self.give_up().await?;
@@ -254,8 +255,8 @@ impl Receiving<'_> {
         Ok(received)
     }
 
-    /// Goes on with a receive that was cut; where that cannot be, and it is ours, starts this
-    /// backup over.
+    /// Resumes an interrupted receive. If that is impossible and the receive belongs to this
+    /// restore, starts this backup over.
     async fn take_up(
         &self,
         backup: &RestoreBackup,
@@ -321,11 +322,11 @@ impl Receiving<'_> {
         Ok(digest)
     }
 
-    /// Says what came in between, where the kernel found the target changed; its own error where
-    /// nothing is to be seen.
+    /// Names the change if the kernel found that the target was changed. Returns the kernel's own
+    /// error if no change can be found.
     fn name_change(&self, error: ZfsError) -> RunError {
         let is_ours = |dataset: &Dataset| self.mark.is_on(dataset) || !self.mark.is_of_new();
-        // Another's dataset has come under this name: then the snapshots there say nothing.
+        // If another dataset now has this name, its snapshots explain nothing.
         if !self
             .zfs
             .dataset(self.target)
@@ -350,7 +351,8 @@ impl Receiving<'_> {
         }
     }
 
-    /// Says who sent what this pool or its ZFS cannot take.
+    /// Returns an error with the ZFS versions, for a stream that this pool or its ZFS cannot
+    /// receive.
     fn without_feature(
         &self,
         backup: &RestoreBackup,
@@ -409,8 +411,8 @@ impl Receiving<'_> {
         }
     }
 
-    /// All was received: the marks of the restore go. A scratch dataset keeps its own until it is
-    /// destroyed.
+    /// Removes the marks of the restore after everything was received. A scratch dataset keeps its
+    /// mark until it is destroyed.
     fn end(&self, made: &[DatasetName]) {
         let warn_if_left = |name: &DatasetName, property: &str, ended: Result<(), ZfsError>| {
             if let Err(error) = ended {
@@ -431,7 +433,7 @@ impl Receiving<'_> {
         let Mark::Restoring(begun) = &self.mark else {
             return;
         };
-        // An earlier run came to its end but for this.
+        // If all backups are skipped, an earlier run received them and ended before this step.
         let is_whole = self.plan.skipped == self.set.backups.len();
         if begun.readonly && (is_whole || !begun.is_new) {
             warn_if_left(self.target, "readonly", self.end_readonly(begun));
@@ -443,7 +445,7 @@ impl Receiving<'_> {
         );
     }
 
-    /// Gives back what `readonly` was, or what was chosen.
+    /// Sets `readonly` to the chosen value, or back to its state before the restore.
     fn end_readonly(&self, begun: &Begun) -> Result<(), ZfsError> {
         let chosen = self
             .options
@@ -458,7 +460,7 @@ impl Receiving<'_> {
         }
     }
 
-    /// Destroys what an earlier run received.
+    /// Destroys the data that an earlier run received.
     async fn give_up(&self) -> Result<(), RunError> {
         let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
         let begun = self.plan.begun.as_ref().and_then(|begun| begun.token);
@@ -479,7 +481,7 @@ impl Receiving<'_> {
             .collect()
     }
 
-    /// The end of a restore that failed.
+    /// Cleans up after a failed restore, or keeps the data that a later run can resume.
     async fn leave(&self, error: &RunError, made: Vec<DatasetName>) -> Result<(), RunError> {
         let (zfs, target, guids, mark) = (
             Arc::clone(self.zfs),
@@ -519,11 +521,12 @@ impl Receiving<'_> {
     }
 }
 
-/// Where the next receive of this plan would go on, with what it takes; `None` when nothing was
-/// interrupted. Only looks.
+/// Returns the point at which the next receive of this plan would resume, and the bytes that it
+/// would fetch; `None` when no receive was interrupted. Changes nothing.
 ///
 /// # Errors
-/// [`RunError::CannotTakeUp`] when it would start over; the others when that cannot be found out.
+/// [`RunError::CannotTakeUp`] when the receive would start over; other errors when the point cannot
+/// be determined.
 pub async fn find_interrupted(
     set: &RestoreSet,
     plan: &ReceivePlan,
@@ -554,8 +557,8 @@ async fn find_in(
     Ok((found, went_on))
 }
 
-/// Whether the kernel found the target changed: its data (ETXTBSY), or a snapshot that came in
-/// between (EINVAL at the end).
+/// Whether the kernel found the target changed: its data (ETXTBSY), or a snapshot that appeared
+/// during the receive (EINVAL at the end).
 fn was_changed(error: &ZfsError) -> bool {
     error
         .errno()
@@ -568,7 +571,8 @@ fn lacks_feature(error: &ZfsError) -> bool {
         .is_some_and(|errno| [libc::ENOTSUP, UNKNOWN_FEATURE].contains(&errno.0))
 }
 
-/// A property that the kernel refused is no reason to take a received dataset away again.
+/// Accepts a received dataset although the kernel refused a property: that is no reason to destroy
+/// the dataset.
 fn received_but_for_properties(
     zfs: &dyn Zfs,
     snapshot: &SnapshotName,
@@ -583,7 +587,7 @@ fn received_but_for_properties(
     Ok(())
 }
 
-/// Hashes what is read through it.
+/// Hashes the bytes that are read through it.
 struct Hashing<R> {
     inner: R,
     hasher: blake3::Hasher,
@@ -597,8 +601,8 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// The snapshots' own names; two of one name, because one was destroyed and taken anew, are told
-/// apart by their guids.
+/// Returns the names of the snapshots to receive: their own names. If a name is already taken,
+/// because a snapshot was destroyed and taken again, the guid is appended.
 fn snapshot_names(
     target: &DatasetName,
     set: &RestoreSet,

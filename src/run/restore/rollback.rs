@@ -26,28 +26,28 @@ pub struct Rollback {
     pub base_guid: Guid,
     /// The snapshots after it, oldest first.
     pub snapshots: Vec<LostSnapshot>,
-    /// Bookmarks of states after it: the kernel rolls nothing back while they are there.
+    /// Bookmarks of states after it: the kernel refuses a rollback while they exist.
     pub bookmarks: Vec<(BookmarkName, Guid)>,
     /// The bytes written since the newest snapshot; `None` when ZFS does not report them.
     pub written_bytes: Option<u64>,
 }
 
-/// A snapshot that is lost.
+/// A snapshot that the rollback destroys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostSnapshot {
     /// The snapshot's name.
     pub name: SnapshotName,
     /// The snapshot's guid.
     pub guid: Guid,
-    /// When it was taken.
+    /// The time at which it was taken.
     pub created_at: Timestamp,
 }
 
 impl Rollback {
-    /// Lists what is lost; `newer` are the snapshots after `base`.
+    /// Lists what the rollback destroys; `newer` are the snapshots after `base`.
     ///
     /// # Errors
-    /// [`RunError::Refused`] naming holds and clones, which would hinder it; [`RunError::Zfs`].
+    /// [`RunError::Refused`] naming holds and clones that prevent the rollback; [`RunError::Zfs`].
     pub(super) fn plan(
         zfs: &dyn Zfs,
         dataset: &Dataset,
@@ -74,7 +74,7 @@ impl Rollback {
         })
     }
 
-    /// The same list, made again from what is there now.
+    /// Makes the same list again from the present state.
     fn plan_again(&self, zfs: &dyn Zfs) -> Result<Self, RunError> {
         let name = self.base.dataset();
         let dataset = zfs
@@ -89,13 +89,13 @@ impl Rollback {
         Self::plan(zfs, &dataset, &snapshots[at], &snapshots[at + 1..])
     }
 
-    /// Marks the dataset, makes it readonly, destroys what is listed if that is still all there is,
-    /// and rolls back.
+    /// Marks the dataset, makes it readonly, destroys the listed snapshots and bookmarks if the
+    /// list is still complete, and rolls back.
     ///
     /// # Errors
     /// [`RunError`]. When nothing was destroyed, the dataset is as it was.
     pub(super) fn carry_out(&self, zfs: &dyn Zfs, mark: &Mark) -> Result<(), RunError> {
-        // Before anything is set: a list that is no longer right changes nothing at all.
+        // Compared before anything is set, so that an outdated list changes nothing at all.
         if self.plan_again(zfs)? != *self {
             return Err(self.changed("other snapshots, bookmarks or data than were listed"));
         }
@@ -133,7 +133,7 @@ impl Rollback {
                 Some(_) => {
                     return Err(self.changed(&format!("{} is another snapshot now", lost.name)));
                 }
-                // Gone is what it was to become.
+                // A snapshot that is already gone needs no action.
                 None => {}
             }
         }
@@ -177,7 +177,7 @@ pub(super) fn written_bytes(dataset: &Dataset) -> Option<u64> {
     }
 }
 
-/// Names what keeps snapshots from being destroyed, before anything is.
+/// Refuses when holds or clones protect a snapshot, before anything is destroyed.
 fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
     let mut commands = Vec::new();
     let mut kept = Vec::new();
@@ -208,7 +208,7 @@ fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
     ))
 }
 
-/// Undoes what was set, as far as it was otherwise before.
+/// Resets the properties that the restore set to their earlier values.
 fn give_back(zfs: &dyn Zfs, before: &Dataset, set: &BTreeMap<String, PropertyValue>) {
     let name = &before.name;
     for property in set.keys() {

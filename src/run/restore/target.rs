@@ -1,9 +1,9 @@
-//! [`check_target`]: what is in the place that a chain is to be received into, and what that means:
-//! a new dataset, one that is rolled back, or what an earlier run left when it was interrupted.
+//! [`check_target`]: examines the place into which a chain is to be received, and plans
+//! accordingly: for a new dataset, for a rollback, or to resume an interrupted restore.
 //!
-//! A dataset that a restore has begun has a mark ([`Begun`]), set with the first receive and taken
-//! away after the last. Without it nothing is resumed unless a rollback was asked for, and nothing
-//! is ever destroyed for a restart.
+//! A dataset that a restore has begun has a mark ([`Begun`]), which is set with the first receive
+//! and removed after the last. Without the mark, only the interrupted first receive of a dataset is
+//! resumed, unless a rollback was requested, and nothing is ever destroyed for a restart.
 
 use super::mark::{Begun, RestoreToken, own};
 use super::rollback::Rollback;
@@ -14,35 +14,36 @@ use crate::run::RunError;
 use crate::stream::record::feature;
 use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, Zfs};
 
-/// What will be received, and onto what.
+/// The plan of a receive, with the state of its target.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReceivePlan {
-    /// How many backups of the chain are there already: all of them when an earlier run was ended
-    /// after its last receive.
+    /// The number of backups of the chain that the target already has: all of them when an earlier
+    /// run ended after its last receive.
     pub skipped: usize,
-    /// Filesystems that are made first, with `canmount=off`, outermost first.
+    /// Filesystems to make first, with `canmount=off`, outermost first.
     pub parents: Vec<DatasetName>,
     /// The rollback that lets the chain continue; `None` for a new dataset, or one that an earlier
     /// run began.
     pub rollback: Option<Rollback>,
     /// The names of the snapshots that stay.
     pub kept: Vec<String>,
-    /// A receive of the next backup that was cut and can go on.
+    /// An interrupted receive of the next backup, which can be resumed.
     pub unfinished: Option<ResumeToken>,
-    /// What an earlier run noted on the dataset.
+    /// The mark of an earlier run on the dataset.
     pub begun: Option<Begun>,
-    /// What an earlier run received is destroyed first, as was asked for.
+    /// Whether the data of an earlier run is destroyed first, on request.
     pub gives_up: bool,
-    /// The token of a whole dataset that is abandoned.
+    /// The token of a dataset that is destroyed as a whole; `None` when only an interrupted receive
+    /// is abandoned.
     pub given_up: Option<RestoreToken>,
-    /// The dataset is readonly by the will of its owner, and stays so.
+    /// Whether the owner made the dataset readonly, so that it stays readonly.
     pub keeps_readonly: bool,
-    /// The dataset has `readonly=off` of its own, which it gets back.
+    /// Whether the dataset has its own `readonly=off`, which is set again at the end.
     pub was_writable: bool,
 }
 
-/// Whether a cut receive is one of this very backup: snapshot, base, and the form that blocks are
-/// sent in.
+/// Whether an interrupted receive is of exactly this backup: the same snapshot, base and form of
+/// blocks.
 pub(super) fn fits(token: &ResumeToken, backup: &RestoreBackup) -> bool {
     let manifest = &backup.manifest;
     let has = |feature: u64| manifest.send.feature_flags & feature != 0;
@@ -61,10 +62,10 @@ pub(super) fn fits(token: &ResumeToken, backup: &RestoreBackup) -> bool {
         ]
 }
 
-/// Looks at what is there, without changing anything.
+/// Examines the target and plans the receive. Changes nothing.
 ///
 /// # Errors
-/// [`RunError::Refused`] when the chain cannot go there; [`RunError::Zfs`].
+/// [`RunError::Refused`] when the chain cannot be received there; [`RunError::Zfs`].
 pub fn check_target(
     zfs: &dyn Zfs,
     target: &DatasetName,
@@ -137,7 +138,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The first receive of a new dataset was cut.
+    /// Plans to resume the interrupted first receive of a dataset.
     fn go_on_with_first(self) -> Result<ReceivePlan, RunError> {
         if self.token.is_none() {
             let what = format!(
@@ -153,15 +154,15 @@ impl Place<'_> {
         self.plan(0)
     }
 
-    /// An earlier run received some of the chain.
+    /// Plans to continue after an earlier run that received some of the chain.
     fn go_on(self) -> Result<ReceivePlan, RunError> {
         let Some((number, at)) = self.newest_in_common() else {
             let what = format!("{} is the beginning of another restore", self.target);
             return Err(RunError::refused(what, self.advice()));
         };
         // After the last receive only the marks are left to remove, and later snapshots do not
-        // matter. Somebody may have taken some: the run that received the chain was killed, and the
-        // dataset was complete and in use.
+        // matter. There may be some: the run that received the chain was killed, and the complete
+        // dataset was then in use.
         let is_whole = number + 1 == self.set.backups.len();
         if let Some(newer) = self.snapshots.get(at + 1).filter(|_| !is_whole) {
             let what = format!(
@@ -176,7 +177,7 @@ impl Place<'_> {
         self.plan(number + 1)
     }
 
-    /// What is there after the newest snapshot in common is lost.
+    /// Plans a rollback: everything after the newest snapshot in common is lost.
     fn roll_back(self) -> Result<ReceivePlan, RunError> {
         let target = self.target;
         let Some((number, at)) = self.newest_in_common() else {
@@ -221,7 +222,7 @@ impl Place<'_> {
         })
     }
 
-    /// As if nothing had been received, if what was is ours.
+    /// Plans to start over, if the received data belongs to this restore.
     fn restart(self, rollback: bool) -> Result<ReceivePlan, RunError> {
         let Some(begun) = &self.begun else {
             return Err(self.foreign());
@@ -304,7 +305,8 @@ impl Place<'_> {
         })
     }
 
-    /// The number of the last backup whose snapshot is there, and which that is.
+    /// Returns the number of the last backup whose snapshot the target has, and that snapshot's
+    /// index.
     fn newest_in_common(&self) -> Option<(usize, usize)> {
         let common = |backup: &RestoreBackup| {
             self.snapshots

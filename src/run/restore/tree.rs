@@ -1,9 +1,9 @@
 //! [`find_restore_tree`]: a dataset with its descendants, as they were at one moment.
 //!
-//! Which there were, and under which names, the backup of the root knows
-//! ([`Private::descendants`]). One that was there and has no backup of that moment is restored as
-//! it was before; one that was not there is left out. One that was moved into the tree keeps its
-//! old name in the store, and is found there by its guid.
+//! The backup of the root records which descendants existed, and under which names
+//! ([`Private::descendants`]). A descendant without a backup of that moment is restored from its
+//! newest older backup. A dataset that did not exist then is left out. A dataset that was moved
+//! into the tree keeps its old name in the store, and is found there by its guid.
 
 use super::find::Shelves;
 use super::{RestorePoint, RestoreSet};
@@ -17,43 +17,44 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// One dataset of a tree.
+/// A dataset of a tree.
 pub struct TreeMember {
-    /// Its name in the store.
+    /// The dataset's name in the store.
     pub dataset: DatasetName,
-    /// Its name below the root at that moment, beginning with a slash; empty for the root. A
-    /// dataset that was renamed keeps its name in the store and has another here.
+    /// The name below the root at that moment, beginning with a slash; empty for the root. A
+    /// renamed dataset keeps its name in the store and has another name here.
     pub below: String,
     /// The chain that leads to it.
     pub set: RestoreSet,
-    /// Its snapshot was taken in the same transaction group as the root's. Else it is the newest
-    /// that is older.
+    /// Whether its snapshot was taken in the same transaction group as the root's. Otherwise the
+    /// snapshot is the newest older one.
     pub same_moment: bool,
 }
 
-/// A tree, checked as far as it can be without fetching chunks.
+/// A tree, checked as far as possible without a fetch of chunks.
 #[derive(Default)]
 pub struct RestoreTree {
     /// The root first, parents before children; never empty.
     pub members: Vec<TreeMember>,
     /// Descendants that have no backup as old as the root's.
     pub younger: Vec<DatasetName>,
-    /// Those that have older backups, and were not there at that moment: destroyed, or moved away.
-    /// With the time of the newest that is older.
+    /// Datasets with older backups that were not in the tree at that moment, because they were
+    /// destroyed or moved away, each with the time of its newest older snapshot.
     pub gone: Vec<(DatasetName, Timestamp)>,
-    /// Descendants of which nothing can be restored, and why.
+    /// Descendants that cannot be restored, each with the reason.
     pub failed: Vec<(DatasetName, RunError)>,
-    /// What was there at that moment, by its name in the pool, and has no backup that was found.
+    /// Descendants that existed at that moment and of which no backup was found, by their names in
+    /// the pool.
     pub unstored: Vec<String>,
 }
 
-/// Finds the root's backup as [`super::find_restore_set`] does, and for each descendant that a
-/// store knows the backup of the same transaction group of the same pool, which one atomic snapshot
-/// makes; where it has none, the newest before.
+/// Finds the root's backup as [`super::find_restore_set`] does. For each descendant in the stores,
+/// finds the backup of the same transaction group of the same pool, which one atomic snapshot
+/// makes, or else the newest backup before it.
 ///
 /// # Errors
-/// [`RunError`] naming what is missing, damaged or not to be believed of the root, or that a store
-/// cannot be listed.
+/// [`RunError`] naming the object of the root that is missing, damaged or untrusted, or the store
+/// that cannot be listed.
 pub async fn find_restore_tree(
     stores: &[Arc<dyn ObjectStore>],
     root: &DatasetName,
@@ -149,12 +150,12 @@ pub async fn find_restore_tree(
     Ok(tree)
 }
 
-/// Where, with what, and of which moment the datasets of a tree are looked for.
+/// The context of the search for the datasets of a tree.
 struct Search<'a> {
     stores: &'a [Arc<dyn ObjectStore>],
     root: &'a DatasetName,
     keys: &'a KeyFile,
-    /// The root's backup.
+    /// The manifest of the root's backup, which defines the moment.
     moment: &'a Manifest,
 }
 
@@ -170,7 +171,7 @@ impl Search<'_> {
         Shelves::read(self.stores, dataset, self.keys).await
     }
 
-    /// The backup of the moment itself, else the newest that is not after it.
+    /// Returns the backup of the moment itself, or else the newest that is not after it.
     fn newest(&self, shelves: &Shelves) -> Result<Option<Manifest>, RunError> {
         let manifests = shelves.backups().map(|backup| &backup.manifest);
         let of_moment = manifests.filter(|manifest| is_of_moment(manifest, self.moment));
@@ -182,7 +183,7 @@ impl Search<'_> {
             .map(Option::<&Manifest>::cloned)
     }
 
-    /// What it was at that moment; or which it is, and why that cannot be had.
+    /// Loads the chain of a candidate. An error has the name of the dataset and the cause.
     async fn member(
         &self,
         Candidate {
@@ -210,8 +211,8 @@ impl Search<'_> {
         }
     }
 
-    /// What was moved into the tree: it is stored under the name that it had at first. Everything
-    /// else in the stores is looked at, because only its manifests tell which dataset it is.
+    /// Finds the datasets that were moved into the tree: they are stored under their first names.
+    /// Reads all other datasets in the stores, because only a manifest identifies its dataset.
     async fn moved(
         &self,
         elsewhere: BTreeSet<DatasetName>,
@@ -236,7 +237,7 @@ impl Search<'_> {
             };
             let Some(newest) = newest else { continue };
             let guid = newest.origin.dataset_guid;
-            // One dataset may have been stored under two names.
+            // A dataset may have been stored under two names.
             let is_newer =
                 |other: &Candidate| other.newest.snapshot.createtxg < newest.snapshot.createtxg;
             if sought.contains(&guid) && moved.get(&guid).is_none_or(is_newer) {
@@ -262,13 +263,14 @@ fn is_of_moment(manifest: &Manifest, moment: &Manifest) -> bool {
         && (one.createtxg, one.created_at) == (other.createtxg, other.created_at)
 }
 
-/// Within a pool transaction groups are the order; times are of clocks.
+/// Whether the snapshot is not after the moment. Within a pool, transaction groups give the order;
+/// times depend on clocks.
 fn is_not_after(manifest: &Manifest, moment: &Manifest) -> bool {
     manifest.origin.pool_guid == moment.origin.pool_guid
         && manifest.snapshot.createtxg <= moment.snapshot.createtxg
 }
 
-/// What there was below the root at the moment.
+/// The datasets below the root at the moment.
 struct Then {
     /// The root's name in the pool.
     root: DatasetName,
@@ -276,7 +278,8 @@ struct Then {
 }
 
 impl Then {
-    /// `None` when it is not known, as in backups that were gone on with another day.
+    /// Returns `None` when the descendants are unknown, as in backups that were resumed on another
+    /// day.
     fn of(private: Option<&Private>) -> Option<Self> {
         let private = private?;
         let snapshot: SnapshotName = private.snapshot_name.parse().ok()?;
@@ -286,8 +289,8 @@ impl Then {
         })
     }
 
-    /// Sorts out what was not there, and gives each of the others its name of then. Of the guids in
-    /// `told` it is said elsewhere what became of them.
+    /// Leaves out the members that did not exist at the moment, and gives the others their names at
+    /// that moment. Datasets with guids in `told` are reported elsewhere.
     fn place(&self, found: Vec<TreeMember>, told: &BTreeSet<Guid>, tree: &mut RestoreTree) {
         let guids: BTreeSet<Guid> = found.iter().map(guid_of).collect();
         let by_guid = |member: &TreeMember| {
@@ -295,15 +298,15 @@ impl Then {
                 .iter()
                 .find(|there| there.guid == guid_of(member))
         };
-        // Those that are known by their guid come first: one that was moved away must not take the
-        // place of another.
+        // Members that are known by their guid come first: a dataset that was moved away must not
+        // take the place of another.
         let (known, others): (Vec<_>, Vec<_>) = found
             .into_iter()
             .partition(|member| by_guid(member).is_some());
         let mut taken = BTreeSet::new();
         for mut member in known.into_iter().chain(others) {
-            // By name only where the dataset of that name has no backup of its own: better an older
-            // one than none.
+            // A match by name counts only if the dataset of that name has no backup of its own: an
+            // older dataset of the same name is better than none.
             let stored_name = format!("{}{}", self.root, member.below);
             let by_name = || {
                 self.descendants
@@ -355,7 +358,8 @@ impl Then {
     }
 }
 
-/// Its name in the pool when its snapshot was taken; that of the store where it is not known.
+/// Returns the dataset's name in the pool when its snapshot was taken, or its name in the store
+/// when the former is unknown.
 fn name_of_then(member: &TreeMember) -> Option<String> {
     match &member.set.newest().private {
         Some(private) => Some(private.snapshot_name.split_once('@')?.0.to_owned()),
@@ -367,7 +371,7 @@ fn guid_of(member: &TreeMember) -> Guid {
     member.set.newest().manifest.origin.dataset_guid
 }
 
-/// The datasets in the stores that are below the root, and the others without it.
+/// Returns the datasets in the stores that are below the root, and all others except the root.
 async fn stored_datasets(
     stores: &[Arc<dyn ObjectStore>],
     root: &DatasetName,

@@ -12,19 +12,19 @@ const DEFAULT_ROOT: &str = "/";
 /// Stands for a folder that the owner chooses.
 const CHOSEN_FOLDER: &str = "/FOLDER";
 
-/// How a restored dataset becomes visible.
+/// The steps that make a restored dataset visible.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VisibleSteps {
-    /// The commands, in order, quoted for a shell. None when nothing is left to do.
+    /// The commands, in order, quoted for a shell; empty when nothing is left to do.
     pub commands: Vec<String>,
-    /// The folder in which the data then is.
+    /// The folder or device in which the data then is; `None` when the owner must choose a folder.
     pub place: Option<PathBuf>,
-    /// Another fact for the owner, in one sentence.
+    /// A note for the owner, in one sentence.
     pub note: Option<String>,
 }
 
-/// Returns the commands that make a dataset visible: load its key, give it a place that is free,
-/// mount it.
+/// Returns the commands that make a dataset visible: load its key, set a free mount point, mount
+/// the dataset.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when its state cannot be read.
@@ -38,7 +38,7 @@ pub fn visible_steps(zfs: &dyn Zfs, name: &DatasetName) -> Result<VisibleSteps, 
     Ok(steps_for(&dataset, &mounts, is_free))
 }
 
-/// Decides from facts alone; `is_free` says whether nothing is in a folder.
+/// Decides from facts alone; `is_free` says whether a folder is free.
 fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> bool) -> VisibleSteps {
     let name = quoted(dataset.name.as_str());
     let mut steps = VisibleSteps::default();
@@ -65,9 +65,9 @@ fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> boo
     }
     let canmount = number(dataset, "canmount").unwrap_or(1);
     let Some(place) = mountpoint(dataset) else {
-        // ZFS mounts what gets its first place at once, if canmount=on, and so it does with the
-        // children that inherit the place: in order, parents first. A parent with canmount=noauto
-        // would be mounted over them afterwards.
+        // With canmount=on, ZFS mounts a dataset as soon as it gets its first mount point, and then
+        // the children that inherit the mount point: in order, parents first. A parent with
+        // canmount=noauto would be mounted over its children afterwards.
         if canmount != 1 {
             steps.commands.push(format!("zfs set canmount=on {name}"));
         }
@@ -101,7 +101,7 @@ fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> boo
     steps
 }
 
-/// The folder that `mountpoint` means; `None` for `none` and `legacy`.
+/// Returns the folder that `mountpoint` means; `None` for `none` and `legacy`.
 fn mountpoint(dataset: &Dataset) -> Option<PathBuf> {
     let name = dataset.name.as_str();
     let Some(Property {
@@ -114,7 +114,7 @@ fn mountpoint(dataset: &Dataset) -> Option<PathBuf> {
     if !value.starts_with('/') {
         return None;
     }
-    // An inherited place is that of the dataset above, with the rest of the name below it.
+    // An inherited mount point is that of the dataset above, with the rest of the name below it.
     let above = source
         .as_deref()
         .and_then(|source| name.strip_prefix(source)?.strip_prefix('/'));

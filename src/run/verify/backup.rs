@@ -1,4 +1,4 @@
-//! One backup: every object that its manifest names, against what the store says of it.
+//! Verifies one backup: compares every object that its manifest needs with the store's evidence.
 
 use super::{Damage, compare};
 use crate::catalog::{
@@ -16,18 +16,18 @@ use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// HEADs under way at once for one backup.
+/// Limit of concurrent HEAD requests for one backup.
 const HEADS_MAX: usize = 8;
 
-/// What was found of one backup.
+/// The findings about one backup.
 pub(super) struct Found {
     id: BackupId,
     pub(super) objects: BTreeMap<EvidenceTier, usize>,
     pub(super) damage: Vec<Damage>,
     pub(super) extra: Vec<String>,
-    /// Backups that its receipt saw in the store.
+    /// The backups that its receipt lists as present in the store at the commit.
     pub(super) live: Vec<BackupId>,
-    /// Its chunks; none when a list is not to be believed.
+    /// The backup's chunks; empty when a chunk list does not verify.
     pub(super) chunks: Vec<ChunkEntry>,
 }
 
@@ -38,7 +38,7 @@ impl Found {
     }
 }
 
-/// Verifies one backup. Downloads no chunk.
+/// Verifies one backup, without a download of chunks.
 pub(super) async fn verify_backup(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
@@ -69,7 +69,7 @@ pub(super) async fn verify_backup(
         &mut found,
     )? {
         Some(receipt) => verify_evidence(store, backup, &chunks, receipt, &mut found).await?,
-        // Without the store's word at the commit, the listing is what is left.
+        // Without a receipt, the listing is the only evidence of the chunks.
         None => {
             for gap in find_gaps(backup, &chunks) {
                 damage_or::<()>(Err(gap), backup, &mut found)?;
@@ -89,9 +89,9 @@ async fn verify_evidence(
 ) -> Result<(), RunError> {
     found.live = receipt.live.iter().map(|entry| entry.id.clone()).collect();
     let mut wanted = wanted_objects(backup, chunks, &receipt, found);
-    // What is known to be damaged is said once.
+    // An object that is already known to be damaged is not reported twice.
     wanted.retain(|(key, _)| !found.damage.iter().any(|damage| damage.key == key.as_str()));
-    // Where one listing says as much as asking for each object, thousands of calls are saved.
+    // A single listing with the same evidence as a HEAD of each object saves thousands of requests.
     let Manifest { dataset, id, .. } = &backup.manifest;
     let listed = store.evidence_under(&backup_prefix(dataset, id)).await?;
     let listed = listed.as_ref();
@@ -112,8 +112,8 @@ async fn verify_evidence(
     Ok(())
 }
 
-/// The small objects that the manifest pins, read and hashed; and the signatures that must lie
-/// beside their objects.
+/// Fetches the small objects that the manifest pins and compares their hashes, and verifies the
+/// small objects that are signed.
 async fn verify_small(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
@@ -164,8 +164,9 @@ async fn verify_small(
     Ok(())
 }
 
-/// Every object that the manifest needs, with what the store said of it at the commit. The receipt
-/// must name each of them; what it names beyond is not of this backup.
+/// Returns the objects that the manifest needs, with their evidence at the commit. A chunk that the
+/// receipt does not name is damage. A chunk that only the receipt names does not belong to this
+/// backup.
 fn wanted_objects(
     backup: &StoredBackup,
     chunks: &[ChunkEntry],
@@ -209,8 +210,8 @@ fn wanted_objects(
     wanted
 }
 
-/// Objects under the backup that are not of it, such as chunks that were made again because a reply
-/// was lost.
+/// Returns the objects under the backup's prefix that do not belong to it, such as chunks that were
+/// uploaded again because a reply was lost.
 fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> {
     let small = [
         BackupObject::Started,
@@ -241,8 +242,8 @@ fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> 
         .collect()
 }
 
-/// Damage found while reading, a missing object included, goes into the report; what could not be
-/// asked is an error.
+/// Adds damage, including a missing object, to the findings and returns `None`. Any other failure
+/// to read is an error.
 fn damage_or<T>(
     result: Result<T, impl Into<RunError>>,
     backup: &StoredBackup,

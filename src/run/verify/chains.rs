@@ -1,5 +1,5 @@
-//! What damage costs: which later backups depend on a broken one, and up to where its dataset can
-//! be restored.
+//! Finds the effects of damage: which later backups depend on a broken one, and up to which backup
+//! the dataset can be restored.
 
 use super::{Damage, MISSING};
 use crate::catalog::Catalog;
@@ -7,22 +7,23 @@ use crate::model::{BackupId, Guid};
 use crate::plan::restore::{Bases, RestoreGap};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A backup that cannot be restored, and what that costs.
+/// A backup that cannot be restored, and the effect on other backups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokenBackup {
-    /// Its id.
+    /// The backup's id.
     pub id: BackupId,
-    /// The snapshot that it holds; while it exists at the source, a full of it mends everything.
+    /// The snapshot that it holds. While the source still has it, a new full of it repairs every
+    /// chain through this backup.
     pub snapshot: Guid,
-    /// Backups that follow from it, oldest first: they cannot be restored either.
+    /// Backups that build on it, oldest first: they cannot be restored either.
     pub dependents: Vec<BackupId>,
-    /// The newest whole backup before it.
+    /// The newest restorable backup before it.
     pub restorable_up_to: Option<BackupId>,
-    /// The oldest whole backup after it.
+    /// The oldest restorable backup after it.
     pub restorable_again_from: Option<BackupId>,
 }
 
-/// Bases that are not there, once each, and bases that are not those that were built on.
+/// Returns damage for each missing base, once, and for each backup whose base has changed since.
 pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
     let bases = bases(catalog);
     let mut missing = BTreeSet::new();
@@ -31,7 +32,7 @@ pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
     for backup in &catalog.backups {
         let id = &backup.manifest.id;
         match bases.base(id) {
-            // One whose manifest is there and not believed is told as that.
+            // A base among the lost attempts is reported separately, with the attempts.
             Err(RestoreGap::MissingBase { missing: base, .. }) if attempts.contains(&base) => {}
             Err(RestoreGap::MissingBase { of, missing: base }) if missing.insert(base.clone()) => {
                 let reason = format!("{MISSING}, and {of} follows from it");
@@ -45,7 +46,7 @@ pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
     damage
 }
 
-/// What the findings mean for restores.
+/// Returns the backups that the damage breaks, each with its effect on restores.
 pub(super) fn broken(catalog: &Catalog, damage: &[Damage]) -> Vec<BrokenBackup> {
     let breaking = damage.iter().filter(|damage| damage.breaks);
     let ids: BTreeSet<&BackupId> = breaking
@@ -94,8 +95,8 @@ fn bases(catalog: &Catalog) -> Bases<'_> {
     )
 }
 
-/// Each backup with all that a restore of it needs, itself included; where something is missing,
-/// down to what is.
+/// Returns each backup with all backups that a restore of it needs, itself included. If the chain
+/// is broken, follows the bases by name down to the missing one.
 fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
     let bases = bases(catalog);
     let by_name = |from: &'_ BackupId| {

@@ -1,6 +1,6 @@
-//! `--read-data`: downloads chunks and holds their BLAKE3 against the signed lists. Where a whole
-//! backup is read and a key is there, it is also opened and its stream walked record by record, as
-//! a restore would.
+//! `--read-data`: downloads chunks and compares their BLAKE3 with the signed lists. If all chunks
+//! of a backup are chosen and a key for it is available, the backup is opened and its stream parsed
+//! record by record, as in a restore.
 
 use super::{ChunksOf, Damage};
 use crate::catalog::{Catalog, chunk_key};
@@ -16,36 +16,37 @@ use futures_util::{StreamExt, stream};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of one ranged read, and how many are under way.
+/// Size of one ranged read, and limit of concurrent reads.
 const RANGE_BYTES: u64 = 8 << 20;
 const RANGES_MAX: usize = 4;
 
-/// What to download.
+/// The choice of chunks to download, and the keys to open them.
 pub struct ReadData {
-    /// How much.
+    /// The share of the data to read.
     pub share: ReadShare,
-    /// Days since some day: whose turn it is.
+    /// The number of the current day, for shares that rotate by day.
     pub day: u64,
-    /// Random, for shares that are not by turns.
+    /// A random number, for shares that do not rotate.
     pub seed: u64,
-    /// The keys that open backups, where they are there.
+    /// The keys that open backups, if available.
     pub keys: Option<KeyFile>,
-    /// Asks to stop.
+    /// The signal to stop.
     pub stop: Stop,
 }
 
-/// What was downloaded.
+/// The amounts that were downloaded.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ReadReport {
-    /// Chunks whose BLAKE3 was computed.
+    /// The number of chunks whose BLAKE3 was computed.
     pub chunks: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// Backups that were opened whole, and their streams walked to the END record.
+    /// The number of backups that were opened, with their streams parsed to the END record.
     pub streams: usize,
 }
 
-/// Reads the chosen chunks of all backups of the catalog. What is known to be damaged is not read.
+/// Reads the chosen chunks of all backups of the catalog, except chunks that are known to be
+/// damaged.
 pub(super) async fn read_chunks_of(
     store: &Arc<dyn ObjectStore>,
     catalog: &Catalog,
@@ -106,9 +107,9 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Opens the whole backup. `false` when that did not work: then its chunks are hashed one by
-    /// one, to tell which of them are damaged; a stream that is not sound though every chunk is, is
-    /// damage of the backup.
+    /// Opens the backup and parses its whole stream. Returns `false` when that fails: the caller
+    /// then hashes the chunks one by one, to find the damaged ones. A faulty stream is damage of
+    /// the backup, even if every chunk is intact.
     async fn walk(
         &mut self,
         manifest: &Manifest,
@@ -229,8 +230,8 @@ impl Reader<'_> {
     }
 }
 
-/// Whether one of the identities is among the recipients: a key for something else would find
-/// damage everywhere.
+/// Whether one of the identities is among the backup's recipients. A key of another store would
+/// report damage everywhere.
 fn opens(keys: &KeyFile, manifest: &Manifest) -> bool {
     keys.identities.iter().any(|identity| {
         manifest

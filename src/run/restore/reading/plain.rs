@@ -1,6 +1,6 @@
-//! [`PlainStream`]: one backup's stream out of a store: chunks fetched ahead by ranges, in order,
-//! opened as they come. From its start, or from a place in its middle, of which nothing before is
-//! fetched but a chunk's head.
+//! [`PlainStream`]: reads one backup's stream from a store. Chunks are fetched ahead in ranges, in
+//! order, and opened as they arrive. Reading starts at the beginning or at an entry in the middle;
+//! nothing before the entry is fetched but the head of its chunk.
 
 use crate::catalog::chunk_key;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest};
@@ -21,49 +21,50 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::AbortHandle;
 
-/// How a stream is fetched.
+/// The sizes and limits of a fetch.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::run::restore) struct Pace {
-    /// Pages of one ranged read. Whole pages, so that pieces are opened side by side.
+    /// Pages of one ranged read. Each read has whole pages, so that pieces can be opened in
+    /// parallel.
     pages: u32,
-    /// Ranged reads under way; 1 is none before it is asked for.
+    /// Limit of concurrent ranged reads. With 1, each read waits for a request.
     ahead: usize,
-    /// Pieces being opened, beside the one that is waited for.
+    /// Pieces that are being opened, in addition to the one that the reader waits for.
     opened: usize,
 }
 
-/// All of it. A line of 1 Gbit/s is full at 100 ms; with those that are opened, the two that wait
-/// for that and the one that is given away, 11 pieces of 2 MiB at most. With pieces of 4 MiB a
-/// restore from a folder took 157 MiB in all, much more than its pieces: the allocator keeps what
-/// threads freed.
+/// Pace for a whole stream. Six reads fill a line of 1 Gbit/s at 100 ms. With the pieces that are
+/// being opened, the two that wait for that and the one that is returned, at most 11 pieces of 2
+/// MiB are in memory. With pieces of 4 MiB a restore from a folder took 157 MiB in all, much more
+/// than its pieces: the allocator keeps what threads freed.
 pub(in crate::run::restore) const WHOLE: Pace = Pace {
     pages: 32,
     ahead: 6,
     opened: 2,
 };
-/// A record somewhere behind a place: a piece of 1 MiB is fetched only when the one before it was
-/// not enough.
+/// Pace for finding a record after some place: a piece of 1 MiB is fetched only when the one before
+/// it was not enough.
 pub(in crate::run::restore) const LOOK: Pace = Pace {
     pages: 16,
     ahead: 1,
     opened: 1,
 };
 
-/// Chunks that are not compressed can be entered at each such step; it is a whole number of pages.
+/// Distance of the entries in an uncompressed chunk: a whole number of pages.
 const STEP_BYTES: u64 = 8 << 20;
 const _: () = assert!(STEP_BYTES.is_multiple_of(PAGE_BYTES as u64));
 
 /// A place at which the stream of a backup can be entered, counted from 0: the start of each chunk,
-/// and where chunks are not compressed steps in it.
+/// and in uncompressed chunks every step of `STEP_BYTES`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::run::restore) struct Entry(pub(in crate::run::restore) u64);
 
-/// Where the entries of a backup lie.
+/// The positions of all entries of a backup.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::run::restore) struct Entries {
     split_bytes: u64,
     per_chunk: u64,
-    /// How many there are.
+    /// The number of entries.
     pub(in crate::run::restore) count: u64,
 }
 
@@ -86,19 +87,19 @@ impl Entries {
         }
     }
 
-    /// The stream position of an entry.
+    /// Returns the stream position of an entry.
     pub(in crate::run::restore) fn position(self, Entry(entry): Entry) -> u64 {
         entry / self.per_chunk * self.split_bytes + entry % self.per_chunk * STEP_BYTES
     }
 
-    /// The last entry that is not after a stream position.
+    /// Returns the last entry that is not after a stream position.
     pub(in crate::run::restore) fn before(self, position: u64) -> Entry {
         let within = (position % self.split_bytes / STEP_BYTES).min(self.per_chunk - 1);
         let entry = (position / self.split_bytes).saturating_mul(self.per_chunk) + within;
         Entry(entry.min(self.count.saturating_sub(1)))
     }
 
-    /// Its chunk, and the page in it.
+    /// Returns the chunk of an entry, and the page in the chunk.
     fn chunk_and_page(self, Entry(entry): Entry) -> (usize, u64) {
         let chunk = usize::try_from(entry / self.per_chunk).unwrap_or(usize::MAX);
         (
@@ -107,7 +108,7 @@ impl Entries {
         )
     }
 
-    /// The sealed bytes from an entry on, to the end of the backup.
+    /// Returns the sealed bytes from an entry on, to the end of the backup.
     pub(in crate::run::restore) fn sealed_bytes_from(
         self,
         backup: &RestoreBackup,
@@ -122,7 +123,7 @@ impl Entries {
 
 const SEALED_PAGE_BYTES: u64 = (PAGE_BYTES + TAG_BYTES) as u64;
 
-/// How many ranged reads it takes to fetch these chunks.
+/// Returns the number of ranged reads that fetch these chunks.
 pub fn fetch_requests(chunks: &[ChunkEntry]) -> u64 {
     let reads = |chunk: &ChunkEntry| {
         piece_ranges(&chunk.sealed(), WHOLE.pages).map_or(0, |ranges| ranges.count() as u64)
@@ -130,12 +131,12 @@ pub fn fetch_requests(chunks: &[ChunkEntry]) -> u64 {
     chunks.iter().map(reads).sum()
 }
 
-/// What the fetch and the opener share.
+/// The data that fetch, checker and stream share.
 struct Sealed {
     manifest: Manifest,
     chunks: Vec<ChunkEntry>,
     identities: Arc<[age::x25519::Identity]>,
-    /// The chunk that is entered, and the page in it.
+    /// The chunk that is entered first, and the page in it.
     from: (usize, u64),
 }
 
@@ -155,14 +156,14 @@ impl Sealed {
         }
     }
 
-    /// The page at which a chunk is entered.
+    /// Returns the first page that is read of a chunk.
     fn page_of(&self, chunk: usize) -> u64 {
         if chunk == self.from.0 { self.from.1 } else { 0 }
     }
 }
 
-/// The memory of pieces that were given away, for the next ones. As many come back as are under way
-/// at once.
+/// The memory of used pieces, which the next pieces reuse. The number of buffers is limited by the
+/// number of pieces in use at the same time.
 #[derive(Clone, Default)]
 struct Spare(Arc<Mutex<Vec<BytesMut>>>);
 
@@ -183,15 +184,15 @@ impl Spare {
     }
 }
 
-/// Some bytes of a chunk.
+/// A range of the sealed bytes of a chunk.
 struct Piece {
     bytes: BytesMut,
     chunk: usize,
-    /// It begins at the object's start.
+    /// Whether the piece begins at the object's start.
     first: bool,
 }
 
-/// A piece that is open, and how far it was given away.
+/// An opened piece, with the position up to which it was returned.
 struct OpenPiece {
     pages: PlainPages,
     page: usize,
@@ -204,13 +205,13 @@ struct Opening {
     chunk: usize,
 }
 
-/// What comes of a piece; none at the end of the last chunk.
+/// The result of checking a piece; `None` at the end of the last chunk.
 type Checked = Result<Option<Opening>, RunError>;
 
-/// Checks the pieces in order, on a thread of its own, and has them opened side by side.
+/// Checks the pieces in order, on its own thread, and has them opened in parallel.
 ///
 /// ```text
-/// fetch (ranges side by side) -> checker (in order: head, length, hash) -> openers (side by side) -> PlainStream
+/// fetch (parallel) -> checker (in order: head, length, hash) -> openers (parallel) -> PlainStream
 /// ```
 struct Checker {
     pieces: mpsc::Receiver<Result<Piece, RunError>>,
@@ -218,29 +219,30 @@ struct Checker {
     demand: Arc<Semaphore>,
     runtime: Handle,
     shared: Arc<Sealed>,
-    /// The chunk whose pieces come now, and its number.
+    /// The chunk that is being checked, and its number.
     sealed: Option<(ChunkPieces, usize)>,
 }
 
-/// The opened bytes of a stream, for a blocking reader. Each byte that it gives was authenticated.
+/// The opened bytes of a stream, for a blocking reader. Every byte was authenticated before it is
+/// returned.
 pub(in crate::run::restore) struct PlainStream {
-    /// Pieces in order; none when no more are to come.
+    /// The pieces in order; `None` when no more follow.
     opening: Option<Receiver<Checked>>,
-    /// Has a permit for each piece that was asked for.
+    /// Has a permit for each piece that was requested.
     demand: Arc<Semaphore>,
     fetch: AbortHandle,
     shared: Arc<Sealed>,
-    /// The chunk whose stream bytes come now, and its number.
+    /// The chunk whose stream bytes are being returned, and its number.
     plain: Option<(ChunkPlain, usize)>,
-    /// The opened piece that is given away now.
+    /// The opened piece that is being returned.
     piece: Option<OpenPiece>,
     spare: Spare,
     next_chunk: usize,
 }
 
 impl PlainStream {
-    /// Starts fetching at an entry. Must be called within a runtime; once a stop is asked for, it
-    /// fails with [`RunError::Interrupted`].
+    /// Starts fetching at an entry. Must be called within a runtime. After a stop is requested, the
+    /// stream fails with [`RunError::Interrupted`].
     pub(in crate::run::restore) fn open(
         backup: &RestoreBackup,
         identities: &[age::x25519::Identity],
@@ -288,13 +290,14 @@ impl PlainStream {
         }
     }
 
-    /// Whether whole pieces can be taken: nothing is compressed, and no piece was begun.
+    /// Whether whole pieces can be taken: the stream is uncompressed, and no piece was partly
+    /// returned.
     pub(in crate::run::restore) fn gives_pages(&self) -> bool {
         self.shared.manifest.compression == CompressionName::None && self.piece.is_none()
     }
 
-    /// The next piece, whose pages are stream bytes as they are; none at the end of the last chunk.
-    /// Blocks. Only while [`PlainStream::gives_pages`].
+    /// Returns the next piece, whose pages are plain stream bytes; `None` at the end of the last
+    /// chunk. Blocking. Valid only while [`PlainStream::gives_pages`].
     pub(in crate::run::restore) fn pages(&mut self) -> Result<Option<PlainPages>, RunError> {
         if !self.next_piece()? {
             return Ok(None);
@@ -312,13 +315,13 @@ impl PlainStream {
         Ok(Some(pages))
     }
 
-    /// Takes the memory of pages back that were used up.
+    /// Takes back the memory of used pages.
     pub(in crate::run::restore) fn take_back(&self, pages: PlainPages) {
         self.spare.give(pages);
     }
 
-    /// Appends the next bytes, of one page at most and of one run of what it expands to; false at
-    /// the end of the last chunk. Blocks.
+    /// Appends the next bytes: of one page at most, and of one run of its decompressed bytes at
+    /// most. Returns `false` at the end of the last chunk. Blocking.
     pub(in crate::run::restore) fn read(&mut self, stream: &mut Vec<u8>) -> Result<bool, RunError> {
         let before = stream.len();
         while stream.len() == before {
@@ -347,15 +350,15 @@ impl PlainStream {
         Ok(true)
     }
 
-    /// Fetches nothing more, and gives nothing more.
+    /// Stops the fetch. No more bytes are returned.
     pub(in crate::run::restore) fn close(&mut self) {
         (self.piece, self.plain, self.opening) = (None, None, None);
-        // Whoever asks again is told that it is not the end.
+        // A later read must fail, and must not report the end of the stream.
         self.next_chunk = usize::MAX;
         self.fetch.abort();
     }
 
-    /// Waits for the next piece to be open; false at the end of the last chunk.
+    /// Waits until the next piece is open. Returns `false` at the end of the last chunk.
     fn next_piece(&mut self) -> Result<bool, RunError> {
         if let Some(used) = self.piece.take() {
             self.spare.give(used.pages);
@@ -400,7 +403,7 @@ impl PlainStream {
         Ok(true)
     }
 
-    /// All stream bytes of the chunk were given.
+    /// Checks that all stream bytes of the chunk were returned.
     fn end_chunk(&mut self) -> Result<(), RunError> {
         let Some((plain, number)) = self.plain.take() else {
             return Ok(());
@@ -431,7 +434,7 @@ impl Drop for PlainStream {
 }
 
 impl Checker {
-    /// Until the last piece, a flaw, or nobody wants more.
+    /// Checks pieces until the last one, a flaw, or the end of the reader.
     fn run(mut self) {
         loop {
             let checked = self.next();
@@ -442,13 +445,13 @@ impl Checker {
         }
     }
 
-    /// The next piece, which is being opened; none at the end of the last chunk.
+    /// Returns the next piece, which is being opened; `None` at the end of the last chunk.
     fn next(&mut self) -> Checked {
         while let Some(piece) = self.pieces.blocking_recv() {
             let piece = piece?;
             let chunk = piece.chunk;
             let Some(pages) = self.take(piece)? else {
-                // A head alone is not what was asked for.
+                // A head alone does not satisfy the request, so another piece may be fetched.
                 self.demand.add_permits(1);
                 continue;
             };
@@ -460,7 +463,7 @@ impl Checker {
         self.end().map(|()| None)
     }
 
-    /// What can be opened of a piece: nothing where it is the head alone.
+    /// Returns the sealed pages of a piece, or `None` when the piece is a head alone.
     fn take(&mut self, piece: Piece) -> Result<Option<SealedPages>, RunError> {
         let (number, shared) = (piece.chunk, Arc::clone(&self.shared));
         let failed = |source| shared.damaged(number, source);
@@ -488,7 +491,7 @@ impl Checker {
         pieces.take(piece.bytes).map(Some).map_err(failed)
     }
 
-    /// All pieces of the chunk came.
+    /// Checks that all pieces of the chunk arrived.
     fn end(&mut self) -> Result<(), RunError> {
         let Some((pieces, number)) = self.sealed.take() else {
             return Ok(());
@@ -506,7 +509,8 @@ fn panicked() -> RunError {
     )
 }
 
-/// What is to be read of each chunk, in order. A chunk whose sizes are impossible is one error.
+/// Returns the ranges to read of each chunk, in order. A chunk with impossible sizes gives one
+/// error.
 fn wanted(
     shared: Arc<Sealed>,
     pace: Pace,
@@ -530,7 +534,7 @@ fn wanted(
     })
 }
 
-/// What the fetching needs.
+/// The context of a fetch.
 struct Fetch {
     store: Arc<dyn ObjectStore>,
     shared: Arc<Sealed>,
@@ -555,7 +559,7 @@ impl Fetch {
         })
     }
 
-    /// Fetches in order, where `asked` is there only what was asked for.
+    /// Fetches in order. With `asked`, fetches only as many pieces as were requested.
     async fn run(
         self,
         asked: Option<Arc<Semaphore>>,
@@ -577,7 +581,7 @@ impl Fetch {
             let piece = tokio::select! {
                 piece = pieces.next() => piece,
                 () = stopped(&mut stop) => Some(Err(RunError::Interrupted)),
-                // Nobody wants more.
+                // The receiver was dropped, so no more pieces are wanted.
                 () = sender.closed() => return,
             };
             let Some(piece) = piece else { return };

@@ -1,5 +1,5 @@
-//! [`RestoreReader`]: one backup's stream for a receiver, checked once more on its way out: whole,
-//! or as the stream that takes up a receive that was cut.
+//! [`RestoreReader`]: one backup's stream for a receiver, parsed and checked on its way out: the
+//! whole stream, or the stream that resumes an interrupted receive.
 
 use super::plain::{Entry, PlainStream, WHOLE};
 use super::resume::FoundStart;
@@ -12,12 +12,12 @@ use crate::stream::resuming::{Resumer, ResumingError};
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The stream of one backup, for a blocking reader. Every byte that it gives was authenticated; at
-/// its end the whole stream was parsed and is the one that the manifest describes.
+/// The stream of one backup, for a blocking reader. Every byte was authenticated before it is
+/// returned. At its end, the stream was parsed and is the one that the manifest describes.
 pub struct RestoreReader {
     stream: PlainStream,
     passage: Option<Passage>,
-    /// Opened bytes that are passed by: those before the boundary that was found.
+    /// Opened bytes to skip: those before the boundary at which the receive resumes.
     skip_bytes: u64,
     expected_bytes: u64,
     id: String,
@@ -27,15 +27,16 @@ pub struct RestoreReader {
     failure: FailureSlot,
 }
 
-/// What becomes of the stored stream.
+/// The form in which the stored stream is returned.
 enum Passage {
-    /// It goes out as it is.
+    /// The stored stream as it is.
     Whole(Box<StreamParser>),
-    /// It takes up a receive.
+    /// The stream that resumes an interrupted receive.
     Resumed(Box<Resumer>),
 }
 
-/// Where a reader leaves the real reason before it reports a plain I/O error to its caller.
+/// The place where a reader leaves the real cause before it reports a plain I/O error to its
+/// caller.
 pub type FailureSlot = Arc<Mutex<Option<RunError>>>;
 
 /// Starts fetching and returns the reader. Must be called within a runtime.
@@ -46,7 +47,8 @@ pub fn open_stream(
     open_stream_until(backup, identities, tokio::sync::watch::channel(false).1)
 }
 
-/// As [`open_stream`]; once a stop is asked for, the reader fails with [`RunError::Interrupted`].
+/// Does the same as [`open_stream`]; after a stop is requested, the reader fails with
+/// [`RunError::Interrupted`].
 pub fn open_stream_until(
     backup: &RestoreBackup,
     identities: &[age::x25519::Identity],
@@ -62,7 +64,8 @@ pub fn open_stream_until(
     RestoreReader::new(backup, stream, passage, 0, Vec::new())
 }
 
-/// As [`open_stream_until`], the stream that takes up a receive at the point that was found.
+/// Does the same as [`open_stream_until`], for the stream that resumes a receive at the point that
+/// was found.
 pub(in crate::run::restore) fn open_resumed(
     backup: &RestoreBackup,
     identities: &[age::x25519::Identity],
@@ -104,15 +107,17 @@ impl RestoreReader {
         (reader, failure)
     }
 
-    /// Writes the rest of the stream, and says how much that was.
+    /// Writes the rest of the stream and returns its length in bytes.
     ///
     /// # Errors
-    /// Those of `output`; any other reason is in the failure slot, as for [`Read`].
+    /// The errors of `output`; the cause of any other error is in the failure slot, as for
+    /// [`Read`].
     pub fn copy_to(&mut self, output: &mut dyn Write) -> std::io::Result<u64> {
         let mut bytes = 0;
         loop {
             match self.next_pages() {
-                // A page lies beside its tag: all pages of a piece go out in one call.
+                // Tags lie between the pages in memory; one vectored call writes all pages of a
+                // piece.
                 Ok(Some(pages)) => {
                     let mut slices: Vec<IoSlice<'_>> = pages.pages().map(IoSlice::new).collect();
                     bytes += slices.iter().map(|slice| slice.len() as u64).sum::<u64>();
@@ -136,8 +141,8 @@ impl RestoreReader {
         output.flush().map(|()| bytes)
     }
 
-    /// The next whole piece, checked; none where the stream does not go out by whole pieces, and at
-    /// its end.
+    /// Returns the next whole piece, checked; `None` at the end, and when the stream cannot be
+    /// returned in whole pieces.
     fn next_pages(&mut self) -> Result<Option<PlainPages>, RunError> {
         let Some(Passage::Whole(parser)) = &mut self.passage else {
             return Ok(None);
@@ -157,13 +162,13 @@ impl RestoreReader {
         Ok(Some(pages))
     }
 
-    /// Nothing more comes out of a reader that failed.
+    /// Records the failure. A reader that failed returns no more bytes.
     fn fail(&mut self, error: RunError) -> std::io::Error {
         self.plain.clear();
         self.given = 0;
         self.stream.close();
         let text = error.to_string();
-        // The first failure is the reason; later ones only follow from it.
+        // The first failure is the cause; later ones only follow from it.
         self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -242,7 +247,7 @@ fn failed(id: &str, error: ResumingError) -> RunError {
     }
 }
 
-/// As [`Write::write_all`], of many slices.
+/// Does the same as [`Write::write_all`], for many slices.
 fn write_all(output: &mut dyn Write, mut slices: &mut [IoSlice<'_>]) -> std::io::Result<()> {
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {

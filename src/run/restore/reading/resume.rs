@@ -1,19 +1,20 @@
-//! Where in a stored stream a receive that was cut goes on: [`find_start`].
+//! [`find_start`]: finds the point in a stored stream at which an interrupted receive resumes.
 //!
-//! The receiver says at which object and offset it stopped. Nothing stored says where in the stream
-//! that is: the resume points that an upload notes would tell the store of the content, and go when
-//! the backup is committed. But the records of a stream stand in order, by object and within one by
-//! offset, so the place is found as a word is in a dictionary: a few looks at the first record
-//! after some place ([`Scout`]), each of which fetches about a MiB, beginning where the receiver's
-//! count of bytes points to. A look may be anywhere in a chunk that is not compressed, since the
-//! pages of an age file open one by one, under a head that the signed list pins; a compressed chunk
-//! opens from its start only.
+//! The receiver reports the object and offset at which it stopped. No stored object maps these to a
+//! stream position: the resume points of an upload would reveal the content to the store, and are
+//! deleted when the backup is committed. But the records of a stream are ordered by object, and
+//! within an object by offset, so a search like that in a dictionary finds the point. The search
+//! reads the first record after a few places ([`Scout`]) and begins where the receiver's count of
+//! bytes points to; each read fetches about a MiB. An uncompressed chunk can be read from any page,
+//! because the pages of an age file open one by one, under a head that the signed list pins. A
+//! compressed chunk opens from its start only.
 //!
-//! So what is fetched again is: BEGIN, the looks, and at most a step of 8 MiB (or a compressed
-//! chunk) before each of the three places that count: the point itself, the object's OBJECT record,
-//! and in raw streams its OBJECT_RANGE. The kernel repeats these two too when it resumes a send
-//! ([`crate::stream::resuming`]). An index could spare a part of that and would have to be made,
-//! sealed and kept with every backup; the format has a place for one, and needs none for this.
+//! The restore therefore fetches again: BEGIN, the reads of the search, and at most a step of 8 MiB
+//! (or a compressed chunk) before each of three places: the point itself, the object's OBJECT
+//! record, and in raw streams its OBJECT_RANGE. The kernel repeats the latter two as well when it
+//! resumes a send ([`crate::stream::resuming`]). An index could save a part of that, but would have
+//! to be made, sealed and kept with every backup. The format has a place for one, and the search
+//! needs none.
 
 use super::plain::{Entries, Entry, LOOK, PlainStream};
 use crate::run::RunError;
@@ -29,26 +30,26 @@ use crate::stream::resync::{
 use crate::zfs::ResumeToken;
 use std::collections::BTreeMap;
 
-/// Dnodes in a block of them, which is what an OBJECT_RANGE covers.
+/// Dnodes in a dnode block, which an OBJECT_RANGE covers.
 const OBJECTS_PER_RANGE: u64 = 32;
-/// Looks that follow the hint, before the rest is halved.
+/// Reads that follow the hint, before the search halves the rest.
 const GUESSES: u32 = 4;
 
-/// Where a receive is taken up.
+/// The point at which a receive resumes.
 pub(in crate::run::restore) struct FoundStart {
-    /// What the resumed stream begins with.
+    /// The beginning of the resumed stream.
     pub(in crate::run::restore) start: ResumeStart,
-    /// Where the fetch begins.
+    /// The entry at which the fetch begins.
     pub(in crate::run::restore) entry: Entry,
-    /// What is opened and passed by there.
+    /// The opened bytes to skip from that entry on.
     pub(in crate::run::restore) skip_bytes: u64,
 }
 
-/// Finds the place in a backup's stream. Blocks; must be called within a runtime.
+/// Finds the point in a backup's stream. Blocking; must be called within a runtime.
 ///
 /// # Errors
-/// [`RunError::CannotTakeUp`] when the stored stream has no such place; the others when it cannot
-/// be read.
+/// [`RunError::CannotTakeUp`] when the stored stream has no such point; other errors when the
+/// stream cannot be read.
 pub(in crate::run::restore) fn find_start(
     backup: &RestoreBackup,
     identities: &[age::x25519::Identity],
@@ -87,7 +88,8 @@ pub(in crate::run::restore) fn find_start(
         from: boundary,
         first: None,
     };
-    // Nothing was received for good, or the first block of a volume: all of it.
+    // If nothing was received durably, or a volume stopped at its first block, the whole stream is
+    // needed.
     if token.object <= 1 && token.offset == 0 {
         return Ok(FoundStart {
             start,
@@ -137,7 +139,7 @@ pub(in crate::run::restore) fn find_start(
     })
 }
 
-/// BEGIN as it is stored, and where it ends.
+/// The BEGIN record as it is stored, and the boundary after it.
 #[derive(Clone)]
 struct Opening {
     begin: BeginRecord,
@@ -196,10 +198,10 @@ fn read_opening(
     })
 }
 
-/// What is at an entry: the first boundary after it, and the first record with a place after that.
+/// The records after an entry: the first boundary, and the place of the first record that has one.
 type Sight = (Option<Boundary>, Option<Place>);
 
-/// A search through one stream.
+/// A search through one stream, with the results of its reads.
 struct Search<'a> {
     backup: &'a RestoreBackup,
     identities: &'a [age::x25519::Identity],
@@ -210,8 +212,8 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The last entry after which a record of that place, or one before it, comes first. The place
-    /// lies behind it.
+    /// Returns the last entry whose first following record is at or before that place. The place
+    /// lies after that entry.
     fn seek(&mut self, place: Place, hint: Entry) -> Result<Entry, RunError> {
         let (mut low, mut high) = (0, self.entries.count);
         let (mut guess, mut guesses) = (hint.0.max(1), GUESSES);
@@ -257,7 +259,7 @@ impl Search<'_> {
         Ok(sight)
     }
 
-    /// Records of an object that lie behind an entry.
+    /// Returns the records of an object that follow an entry.
     fn gather(
         &mut self,
         entry: Entry,
@@ -271,8 +273,8 @@ impl Search<'_> {
         Ok(gather.records())
     }
 
-    /// Feeds the stream from an entry on, but for its first bytes, until that is enough or it has
-    /// ended.
+    /// Feeds the stream from an entry on, without its first `skip_bytes`, until `feed` returns
+    /// `true` or the stream ends.
     fn read(
         &self,
         entry: Entry,
