@@ -1,5 +1,5 @@
-//! Talking to people: arguments in, text, JSON and an exit status out. Adapters are chosen here and
-//! nowhere else.
+//! The user interface: arguments in; text, JSON and an exit status out. The adapters are chosen
+//! only in this room.
 
 mod adopt;
 mod args;
@@ -75,33 +75,33 @@ mod status {
     pub(super) const LOCKED: u8 = 11;
     pub(super) const INTERRUPTED: u8 = 130;
 
-    /// The one that the end of several is told by.
+    /// Returns the more serious of two statuses, with which a command or run that has both ends.
     pub(super) fn worst(a: u8, b: u8) -> u8 {
         const ORDER: [u8; 7] = [DONE, USAGE, PARTIAL, FAILED, DAMAGE, LOCKED, INTERRUPTED];
-        // One that is not in the table is another program's failure.
+        // A status outside the table is the failure of another program.
         let rank = |status| ORDER.iter().position(|other| *other == status).unwrap_or(3);
         if rank(a) >= rank(b) { a } else { b }
     }
 }
 
-/// Why a command ended without doing all that was asked.
+/// The reason why a command ended without doing all of its work.
 #[derive(Debug)]
 enum Failure {
-    /// One reason.
+    /// An error of `run`, or of a room that `run` uses.
     Run(RunError),
     /// The configuration is wrong.
     Config(ConfigError),
-    /// A secret could not be got.
+    /// A secret could not be read.
     Secret(SecretError),
-    /// The command line asks for something that cannot be.
+    /// The command line asks for something impossible.
     Usage { what: String, hint: String },
-    /// Nothing of a dataset was deleted, because something about it is doubtful.
+    /// A doubt about a dataset, because of which none of its objects was deleted.
     Doubtful {
         what: String,
         hint: String,
         status: u8,
     },
-    /// Everything was said already; only the status is left.
+    /// The command has printed its errors already and ends with this status.
     Reported(u8),
 }
 
@@ -161,7 +161,7 @@ impl Failure {
         }
     }
 
-    /// The reason on one line.
+    /// Returns the reason on one line.
     fn reason(&self) -> String {
         match self {
             Self::Run(error) => crate::run::error_chain(error),
@@ -190,8 +190,8 @@ pub fn run() -> ExitCode {
     let args = Args::parse();
     let output = Arc::new(Output::new(&args.global));
     log::init_log(args.global.verbose, args.global.quiet, output.log_tail());
-    // They move bytes to and from sockets; what computes has threads of its own. More would only
-    // cost memory.
+    // The threads of the runtime move bytes to and from sockets; computations have their own
+    // threads. More threads would only use memory.
     let threads = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(RUNTIME_THREADS_MAX);
@@ -214,15 +214,15 @@ pub fn run() -> ExitCode {
         let context = Context::new(args.global.clone(), Arc::clone(&output), stop, leftovers);
         tokio::select! {
             result = dispatch(&args.command, &context) => result,
-            // Commands that can leave something behind end by themselves; the others may simply be
-            // dropped.
+            // Commands that can leave something behind stop by themselves; all other commands are
+            // simply dropped.
             () = stopped_for(&mut stopping, GRACE), if !args.command.ends_by_itself() => {
                 Err(Failure::Run(RunError::Interrupted))
             }
         }
     });
-    // Blocking threads that still wait for the kernel or a full pipe must not hold the process
-    // back.
+    // Blocking threads that still wait for the kernel or a full pipe must not delay the end of the
+    // process.
     runtime.shutdown_timeout(GRACE);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -233,9 +233,9 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// So many threads fill any line.
+/// This number of threads can fill any network line.
 const RUNTIME_THREADS_MAX: usize = 4;
-/// How long a command has to end by itself after it was asked to stop.
+/// How long a command may take to end by itself after a request to stop.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
 
 async fn stopped_for(stop: &mut Stop, grace: std::time::Duration) {
@@ -245,8 +245,8 @@ async fn stopped_for(stop: &mut Stop, grace: std::time::Duration) {
     tokio::time::sleep(grace).await;
 }
 
-/// The first signal asks, a second one ends the process at once. Either way no manifest is
-/// half-written: it is one put.
+/// Listens for signals: the first one requests a stop, a second one ends the process at once. In
+/// both cases no manifest is half-written, because a manifest is a single put.
 async fn listen_for_signals(sender: watch::Sender<bool>, leftovers: Arc<Leftovers>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (
@@ -269,7 +269,7 @@ async fn listen_for_signals(sender: watch::Sender<bool>, leftovers: Arc<Leftover
     }
 }
 
-/// One arm a command. A step of `perform` comes through here too, with the context of its run.
+/// Runs one command. A step of `perform` is run by this function too, with the context of its run.
 async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
     let Context { global, output, .. } = context;
     lock::check_lock(command, context).await?;

@@ -1,7 +1,8 @@
 //! zfs-backup: ZFS snapshots, streamed, sealed and stored where they can be proved and restored.
 //!
 //! # The map
-//! Each room uses only rooms above it; `tests/tidy.rs` checks that, for the folders inside `run` too.
+//! Each room uses only rooms above it; `tests/tidy.rs` checks that, also for the folders inside
+//! `run`.
 //! ```text
 //! model     names, ids and digests, checked when they are made
 //! sign      minisign signatures that name their place
@@ -60,23 +61,24 @@
 //!
 //! # A backup
 //! ```text
-//! lzc_send -> pipe -> StreamParser -> chunks of split_size -> [zstd] -> age pages -> BLAKE3 -> parts -> multipart upload
-//!   -> each chunk confirmed by the store -> END verified and lzc_send returned 0 -> signed manifest, last of all
+//! lzc_send -> pipe -> StreamParser -> chunks of split_size -> [zstd] -> age pages -> BLAKE3
+//!   -> parts -> multipart upload -> each chunk confirmed by the store
+//!   -> END verified and lzc_send returned 0 -> signed manifest, last of all
 //! ```
 //!
 //! # What must always hold
 //! - A backup exists only through a manifest that verifies, and a manifest is put only after the
-//!   stream was seen whole and every chunk was confirmed ([`run::backup`]).
+//!   stream was read completely and every chunk was confirmed ([`run::backup`]).
 //! - Stored objects never change; every put is create-only ([`store`]).
-//! - Nothing unauthentic reaches zstd or the kernel ([`stream::open`], [`manifest`]).
+//! - Unauthenticated bytes never reach zstd or the kernel ([`stream::open`], [`manifest`]).
 //! - An error is never read as "empty" ([`catalog`]).
 //!
 //! # Memory
 //! Backup: `part_size x (concurrency + 2)` in pooled part buffers ([`stream::part`]), into which
 //! the stream is read and in which it is sealed and sent, and a fixed rest; compression adds zstd's
 //! window and jobs of 1 MiB for each of its threads. Restore: eleven pieces of 2 MiB at most
-//! ([`run::restore`]). Neither depends on the length of the stream but for the chunk lists: some
-//! 600 bytes a chunk.
+//! ([`run::restore`]). Both are independent of the length of the stream, except for the chunk
+//! lists: some 600 bytes for each chunk.
 
 pub mod catalog;
 pub mod cli;

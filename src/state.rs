@@ -1,7 +1,7 @@
-//! What this host knows, in files below `state_dir`: synchronous, without ZFS and without network.
+//! Files below `state_dir` with what this host knows: synchronous, without ZFS and without network.
 //!
-//! Every file is written whole or not at all, and is readable for its owner alone. A file that
-//! exists and cannot be read is an error, never "nothing".
+//! Every file is written whole or not at all, and only its owner can read it. A file that exists
+//! and cannot be read is an error, never "nothing".
 
 pub mod adoption;
 pub(crate) mod bookmark_notes;

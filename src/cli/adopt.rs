@@ -1,5 +1,5 @@
-//! `adopt`: a person decides that the backups of another origin, or of another time line of the own
-//! one, are ours.
+//! `adopt`: a person decides that this dataset takes over the backups of another origin, or of
+//! another time line of its own origin.
 
 use super::Failure;
 use super::args::{Adopt, OriginChoice};
@@ -43,8 +43,8 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     };
     let stored = &selected.stored;
     let own = origin_of(&*zfs, selected)?;
-    // A store that nothing was written to yet gets its identity first: the adoption is kept under
-    // it.
+    // The adoption is kept under the store's identity, so a store without objects gets its identity
+    // first.
     let purpose = if adopt.yes && !context.global.dry_run {
         Purpose::Write
     } else {
@@ -92,7 +92,8 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     Ok(())
 }
 
-/// Returns what the arguments name; `None` when they name nothing and nothing is to be done.
+/// Returns the holding that the arguments name; `None` when they name none and nothing is to be
+/// done.
 fn choose<'a>(adopt: &Adopt, holdings: &'a [Holding]) -> Result<Option<&'a Holding>, Failure> {
     let commands = || {
         let commands: Vec<String> = holdings
@@ -272,8 +273,8 @@ fn holding_to_json(holding: &Holding, is_chosen: bool) -> serde_json::Value {
     })
 }
 
-/// Reads what the pool knows, and the origins and backups that are ours in every store: what was
-/// taken over in one of two only is still there to take over.
+/// Reads what the pool knows, and the origins and backups that the dataset owns in every store:
+/// backups that were taken over in only one of two stores can still be taken over.
 fn read_pool(
     zfs: &dyn Zfs,
     config: &Config,
@@ -317,7 +318,7 @@ async fn read_holdings(
             ));
         }
         for attempt in &catalog.attempts {
-            // An untrusted `started.json` tells of no origin.
+            // An untrusted `started.json` proves no origin.
             let started = match read_started(&**store, stored, &attempt.id, &trusted).await {
                 Err(error) if error.is_damage() => None,
                 started => started?,
@@ -398,8 +399,8 @@ mod tests {
         }
     }
 
-    /// The pool knows 1 and 4; 2 and 3 are of another time line, 5 of another origin that was there
-    /// last.
+    /// Returns the holdings of these backups: the pool knows 1 and 4; 2 and 3 are of another time
+    /// line; 5, the newest, is of another origin.
     fn holdings() -> Vec<Holding> {
         let first = backup(1, origin(1), &[]);
         let second = backup(2, origin(1), &[&first]);

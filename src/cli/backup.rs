@@ -1,4 +1,4 @@
-//! `stream-to-remote`, `export-intermediate`.
+//! `stream-to-remote` and `export-intermediate`.
 
 use super::args::Kind;
 use super::context::Context;
@@ -57,7 +57,7 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
     .await
 }
 
-/// The kernel's ZFS, or a recorded stream in its place.
+/// Opens the kernel's ZFS, or a recorded stream in its place.
 fn source_of(kind: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
     match &kind.stream_from {
         None => open_zfs(),
@@ -115,7 +115,8 @@ async fn open_other(
     Ok(known.map(|known| OtherStore { role, known, store }))
 }
 
-/// Each backup would hold the ones before.
+/// Refuses an intermediate directory inside a dataset that is backed up: each backup would contain
+/// the backups before it.
 fn refuse_inside_datasets(
     context: &Context,
     config: &Config,
@@ -132,7 +133,7 @@ fn refuse_inside_datasets(
     Ok(refuse_inside(&intermediate.basedir, &datasets)?)
 }
 
-/// `B3SUMS` for every backup of the datasets that are done and have none yet.
+/// Writes `B3SUMS` for every backup of the datasets that succeeded, where it is missing.
 async fn write_all_sums(
     context: &Context,
     config: &Config,
@@ -159,7 +160,7 @@ async fn write_all_sums(
     context.verdict()
 }
 
-/// Where backups go, and the other configured store.
+/// The store for new backups, and the other configured store.
 struct Target {
     store: Arc<dyn ObjectStore>,
     role: StoreRole,
@@ -185,7 +186,7 @@ async fn back_up_all(
     }
     learn_keys_of_remote(config, env, &target).await?;
     let keys = keys_for_writing(config, env, &*target.store).await?;
-    // One end for all datasets of the run.
+    // All datasets of the run share one end of the time window.
     let until = backup_settings(config).until;
     let mut results = Vec::new();
     for selected in &datasets {
@@ -251,7 +252,7 @@ async fn back_up_all(
     context.verdict()
 }
 
-/// The keys of the remote, where this host has none and begins with an empty intermediate
+/// Gets the keys from the remote, when this host has none and starts with an empty intermediate
 /// directory.
 async fn learn_keys_of_remote(
     config: &Config,
@@ -290,7 +291,7 @@ fn backup_env(
     let mut settings = backup_settings(config);
     settings.restart = kind.restart;
     if kind.stream_from.is_some() {
-        // There is one, whoever took it.
+        // A recorded stream has exactly one snapshot: match any name.
         settings.source = SnapshotSource::Matching("*".to_owned());
     }
     BackupEnv {
@@ -307,7 +308,7 @@ fn backup_env(
     }
 }
 
-/// Prints the plan that would run, dataset by dataset.
+/// Prints the plan of each dataset.
 async fn dry_run(
     context: &Context,
     kind: &Kind,
@@ -334,7 +335,7 @@ async fn dry_run(
             plans.push(resume_json(dataset, resume, config));
         }
         if resumes.iter().any(|resume| resume.resumes_at.is_some()) {
-            // What follows depends on what will be stored by then.
+            // The later steps depend on what will be stored by then.
             context.output.line(format!(
                 "{dataset}: then the newest snapshot, if that is another one"
             ));
@@ -461,7 +462,8 @@ fn plan_json(dataset: &DatasetName, planned: &PlannedBackup, config: &Config) ->
     }
 }
 
-/// What a run came to, in order: uploads that it ended, then the newest.
+/// Returns the outcomes of a run in order: the unfinished uploads that it completed, then the
+/// newest backup.
 fn one_by_one(mut outcome: BackupOutcome) -> Vec<BackupOutcome> {
     let before = match &mut outcome {
         BackupOutcome::Committed(last) => std::mem::take(&mut last.before),
@@ -484,7 +486,7 @@ fn report(
     output: &Output,
 ) -> Option<serde_json::Value> {
     match outcome {
-        // Its backups are reported one by one, and the error as any other.
+        // The completed backups are reported one by one, and the error like any other error.
         BackupOutcome::EndedThenFailed { .. } => None,
         BackupOutcome::UpToDate(id) => {
             output.line(format!(

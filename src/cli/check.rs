@@ -55,8 +55,8 @@ pub(super) fn config(
     Ok(())
 }
 
-/// What is remembered of the remote. That it cannot be read is said: the next command that writes
-/// tries it again.
+/// Returns the cached probes of the remote. An unreadable cache is reported as a note: the next
+/// command that writes probes the remote again.
 fn probes(config: &Config, output: &Output) -> Vec<ProbeNote> {
     let Some(remote) = &config.remote else {
         return Vec::new();

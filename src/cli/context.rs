@@ -1,5 +1,5 @@
-//! What one command, or one step of `perform`, works with: options, configuration, and a tally of
-//! what became of each dataset.
+//! Context of one command, or of one step of `perform`: options, configuration, and a tally of the
+//! result of each dataset.
 
 use super::args::Global;
 use super::output::Output;
@@ -17,34 +17,34 @@ use crate::zfs::Zfs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// What the commands get.
+/// The context of a command.
 pub(super) struct Context {
     /// The options before the command.
     pub(super) global: Global,
-    /// Where results go.
+    /// The output for results.
     pub(super) output: Arc<Output>,
-    /// Becomes true when the run shall stop.
+    /// Becomes true when the run must stop.
     pub(super) stop: Stop,
-    /// What must not outlive this process.
+    /// Resources that must not outlive this process.
     pub(super) leftovers: Arc<Leftovers>,
-    /// The key of the step of `perform` that this is.
+    /// The key of the step of `perform`, when the command is one.
     step: Option<String>,
     loaded: Arc<OnceLock<Arc<(Config, Environment)>>>,
-    /// Datasets that failed in an earlier step of this run: they are left out.
+    /// Datasets that failed in an earlier step of this run; they are skipped.
     skip: BTreeSet<DatasetName>,
     tally: Mutex<Tally>,
 }
 
-/// What became of the datasets that a command worked on, by their names in the pool.
+/// The results of the datasets that a command worked on, by their names in the pool.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Tally {
-    /// Done, or nothing to do.
+    /// Datasets that succeeded or had nothing to do.
     pub(super) done: BTreeSet<DatasetName>,
-    /// Failed, with the status of each and the reason.
+    /// Datasets that failed, with the status and the reason of each.
     pub(super) failed: BTreeMap<DatasetName, (u8, String)>,
-    /// Of those that are done: uploads that wait for a later run.
+    /// Datasets in `done` whose upload waits for a later run.
     pub(super) paused: BTreeSet<DatasetName>,
-    /// Left out because an earlier step failed for them.
+    /// Datasets that were skipped because an earlier step failed for them.
     pub(super) skipped: BTreeSet<DatasetName>,
     /// Bytes stored or deleted.
     pub(super) bytes: u64,
@@ -70,7 +70,7 @@ impl Context {
         }
     }
 
-    /// For one step of this run, without the datasets that failed before.
+    /// Returns the context of one step of this run, without the datasets that failed before.
     pub(super) fn step(
         &self,
         name: &str,
@@ -93,12 +93,12 @@ impl Context {
         }
     }
 
-    /// Whether this is a step of `perform`.
+    /// Returns whether this is a step of `perform`.
     pub(super) fn is_step(&self) -> bool {
         self.step.is_some()
     }
 
-    /// What every hook finds in its environment.
+    /// Returns the environment variables of every hook.
     pub(super) fn hook_variables(&self, config: &Config) -> Vec<(&'static str, String)> {
         let mut variables = vec![
             ("ZFS_BACKUP_HOST", host_name()),
@@ -108,7 +108,7 @@ impl Context {
         variables
     }
 
-    /// The configuration, read once.
+    /// Returns the configuration, which is read once.
     pub(super) fn config(&self) -> Result<Arc<(Config, Environment)>, Failure> {
         if let Some(loaded) = self.loaded.get() {
             return Ok(Arc::clone(loaded));
@@ -117,8 +117,8 @@ impl Context {
         Ok(Arc::clone(self.loaded.get_or_init(|| loaded)))
     }
 
-    /// The datasets to work on: those configured, but for those that failed earlier in this run.
-    /// One that is missing has failed, and does not keep the others back.
+    /// Returns the datasets to work on: the configured ones, except those that failed earlier in
+    /// this run. A missing dataset counts as failed and does not block the others.
     pub(super) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
         let config = &self.config()?.0;
         let Selection {
@@ -155,8 +155,8 @@ impl Context {
         Ok(wanted)
     }
 
-    /// Whether this dataset failed earlier in this run. One that is to be left out is noted as
-    /// such.
+    /// Returns whether this dataset failed earlier in this run. Records a dataset that did as
+    /// skipped.
     pub(super) fn skips(&self, dataset: &DatasetName) -> bool {
         let skipped = self.skip.contains(dataset);
         if skipped {
@@ -165,12 +165,12 @@ impl Context {
         skipped
     }
 
-    /// Bytes were stored or deleted for a dataset that is not done for all that.
+    /// Adds bytes that were stored or deleted for a dataset that is not done nevertheless.
     pub(super) fn moved(&self, bytes: u64) {
         self.with_tally(|tally| tally.bytes = tally.bytes.saturating_add(bytes));
     }
 
-    /// A dataset is done.
+    /// Records that a dataset is done.
     pub(super) fn done(&self, dataset: &DatasetName, bytes: u64) {
         self.with_tally(|tally| {
             tally.done.insert(dataset.clone());
@@ -178,29 +178,29 @@ impl Context {
         });
     }
 
-    /// An upload of a dataset waits for a later run; done for this one.
+    /// Records that an upload waits for a later run. The dataset is done for this run.
     pub(super) fn paused(&self, dataset: &DatasetName) {
         self.with_tally(|tally| tally.paused.insert(dataset.clone()));
     }
 
-    /// Prints why a dataset failed, and notes it. The command goes on with the other datasets.
+    /// Prints why a dataset failed, and records it. The command continues with the other datasets.
     pub(super) fn failed(&self, dataset: &DatasetName, failure: &Failure) {
         failure.print(&self.output);
         self.reported(dataset, failure.status(), failure.reason());
     }
 
-    /// Notes that a dataset failed, after the command has printed why.
+    /// Records that a dataset failed, after the command has printed why.
     pub(super) fn reported(&self, dataset: &DatasetName, status: u8, reason: String) {
         self.with_tally(|tally| tally.failed.insert(dataset.clone(), (status, reason)));
     }
 
-    /// What became of the datasets so far.
+    /// Returns the results of the datasets so far.
     pub(super) fn tally(&self) -> Tally {
         self.with_tally(|tally| tally.clone())
     }
 
-    /// The end of a command that worked on several datasets: 3 when some failed and the rest was
-    /// done, else the worst.
+    /// Returns the result of a command that worked on several datasets: 3 when some failed and the
+    /// rest was done, else the most serious status.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         let tally = self.tally();
         if tally.failed.is_empty() {
@@ -225,11 +225,11 @@ impl Context {
     }
 }
 
-/// What must not outlive this process: the lock of its run, and the hook that runs now. Shared by
-/// all steps of a run and by whoever ends the process at once.
+/// Resources that must not outlive this process: the lock of its run, and the running hook. All
+/// steps of a run share them with the code that ends the process at once.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
-    /// The hook that runs now.
+    /// The running hook.
     pub(super) hook: RunningHook,
     lock: Mutex<Option<HeldLock>>,
 }
@@ -240,7 +240,7 @@ impl Leftovers {
         *self.lock() = Some(lock);
     }
 
-    /// Whether that holder is this run.
+    /// Returns whether that holder is this run.
     pub(super) fn has_lock_of(&self, holder: &Holder) -> bool {
         self.lock().as_ref().is_some_and(|lock| lock.is_of(holder))
     }
@@ -252,10 +252,10 @@ impl Leftovers {
         lock.map(HeldLock::release).transpose()
     }
 
-    /// Ends all of it, because the process ends at once.
+    /// Kills the hook and removes the lock, because the process ends at once.
     pub(super) fn end(&self) {
         self.hook.kill();
-        // Dropped, it removes its file.
+        // Dropping the lock removes its file.
         drop(self.lock().take());
     }
 
@@ -276,7 +276,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A context with a configuration of three datasets.
+    /// Returns a context with a configuration of three datasets.
     fn context(folder: &std::path::Path) -> Context {
         let file = folder.join("zb.toml");
         let text = "[main]\nzfs_fs = [\"t/a\", \"t/b\", \"t/c\"]\nencryption_passphrase = \"x\"\nremote = \"file:/x\"\n";

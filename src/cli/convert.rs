@@ -1,4 +1,4 @@
-//! `config convert`: reads the INI file and the rclone.conf that it uses, prints the TOML.
+//! `config convert`: reads the INI file and the rclone.conf that it uses, and prints the TOML.
 
 use super::Failure;
 use super::output::Output;
@@ -19,8 +19,8 @@ pub(super) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
     let (text, env) = (read(file)?, Environment::current());
     let conf = rclone_conf_of(&text).or_else(|| default_rclone_conf(&env));
     let conf_text = conf.as_deref().map(read).and_then(|text| {
-        // It may be elsewhere on the host that the configuration is for: what follows from it is
-        // said by the conversion.
+        // The rclone.conf may exist only on the host that the configuration is for. The conversion
+        // reports the consequences of an unreadable file.
         text.map_err(|error| tracing::info!("{}", crate::run::error_chain(&error)))
             .ok()
     });
@@ -33,7 +33,7 @@ pub(super) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
         .advice
         .iter()
         .for_each(|advice| output.always(advice));
-    // What comes out is held against the real parser, so that nobody finds the mistakes at night.
+    // Parse the generated TOML at once, so that a mistake shows now and not in the nightly run.
     if let Err(error) = Config::parse(&converted.toml, Path::new("(converted)"), &env) {
         output.always("the result needs an edit before it can be used:");
         output.always(&error.to_string());
@@ -47,7 +47,7 @@ pub(super) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where rclone looks when nothing is said.
+/// Returns the file that rclone reads without an option, if it exists.
 fn default_rclone_conf(env: &Environment) -> Option<PathBuf> {
     let named = std::env::var_os("RCLONE_CONFIG").map(PathBuf::from);
     let folder = env

@@ -1,5 +1,5 @@
-//! What `show DATASET` and `show -v` say of one dataset: snapshots, bookmarks, chains, unfinished
-//! uploads. Pure.
+//! The lines of `show DATASET` and `show -v` about one dataset: snapshots, bookmarks, chains,
+//! unfinished uploads. Pure.
 
 use super::output::{WIDTH, age, bytes, table, wrap};
 use super::views::{BackupView, DatasetView, LocalView, Overview, StoreView};
@@ -7,7 +7,8 @@ use crate::model::BackupId;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
-/// All lines of one dataset, at most 80 wide but for names. Ids stand below their lines.
+/// Returns all lines of one dataset, at most 80 characters wide except for names. Ids have lines of
+/// their own below.
 pub(super) fn lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
     let now = overview.now;
     let mut lines = vec![String::new(), dataset.dataset.to_string()];
@@ -90,8 +91,8 @@ fn local_lines(local: &LocalView, now: Timestamp) -> Vec<String> {
     lines
 }
 
-/// Every backup of either store once, chains in the order of their newest member, a full before
-/// what follows from it.
+/// Returns lines for every backup of both stores once: chains in the order of their newest member,
+/// a full before its incrementals.
 fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
     let mut places: BTreeMap<&BackupId, Vec<&'static str>> = BTreeMap::new();
     let mut backups: BTreeMap<&BackupId, &BackupView> = BTreeMap::new();
@@ -99,7 +100,7 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
     for (place, view) in stores(dataset) {
         for backup in &view.backups {
             places.entry(&backup.id).or_default().push(place);
-            // What is wrong in one of the stores must be seen, whichever was asked first.
+            // A flaw in one of the stores must be visible, whichever store was listed first.
             let known = backups.entry(&backup.id).or_insert(backup);
             if backup.flaw.is_some() {
                 *known = backup;

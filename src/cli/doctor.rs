@@ -1,5 +1,5 @@
-//! `doctor`: one screen of checks, each with what it means and what to do. Writes nothing but the
-//! probe of the store.
+//! `doctor`: one screen of checks, each with its meaning and advice. Writes only the probe of the
+//! store.
 
 use super::context::Context;
 use super::identity::check_identities;
@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use std::sync::Arc;
 
-/// What stands before a check, where a terminal knows more than ASCII and where not.
+/// Marks before a check, for ASCII terminals and for UTF-8 terminals.
 const MARKS: [[&str; 4]; 2] = [["+", "-", "!", "x"], ["✓", "·", "!", "✗"]];
 /// The column of the text.
 const TEXT_COLUMN: usize = 16;
@@ -81,7 +81,7 @@ fn host(config: &Config, checks: &mut Vec<Check>) -> Vec<Selected> {
     selected
 }
 
-/// A failure as a check: what is wrong and what to do.
+/// Turns a failure into a check, with the reason and the advice.
 fn check_of(subject: &'static str, failure: &Failure) -> Check {
     let advice = match failure {
         Failure::Run(error) => error.hint(),
@@ -93,7 +93,7 @@ fn check_of(subject: &'static str, failure: &Failure) -> Check {
     Check::bad(subject, failure.reason(), advice)
 }
 
-/// The stores: credentials, what the remote can do, and the keyring.
+/// Checks the stores: credentials, abilities of the remote, and the keyring.
 async fn store(
     context: &Context,
     config: &Config,
@@ -220,7 +220,7 @@ fn wanted(config: &Config) -> Wanted {
     }
 }
 
-/// Whether the keys that a run needs are there, and open.
+/// Checks that the keys that a run needs exist and can be opened.
 async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore>) -> Check {
     let subject = "keyring";
     let listed = match store.list(KEYRING_PREFIX).await {

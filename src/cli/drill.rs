@@ -132,8 +132,7 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     });
     print(&stored, &set, &report, started, output);
     output.json(|| to_json(&stored, &set, &report, started));
-    // The backup is good, and something is left that a person must see to: no drill that ended
-    // well.
+    // The backup is good, but a person must remove what the drill left: the drill did not succeed.
     report.left.map_or(Ok(()), |left| Err(left.into()))
 }
 
@@ -152,7 +151,7 @@ fn pool_of(dataset: &DatasetName) -> Result<DatasetName, Failure> {
     })
 }
 
-/// The configured dataset that was never drilled, or whose last drill is the oldest.
+/// Returns the configured dataset that was never drilled, or whose last drill is the oldest.
 fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetName, Failure> {
     let Some(store) = known_stores(config)?.into_iter().next() else {
         return Err(usage(
@@ -175,8 +174,8 @@ fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetNa
         .ok_or_else(|| usage("no configured dataset is here", "name one: drill DATASET"))
 }
 
-/// A drill that was killed leaves its scratch dataset: the next one destroys it, or says why it
-/// stays.
+/// Destroys the scratch datasets that killed drills left, or reports why one stays. With
+/// `--dry-run` only lists them.
 fn see_to_leftovers(
     zfs: &dyn Zfs,
     parent: &DatasetName,
@@ -216,7 +215,7 @@ fn see_to_leftovers(
     Ok(())
 }
 
-/// `full 20261120T..-full-.. and 3 incrementals, 1.2G`.
+/// Describes a chain: `full 20261120T..-full-.. and 3 incrementals, 1.2G`.
 fn words_of(set: &RestoreSet) -> String {
     let stored = set
         .backups

@@ -1,5 +1,5 @@
-//! Speaking to an S3 store as it was found to work: its probe is looked up, or made where something
-//! is to be written, and what the configuration names itself stays and wins.
+//! Adapts an S3 store to its probe. The probe is read from the cache, or made before a command
+//! writes. Explicit settings in the configuration take precedence.
 
 use super::Failure;
 use super::wire::usage;
@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The store, as its probe says. Before something is written a store that was never tried, or not
-/// for long, is tried.
+/// Returns the store, set up by its probe. Before a command writes, a store without a fresh probe
+/// is probed.
 pub(super) async fn follow(
     config: &Config,
     store: S3Store,
@@ -66,8 +66,8 @@ pub(super) async fn follow(
     ))
 }
 
-/// A probe that cannot be made is no reason not to back up: what is wrong will be said by the
-/// backup itself.
+/// Probes the store. A failed probe does not stop a backup: the backup itself reports what is
+/// wrong.
 async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Option<ProbeNote> {
     let nonce = match getrandom::u64() {
         Ok(nonce) => nonce,
@@ -90,8 +90,8 @@ async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Optio
     }
 }
 
-/// A store that does something else than it was found to do is tried again by the next command that
-/// writes.
+/// Returns a callback that removes the probe of a store that contradicts it, so that the next
+/// command that writes probes the store again.
 fn forget_when_wrong(cache: ProbeCache) -> Doubt {
     let said = AtomicBool::new(false);
     Doubt::new(move |what| {

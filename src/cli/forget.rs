@@ -34,7 +34,7 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
         Some(dataset) => dataset.clone(),
         None => find_dataset_of(context, &*store, &forget.id).await?,
     };
-    // Forgetting goes by a name, never by an age.
+    // `forget` selects a backup by its name, never by its age.
     let clock = ClockCheck::read(&config.state_dir, true)?;
     let env = prune_env(context, config, env, &store, clock).await?;
     // A backup that waits in the intermediate directory may build on a backup in the remote.
@@ -87,8 +87,8 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     Ok(())
 }
 
-/// Lets go what an upload of this id kept in the pool. On a host without that pool there is nothing
-/// to let go; what fails is done by the next prune, which reads the record of what was deleted.
+/// Releases the holds of this upload in the pool. On a host without that pool there is nothing to
+/// release; the next prune, which reads the record of deleted backups, releases what fails here.
 fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
     let release = || -> Result<(), Failure> {
         let zfs = open_zfs()?;
@@ -106,7 +106,7 @@ fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
     }
 }
 
-/// The configured dataset that has objects of this id.
+/// Returns the configured dataset that has objects of this id.
 async fn find_dataset_of(
     context: &Context,
     store: &dyn ObjectStore,

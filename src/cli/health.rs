@@ -1,4 +1,5 @@
-//! `health`: one line a dataset, from this host's records alone: no network, no passphrase, quick.
+//! `health`: one line for each dataset, from this host's records alone: no network, no passphrase,
+//! fast.
 
 use super::args::Health as HealthArgs;
 use super::context::Context;
@@ -19,17 +20,17 @@ use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What `show` judges by; the defaults of `health`.
+/// The limits of `show`, and the defaults of `health`.
 pub(super) const DEFAULT_LIMITS: HealthLimits = HealthLimits {
     age: HOUR.saturating_mul(26),
     verify: HOUR.saturating_mul(8 * 24),
     drill: HOUR.saturating_mul(90 * 24),
 };
 
-/// One dataset as judged.
+/// A dataset with its verdict.
 struct Judged {
     dataset: DatasetName,
-    /// `None` when it could not be read.
+    /// The record; `None` when it could not be read.
     record: Option<Record>,
     health: Health,
 }
@@ -45,8 +46,7 @@ pub(super) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
         Ok(loaded) => judge_all(&loaded.0, &limits, now),
         Err(failure) => Err(failure),
     };
-    // Monitoring reads 3 as "could not be found out", and nothing that is wrong here may read as
-    // anything else.
+    // Monitoring reads 3 as "unknown", and an error in this code must never read as another state.
     let mut judged = judged.map_err(|failure| {
         output.plain(&format!("UNKNOWN {}", failure.reason()));
         Failure::Reported(Level::Unknown.exit_status())
@@ -58,7 +58,7 @@ pub(super) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
         .max()
         .unwrap_or(Level::Unknown);
     for line in lines(&judged, &limits, now) {
-        // Quiet is silent on success only.
+        // `--quiet` is silent only on success.
         match worst == Level::Ok || output.is_json() {
             true => output.line(line),
             false => output.plain(&line),
@@ -111,8 +111,9 @@ fn judge_all(
     Ok(names.into_iter().map(judge).collect())
 }
 
-/// The names in the store. Without ZFS those of the configuration; what is below a dataset stands
-/// nowhere else, and where a renamed one has its place only its guid tells.
+/// Returns the datasets' names in the store. Without ZFS these are the configured names: datasets
+/// below a configured one are known only to ZFS, and the place of a renamed dataset is found only
+/// by its guid.
 fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
     let configured = &config.datasets;
     let zfs = match open_zfs() {
@@ -129,20 +130,21 @@ fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
         failed,
         left_out,
     } = select_datasets(&*zfs, configured, &config.state_dir)?;
-    // A half-restored dataset that was backed up before is judged too: its backups grow old.
+    // A half-restored dataset that was backed up before is judged too, because its backups grow
+    // old.
     let known = selected.into_iter().map(|selected| selected.stored);
     let known = known.chain(
         left_out
             .into_iter()
             .filter_map(|left_out| left_out.recorded),
     );
-    // One that is missing in the pool is judged by its name: its backups grow old.
+    // A dataset that is missing in the pool is judged by its name, because its backups grow old.
     Ok(known
         .chain(failed.into_iter().map(|(name, _)| name))
         .collect())
 }
 
-/// What there is to judge by.
+/// Returns the facts by which a dataset is judged.
 pub(super) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthFacts {
     let failure = |failure: &crate::state::history::FailureNote| FailureFact {
         at: failure.at,
@@ -159,7 +161,8 @@ pub(super) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthF
     }
 }
 
-/// The worst first, so that the first word is the worst state; performance data last, after a bar.
+/// Returns the lines, the worst first, so that the first word is the worst state; performance data
+/// is last, after a bar.
 fn lines(judged: &[Judged], limits: &HealthLimits, now: Timestamp) -> Vec<String> {
     let mut lines: Vec<String> = judged.iter().map(|judged| line(judged, now)).collect();
     let max = limits.age.as_secs();
@@ -204,7 +207,7 @@ fn line(judged: &Judged, now: Timestamp) -> String {
     {
         parts.push("raw: its ZFS key must survive too".to_owned());
     }
-    // One line a dataset, whatever a reason holds; a bar would begin performance data.
+    // Each dataset has one line, whatever a reason contains; a bar would begin performance data.
     let text = parts.join("; ").replace(['\n', '|'], " ");
     format!("{} {dataset} {text}", health.level.as_str())
 }

@@ -96,8 +96,8 @@ fn is_listed(all: &[Listed], id: &BackupId) -> bool {
     all.iter().any(|(judged, _)| judged.hold.id == *id)
 }
 
-/// The evidence that an upload is over: the configured stores that answer, and the ids that the
-/// person named.
+/// The evidence that an upload is over: the configured stores that can be read, and the ids that
+/// the person named.
 struct Witnesses {
     stores: Vec<Arc<dyn ObjectStore>>,
     trusted: TrustedKeys,
@@ -188,10 +188,10 @@ impl Witnesses {
     }
 }
 
-/// A hold, and once something was done: whether that failed.
+/// A hold and, after an attempt to release it, the error or its absence.
 type Listed = (JudgedHold, Option<Option<String>>);
 
-/// What is held, and what became or would become of each.
+/// Returns the lines about the holds, each with its result or with the planned action.
 fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
     if all.is_empty() {
         return vec!["nothing is held by zfs-backup on the configured datasets".to_owned()];

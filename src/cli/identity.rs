@@ -1,5 +1,5 @@
-//! Which stores the configured names lead to: every store that is opened passes through here before
-//! anything uses it together with the state of this host.
+//! Identities of the stores that the configured names lead to. Every store that is opened is
+//! checked by this module before anything uses it together with the state of this host.
 
 use super::args::AcceptStore;
 use super::context::Context;
@@ -18,7 +18,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The configured place, and all that decides where it leads; `None` when none is configured.
+/// Returns the configured place, with all settings that decide where it leads; `None` when none is
+/// configured.
 fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
     let intermediate = config.intermediate.as_ref().map(|place| Remote::File {
         dir: place.basedir.clone(),
@@ -45,7 +46,7 @@ fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
     })
 }
 
-/// The configured store as this host last found it, without asking it.
+/// Returns the configured store as this host last found it, without a request to it.
 pub(super) fn known_store(
     config: &Config,
     role: StoreRole,
@@ -55,13 +56,14 @@ pub(super) fn known_store(
         .transpose()
 }
 
-/// Every configured store as this host last found it: the remote, then the intermediate directory.
+/// Returns every configured store as this host last found it: the remote, then the intermediate
+/// directory.
 pub(super) fn known_stores(config: &Config) -> Result<Vec<KnownStore>, RunError> {
     let known = [StoreRole::Remote, StoreRole::Intermediate].map(|role| known_store(config, role));
     known.into_iter().filter_map(Result::transpose).collect()
 }
 
-/// The opened store with its identity.
+/// Identifies an opened store and returns it with its identity.
 pub(super) async fn identified(
     config: &Config,
     role: StoreRole,
@@ -84,7 +86,7 @@ pub(super) async fn identified(
     .await?)
 }
 
-/// Which stores the configured names lead to, when backups could not be made because of it.
+/// Checks the identities of the configured stores, and fails when they make backups impossible.
 pub(super) async fn check_identities(
     config: &Config,
     stores: &[(StoreRole, &dyn ObjectStore)],
@@ -104,8 +106,8 @@ pub(super) async fn check_identities(
     Ok(())
 }
 
-/// The configured store as this host last found it, and why the store that answers at its place
-/// now is not that one. `None` for a store that this host has never used.
+/// Returns the configured store as this host last found it, and the reason why the store that is at
+/// its place now is another one. `None` for a store that this host has never used.
 pub(super) async fn expected_identity(
     config: &Config,
     role: StoreRole,
@@ -145,7 +147,7 @@ fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
     }
 }
 
-/// The names in the store that the configuration itself tells.
+/// Returns the names in the store that the configuration itself has.
 fn stored_names(config: &Config) -> Vec<DatasetName> {
     config
         .datasets

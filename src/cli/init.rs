@@ -1,5 +1,5 @@
-//! `config init`: looks around, asks, writes a first configuration and checks it. Never changes a
-//! file that is there.
+//! `config init`: finds the datasets, asks questions, writes a first configuration and checks it.
+//! Never changes an existing file.
 
 use super::args::{ConfigCommand, Global, Init};
 use super::init_text::{
@@ -19,7 +19,7 @@ use std::path::Path;
 
 /// The kernel module has a folder here for each imported pool.
 const POOLS: &str = "/proc/spl/kstat/zfs";
-/// More datasets than this are not listed one by one.
+/// The most datasets that are listed one by one.
 const LISTED_MAX: usize = 40;
 
 pub(super) fn init(global: &Global, init: &Init, output: &Output) -> Result<(), Failure> {
@@ -61,7 +61,7 @@ pub(super) fn init(global: &Global, init: &Init, output: &Output) -> Result<(), 
     }
     write_new(&file, config_text(&answers).as_bytes())?;
     output.line(format!("wrote {}, mode 0600", file.display()));
-    // A paper copy in a log would be the passphrase in a log.
+    // Print the paper copy only on a terminal: in a log it would put the passphrase into the log.
     match person.here && std::io::stdout().is_terminal() {
         true => output.line(paper(&answers, &file)),
         false => {
@@ -133,16 +133,16 @@ fn ask_all(init: &Init, person: &Person, output: &Output) -> Result<Answers, Fai
     })
 }
 
-/// A dataset that is there.
+/// A dataset of an imported pool.
 struct Found {
     name: DatasetName,
     used_bytes: Option<u64>,
     encrypted: bool,
-    /// Short names.
+    /// The short names of its snapshots.
     snapshots: Vec<String>,
 }
 
-/// All datasets of the imported pools, or `None` when ZFS cannot be asked, which was said.
+/// Returns all datasets of the imported pools, or `None` when ZFS cannot be read, which is printed.
 fn look_around(output: &Output) -> Option<Vec<Found>> {
     let found = open_zfs().and_then(|zfs| find_datasets(&*zfs));
     found
@@ -281,13 +281,13 @@ fn ask_passphrase(person: &Person, output: &Output) -> Result<String, Failure> {
     person.ask("Enter takes it; or type your own", Some(&proposed))
 }
 
-/// Who answers.
+/// The person who answers the questions.
 struct Person {
     here: bool,
 }
 
 impl Person {
-    /// Asks until there is an answer; an empty one is the default, where there is one.
+    /// Asks until there is an answer; an empty one selects the default, where there is one.
     fn ask(&self, question: &str, default: Option<&str>) -> Result<String, Failure> {
         let lost = |source| RunError::File {
             operation: "read the answer from",
@@ -331,7 +331,7 @@ impl Person {
     }
 }
 
-/// Whole, closed to others, and never over another file.
+/// Writes a whole new file with mode 0600. Never replaces another file.
 pub(super) fn write_new(file: &Path, text: &[u8]) -> Result<(), RunError> {
     let failed = |operation, path: &Path| {
         let path = path.display().to_string();
@@ -341,7 +341,7 @@ pub(super) fn write_new(file: &Path, text: &[u8]) -> Result<(), RunError> {
             source,
         }
     };
-    // A bare name lies in the current folder, whose name is not "".
+    // A bare name is in the current folder, and its parent "" is no name of a folder.
     let absolute = std::path::absolute(file).map_err(failed("find", file))?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
     DirBuilder::new()

@@ -1,4 +1,4 @@
-//! What `config init` proposes and writes. Pure: randomness and names are arguments.
+//! The proposals and texts of `config init`. Pure: randomness and names are arguments.
 
 use super::output::WIDTH;
 use crate::config::Remote;
@@ -6,25 +6,25 @@ use crate::model::DatasetName;
 use std::path::Path;
 use toml::Value;
 
-/// What a first configuration is made from.
+/// The answers from which a first configuration is made.
 pub(super) struct Answers {
     pub(super) datasets: Vec<DatasetName>,
     pub(super) remote: Remote,
     pub(super) endpoint: Option<String>,
     pub(super) region: Option<String>,
-    /// `own`, or a glob.
+    /// The value of `use_snapshots`: `own`, or a glob.
     pub(super) use_snapshots: String,
     pub(super) passphrase: String,
 }
 
-/// Digits and letters that nobody confuses on paper: no i, l, o, u.
+/// Digits and letters that are not confused on paper: no i, l, o, u.
 const SYMBOLS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const GROUPS: usize = 5;
 const SYMBOLS_PER_GROUP: usize = 5;
-/// Five bits a symbol.
+/// Entropy of a passphrase: each symbol has five bits.
 pub(super) const PASSPHRASE_BITS: usize = GROUPS * SYMBOLS_PER_GROUP * 5;
 
-/// A passphrase of 125 of the random bits, in groups that can be read aloud and typed.
+/// Returns a passphrase of 125 of the random bits, in groups that can be read aloud and typed.
 pub(super) fn passphrase_of(random: u128) -> String {
     let symbol = |index: usize| {
         char::from(SYMBOLS[usize::try_from(random >> (index * 5) & 31).unwrap_or(0)])
@@ -41,24 +41,24 @@ pub(super) fn passphrase_of(random: u128) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OtherTool {
     pub(super) name: &'static str,
-    /// What `use_snapshots` would be.
+    /// The value of `use_snapshots` for them.
     pub(super) glob: String,
-    /// How many match.
+    /// Number of matching snapshots.
     pub(super) count: usize,
 }
 
-/// What names of other tools' snapshots begin with.
+/// Prefixes of the snapshot names of other tools.
 const TOOLS: [(&str, &str); 4] = [
     ("sanoid", "autosnap_"),
     ("zfs-auto-snapshot", "zfs-auto-snap_"),
     ("zrepl", "zrepl_"),
     ("pyznap", "pyznap_"),
 ];
-/// The classes that are worth a nightly backup, the best first.
+/// The classes that suit a nightly backup, the best first.
 const CLASSES: [&str; 4] = ["daily", "hourly", "weekly", "monthly"];
 
-/// The tools whose snapshots are among these short names, with the class that fits a nightly backup
-/// best.
+/// Returns the tools whose snapshots are among these short names, with the class that suits a
+/// nightly backup best.
 pub(super) fn other_tools<'n>(
     short_names: impl Iterator<Item = &'n str> + Clone,
 ) -> Vec<OtherTool> {
@@ -86,7 +86,7 @@ pub(super) fn other_tools<'n>(
     tools
 }
 
-/// The configuration file. Has the passphrase in it.
+/// Returns the text of the configuration file. It contains the passphrase.
 pub(super) fn config_text(answers: &Answers) -> String {
     let datasets = match answers.datasets.as_slice() {
         [one] => Value::from(one.as_str()),
@@ -135,7 +135,8 @@ pub(super) fn config_text(answers: &Answers) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Chunks that fit into one part of B2, which then computes and keeps their SHA-1.
+/// Returns the line for `split_size`. With B2 a chunk fits into one part, because B2 then computes
+/// and keeps its SHA-1.
 fn split_line(remote: &Remote) -> &'static str {
     match remote {
         Remote::B2 { .. } => "split_size = \"99M\"",
@@ -143,7 +144,7 @@ fn split_line(remote: &Remote) -> &'static str {
     }
 }
 
-/// What belongs on paper.
+/// Returns the text that belongs on paper.
 pub(super) fn paper(answers: &Answers, file: &Path) -> String {
     let line = "-".repeat(WIDTH - 2);
     let endpoint = answers

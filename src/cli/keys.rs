@@ -1,4 +1,4 @@
-//! `key generate` and `key show`; the other commands on keys are in `rekey`.
+//! `key generate` and `key show`; `rekey` has the other key commands.
 
 use super::Failure;
 use super::args::{Global, Key};

@@ -1,4 +1,4 @@
-//! `lock`, `unlock`, and the look at the lockfile that other commands begin with.
+//! `lock`, `unlock`, and the check of the lockfile before other commands.
 
 use super::Failure;
 use super::args::{Command, Holds};
@@ -15,22 +15,23 @@ use jiff::Timestamp;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// How often a lock that is waited for is looked at.
+/// How often a lock is checked while a command waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What a command does about the lockfile before it begins.
+/// How a command treats the lockfile before it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LockNeed {
-    /// It does not look.
+    /// The command ignores the lockfile.
     Nothing,
-    /// It says that there is a lock, and goes on.
+    /// The command reports a lock and continues.
     Note,
-    /// It does not begin while somebody else has the lock.
+    /// The command does not start while another run or person has the lock.
     Check,
 }
 
 impl Command {
-    /// The table of the design: what changes something waits, what reads says so.
+    /// Returns the command's need: commands that change something wait for the lock, commands that
+    /// read report it.
     pub(super) fn lock_need(&self) -> LockNeed {
         match self {
             Self::Snapshot
@@ -52,16 +53,16 @@ impl Command {
         }
     }
 
-    /// Whether it has a `-i` of its own, which means `--incremental`.
+    /// Returns whether the command has its own `-i`, which means `--incremental`.
     fn has_incremental(&self) -> bool {
         matches!(self, Self::ExportIntermediate(_) | Self::StreamToRemote(_))
     }
 }
 
-/// Looks at the lockfile as the command needs it; the lock of our own run is none.
+/// Checks the lockfile as the command needs it. The lock of this run itself does not count.
 pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(), Failure> {
     let need = match command.lock_need() {
-        // What only says what it would do harms nobody.
+        // A dry run changes nothing, so a lock need not stop it.
         LockNeed::Check if context.global.dry_run => LockNeed::Note,
         need => need,
     };
@@ -108,8 +109,8 @@ pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(
     }
 }
 
-/// Does work that begins by taking the kernel lock of a dataset and a store: again and again, for
-/// as long as `--lock-wait` says, while another run has that lock.
+/// Runs work that starts with the kernel lock of a dataset and a store. While another run has that
+/// lock, tries again for as long as `--lock-wait` allows.
 pub(super) async fn wait_for_others<T>(
     context: &Context,
     mut work: impl AsyncFnMut() -> Result<T, RunError>,
@@ -136,7 +137,7 @@ fn note(context: &Context, config: &Config, state: &LockState, how: &str) {
     }
 }
 
-/// `lock`: by hand, or for the run of `perform` that this is a step of.
+/// `lock`: makes the lock by hand or, as a step, for the run of `perform`.
 pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
     let loaded = context.config()?;
     let config = &loaded.0;
@@ -185,8 +186,8 @@ pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `unlock`: what a person or a dead run left; the lock of a run that may be alive only with `-i`.
-/// As a step, the lock of this run.
+/// `unlock`: removes the lock that a person or a dead run left; the lock of a run that may be alive
+/// only with `-i`. As a step, removes the lock of this run.
 pub(super) fn unlock(context: &Context) -> Result<(), Failure> {
     let loaded = context.config()?;
     let (config, path) = (&loaded.0, loaded.0.lock_file.display());
@@ -234,7 +235,7 @@ fn unlock_own(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits for as long as `--lock-wait` says, then refuses.
+/// Waits for as long as `--lock-wait` allows, then fails.
 struct Waiting<'a> {
     context: &'a Context,
     begun: Instant,
@@ -283,7 +284,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Who has the lock, and since when, on one line.
+/// Describes the owner and the age of the lock, on one line.
 fn describe(state: &LockState, config: &Config, now: Timestamp) -> String {
     let place = |holder: &Holder| format!("by {} on {}", holder.user, holder.here.host);
     let since = |holder: &Holder| {
@@ -364,7 +365,8 @@ mod tests {
     use crate::state::dataset_lock::lock_dataset;
     use std::sync::Arc;
 
-    /// What a command with this `--lock-wait` gets that finds the kernel lock held for `held`.
+    /// Returns the result of a command with this `--lock-wait` that finds the kernel lock held for
+    /// `held`.
     async fn wait(lock_wait: Option<u64>, held: Duration, stopped: bool) -> Result<u32, RunError> {
         let state = tempfile::tempdir().unwrap();
         let dataset = "tank/a".parse().unwrap();

@@ -1,17 +1,17 @@
-//! The log on stderr, and its last lines for the message about a run that failed.
+//! The log on stderr, and its last lines for the message about a failed run.
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing_subscriber::filter::EnvFilter;
 
-/// Lines that are kept.
+/// The number of lines that are kept.
 const LINES_MAX: usize = 60;
-/// Characters that are kept of a line: 60 of 300 and of up to 4 bytes fit into one environment
-/// variable.
+/// The number of characters that are kept of a line: 60 lines of 300 characters of up to 4 bytes
+/// fit into one environment variable.
 const LINE_CHARS_MAX: usize = 300;
 
-/// The last lines that went to stderr, log and errors alike.
+/// The last lines that were written to stderr, of the log and of errors.
 #[derive(Debug, Default)]
 pub(super) struct LogTail(Mutex<VecDeque<String>>);
 
@@ -27,7 +27,7 @@ impl LogTail {
         }
     }
 
-    /// The lines, oldest first.
+    /// Returns the lines, oldest first.
     pub(super) fn lines(&self) -> Vec<String> {
         self.0
             .lock()
@@ -38,7 +38,7 @@ impl LogTail {
     }
 }
 
-/// A line without the sequences that colour it on a terminal.
+/// Returns a line without the sequences that colour it on a terminal.
 fn without_colour(line: &str) -> String {
     let mut parts = line.split("\x1b[");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -46,7 +46,7 @@ fn without_colour(line: &str) -> String {
     first + &rest.collect::<String>()
 }
 
-/// Begins the log.
+/// Starts the log.
 pub(super) fn init_log(verbose: u8, quiet: bool, tail: &Arc<LogTail>) {
     let level = match verbose {
         0 if quiet => "warn",
@@ -65,7 +65,7 @@ pub(super) fn init_log(verbose: u8, quiet: bool, tail: &Arc<LogTail>) {
     let _ = log.without_time().try_init();
 }
 
-/// Writes to stderr and keeps what it wrote. An event of the log comes in one piece.
+/// Writes to stderr and keeps what it wrote. An event of the log arrives in one piece.
 struct Tee(Arc<LogTail>);
 
 impl Write for Tee {

@@ -1,4 +1,4 @@
-//! `completions` and `man`: from the definitions of the command line itself.
+//! `completions` and `man`, made from the definitions of the command line.
 
 use super::Failure;
 use super::args::Args;

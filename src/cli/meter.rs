@@ -1,37 +1,37 @@
-//! How fast an upload is and what is said of it. Pure: the clock is an argument.
+//! Rates of an upload and their text. Pure: the clock is an argument.
 
 use super::output::{WIDTH, bytes};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The rate that is shown is that of so long: shorter jumps with every part, longer hides a line
-/// that died.
+/// The time over which the recent rate is measured. A shorter time would make the rate jump with
+/// every part, a longer one would hide a dead connection.
 const RECENT: Duration = Duration::from_secs(30);
-/// Between two samples: 30 of them, and the one before, are enough for [`RECENT`].
+/// The time between two samples: 30 of them, and the one before, are enough for [`RECENT`].
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
-/// Rates of one upload, in bytes a second.
+/// The rates of one upload, in bytes per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Rates {
-    /// Of the last half minute.
+    /// The rate over the last half minute.
     pub(super) recent: u64,
-    /// Since it began.
+    /// The rate since the start.
     pub(super) average: u64,
 }
 
-/// Measures one upload.
+/// The measurement of one upload.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     samples: VecDeque<(Duration, u64)>,
-    /// Sent before a chunk had to be made again and the count began anew.
+    /// Bytes that were sent before a chunk had to be made again and the count restarted.
     earlier_bytes: u64,
     /// The last count.
     bytes: u64,
 }
 
 impl Meter {
-    /// `elapsed` since it began, `sent_bytes` so far. A count that is smaller than before has begun
-    /// anew.
+    /// Returns the rates, `elapsed` after the start and after `sent_bytes`. A count that is smaller
+    /// than the one before has restarted.
     pub(super) fn update(&mut self, elapsed: Duration, sent_bytes: u64) -> Rates {
         if sent_bytes < self.bytes {
             self.earlier_bytes += self.bytes;
@@ -69,21 +69,21 @@ fn per_second(bytes: u64, time: Duration) -> u64 {
     }
 }
 
-/// How far an upload is.
+/// The progress of an upload.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
-    /// Bytes so far.
+    /// Bytes sent so far.
     pub(super) sent_bytes: u64,
-    /// The estimate of all; 0 when there is none. It is never exact.
+    /// The estimate of all bytes; 0 when there is none. It is never exact.
     pub(super) total_bytes: u64,
-    /// How fast.
+    /// The rates of the upload.
     pub(super) rates: Rates,
-    /// The chunk in flight, from 1.
+    /// The number of the chunk in flight, from 1.
     pub(super) chunk: u32,
 }
 
-/// One line of at most 80 characters: what, how far, how fast, how long still, and the chunk in
-/// flight.
+/// Returns one line of at most 80 characters: name, progress, rates, remaining time, and the chunk
+/// in flight.
 pub(super) fn progress_line(name: &str, step: &Step) -> String {
     let Step {
         sent_bytes,
@@ -95,7 +95,8 @@ pub(super) fn progress_line(name: &str, step: &Step) -> String {
     let how_far = match total_bytes {
         0 => format!("{} {speed}", bytes(sent_bytes)),
         total => {
-            // It grows rather than passing its end, and is done only when it is done.
+            // The total grows with the count when the estimate was too low, and the percentage
+            // stays below 100 until the end.
             let total = total.max(sent_bytes);
             let percent = (u128::from(sent_bytes) * 100 / u128::from(total)).min(99);
             let left = left(total - sent_bytes, rates);
@@ -113,7 +114,7 @@ pub(super) fn progress_line(name: &str, step: &Step) -> String {
     )
 }
 
-/// By the recent rate; while nothing moves, by none.
+/// Returns the remaining time by the recent rate, or `-` while no bytes move.
 fn left(bytes: u64, rates: Rates) -> String {
     match bytes.checked_div(rates.recent) {
         None => "-".to_owned(),
@@ -124,7 +125,7 @@ fn left(bytes: u64, rates: Rates) -> String {
     }
 }
 
-/// The end of a name says more than its beginning.
+/// Cuts the beginning of a long name, because the end of a name says more.
 fn shortened(name: &str, width: usize) -> String {
     let count = name.chars().count();
     if count <= width {

@@ -1,4 +1,4 @@
-//! Opening a native B2 remote: its application key, and the spool where one is configured.
+//! Opens a native B2 remote, with its application key, and with the spool where one is configured.
 
 use super::Failure;
 use super::pace::limiter;
@@ -10,10 +10,11 @@ use std::sync::Arc;
 /// The variables that Backblaze's own tools read.
 const KEY_ID: &str = "B2_APPLICATION_KEY_ID";
 const KEY: &str = "B2_APPLICATION_KEY";
-/// Another place than Backblaze's own, where it is a URL.
+/// Names another environment than Backblaze's production, if its value is a URL.
 const PLACE: &str = "B2_ENVIRONMENT";
 
-/// The configured remote, with the key of these files, or of the environment where there are none.
+/// Opens the configured remote, with the key of these files, or of the environment where there are
+/// none.
 pub(super) async fn open_configured(
     (bucket, prefix): (&str, &str),
     config: &Config,
@@ -48,14 +49,14 @@ pub(super) async fn open_configured(
     })
 }
 
-/// Where the account of such a remote is authorized.
+/// Returns the endpoint that authorizes the account of such a remote.
 pub(super) fn endpoint(bucket: &str, prefix: &str) -> String {
     settings(bucket, prefix)
         .endpoint
         .unwrap_or_else(|| "Backblaze B2".to_owned())
 }
 
-/// A remote that is named on the command line: everything else comes from the environment.
+/// Opens a remote that is named on the command line: all other settings come from the environment.
 pub(super) async fn open_bare(bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
     let settings = B2Settings {
         credentials: credentials_of_environment(),

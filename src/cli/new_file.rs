@@ -1,5 +1,5 @@
-//! [`NewFile`]: a file that gets its name only once it is whole, and never takes the place of
-//! another.
+//! [`NewFile`]: a file that gets its name only when it is complete, and never replaces another
+//! file.
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
 use rustix::io::Errno;
@@ -16,8 +16,8 @@ pub(super) struct NewFile {
 }
 
 impl NewFile {
-    /// Makes the file for this user alone. The random name cannot be prepared in advance, and links
-    /// are not followed.
+    /// Makes a file that only this user can access. The random name cannot be prepared in advance,
+    /// and links are not followed.
     pub(super) fn create_beside(path: &Path) -> Result<(File, Self)> {
         let random = getrandom::u64().map_err(|error| Error::other(error.to_string()))?;
         let mut partial = path.as_os_str().to_owned();
@@ -38,8 +38,8 @@ impl NewFile {
     }
 
     /// Checks that the file system of `path` can name a file without replacing another one, before
-    /// hours are spent on the content. The probe takes a free name: the kernel refuses a name that
-    /// exists before it asks the file system.
+    /// hours are spent on the content. The probe uses a free name, because the kernel checks for an
+    /// existing name before it asks the file system.
     pub(super) fn check_naming(path: &Path) -> Result<()> {
         Self::check_naming_by(path, name_new)
     }
@@ -58,8 +58,8 @@ impl NewFile {
         Ok(named?)
     }
 
-    /// Gives it its name, which must not exist: [`std::io::ErrorKind::AlreadyExists`] if it does by
-    /// now.
+    /// Gives the file its name, which must not exist: else the error is
+    /// [`std::io::ErrorKind::AlreadyExists`].
     pub(super) fn become_named(mut self, path: &Path) -> Result<()> {
         let Some(partial) = self.partial.take() else {
             return Ok(());
@@ -72,7 +72,7 @@ impl NewFile {
     }
 }
 
-/// Renames without replacing.
+/// Renames a file without replacing another one.
 fn name_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // The file system cannot rename without replacing. A hard link refuses to replace too,

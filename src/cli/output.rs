@@ -1,4 +1,4 @@
-//! The only place that prints: results on stdout, everything else on stderr.
+//! The output: results on stdout, everything else on stderr. Only this module prints.
 
 use super::args::{Global, ProgressWhen};
 use super::log::LogTail;
@@ -8,7 +8,7 @@ use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What people see is at most this wide, but for names that cannot be cut.
+/// The maximum width of texts for people, except for names that cannot be cut.
 pub(super) const WIDTH: usize = 80;
 
 /// How results are printed.
@@ -16,14 +16,14 @@ pub(super) struct Output {
     json: bool,
     quiet: bool,
     progress: ProgressWhen,
-    /// Stdout takes colours.
+    /// Whether stdout shows colours.
     colour: bool,
-    /// Stderr is read by a person: long messages are broken between words.
+    /// Whether a person reads stderr: long messages are wrapped between words then.
     wrapped: bool,
     tail: Arc<LogTail>,
-    /// Notes that were said already: the steps of a run repeat each other.
+    /// Notes that were printed already, because the steps of a run repeat notes.
     notes: Arc<Mutex<BTreeSet<String>>>,
-    /// JSON of a step, which goes into the document of the run.
+    /// The JSON of a step, which becomes part of the run's document.
     captured: Option<Mutex<Vec<serde_json::Value>>>,
     first_error: Mutex<Option<Said>>,
 }
@@ -31,26 +31,26 @@ pub(super) struct Output {
 /// An error as it was printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Said {
-    /// What is wrong, with all causes.
+    /// The text of the error, with all causes.
     pub(super) text: String,
-    /// What a person can do.
+    /// Advice for the person.
     pub(super) hint: Option<String>,
 }
 
-/// What a word means, where colours are.
+/// The meaning of a coloured word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// As it should be.
+    /// A good state.
     Good,
-    /// To be looked at.
+    /// A state that a person should check.
     Doubtful,
-    /// Wrong.
+    /// A bad state.
     Bad,
 }
 
 impl Output {
     pub(super) fn new(global: &Global) -> Self {
-        // An empty NO_COLOR is none, as its definition says.
+        // An empty NO_COLOR does not count, as its definition says.
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let colour = std::io::stdout().is_terminal() && !refused && !dumb;
@@ -68,7 +68,8 @@ impl Output {
         }
     }
 
-    /// For one step of a run: its JSON is kept for [`Output::captured`] instead of being printed.
+    /// Returns the output of one step of a run, which keeps its JSON for [`Output::captured`] and
+    /// does not print it.
     pub(super) fn for_step(&self) -> Self {
         Self {
             tail: Arc::clone(&self.tail),
@@ -79,7 +80,7 @@ impl Output {
         }
     }
 
-    /// The JSON of a step.
+    /// Returns the JSON of a step, and removes it.
     pub(super) fn captured(&self) -> Vec<serde_json::Value> {
         self.captured
             .as_ref()
@@ -87,27 +88,27 @@ impl Output {
             .unwrap_or_default()
     }
 
-    /// The first error that was printed.
+    /// Returns the first error that was printed.
     pub(super) fn first_error(&self) -> Option<Said> {
         lock(&self.first_error).clone()
     }
 
-    /// Where the log keeps its last lines.
+    /// Returns the buffer in which the log keeps its last lines.
     pub(super) fn log_tail(&self) -> &Arc<LogTail> {
         &self.tail
     }
 
-    /// The last lines of the log and of the errors.
+    /// Returns the last lines of the log and of the errors.
     pub(super) fn log_lines(&self) -> Vec<String> {
         self.tail.lines()
     }
 
-    /// Whether the result is for a program.
+    /// Returns whether the result is for a program.
     pub(super) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Whether progress is to be told at all.
+    /// Returns whether progress is printed.
     pub(super) fn shows_progress(&self) -> bool {
         match self.progress {
             ProgressWhen::Auto => !self.quiet,
@@ -116,13 +117,15 @@ impl Output {
         }
     }
 
-    /// Bytes as they are, such as a script or a page: asked for, so also when quiet.
+    /// Prints bytes unchanged, such as a script or a page. They were requested, so `--quiet` does
+    /// not apply.
     pub(super) fn raw(&self, bytes: &[u8]) {
-        // A reader that went away is no reason to fail.
+        // A reader that has closed the pipe is no reason to fail.
         let _ = std::io::stdout().write_all(bytes);
     }
 
-    /// A line of the result whose last occurrence of a word is coloured, where colours are.
+    /// Prints a line of the result whose last occurrence of a word is coloured, if stdout shows
+    /// colours.
     pub(super) fn marked_line(&self, text: &str, word: &str, mark: Mark) {
         if !self.colour || self.json || self.quiet || word.is_empty() {
             return self.line(text);
@@ -146,19 +149,19 @@ impl Output {
         };
     }
 
-    /// The result for people, unless quiet or JSON was asked for.
+    /// Prints a line of the result for people, unless `--quiet` or `--json` is given.
     pub(super) fn line(&self, text: impl AsRef<str>) {
         if !self.json && !self.quiet {
             write_line(&mut std::io::stdout(), text.as_ref());
         }
     }
 
-    /// A line on stdout in any case: what monitoring must read.
+    /// Prints a line on stdout always: for text that monitoring must read.
     pub(super) fn plain(&self, text: &str) {
         write_line(&mut std::io::stdout(), text);
     }
 
-    /// The result for programs, when JSON was asked for.
+    /// Prints the result for programs, with `--json`.
     pub(super) fn json(&self, value: impl FnOnce() -> serde_json::Value) {
         match &self.captured {
             _ if !self.json => {}
@@ -167,7 +170,7 @@ impl Output {
         }
     }
 
-    /// An error with each cause once, then the hint.
+    /// Prints an error with each cause once, then the hint.
     pub(super) fn error(&self, error: &(dyn Error + 'static), hint: Option<&str>) {
         self.error_text(&crate::run::error_chain(error), hint);
     }
@@ -184,8 +187,8 @@ impl Output {
         });
     }
 
-    /// A message for a person. On a terminal it is broken between words; in a log it stays one
-    /// line.
+    /// Prints a message for a person. On a terminal it is wrapped between words; in a log it stays
+    /// one line.
     fn message(&self, head: &str, text: &str) {
         let whole = format!("{head}{text}");
         self.tail.keep(&printable(&whole));
@@ -197,14 +200,14 @@ impl Output {
         }
     }
 
-    /// Something to know that is no error; said once in a run.
+    /// Prints information that is no error, once in a run.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet && lock(&self.notes).insert(text.to_owned()) {
             self.always(text);
         }
     }
 
-    /// Something that must be known also when quiet.
+    /// Prints a message that is also necessary with `--quiet`.
     pub(super) fn always(&self, text: &str) {
         self.message("note: ", text);
     }
@@ -214,13 +217,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A reader that went away (`| head`) is no reason to fail: the work is done.
+/// Writes a line. A reader that has closed the pipe (`| head`) is no reason to fail: the work is
+/// done.
 fn write_line(to: &mut dyn Write, text: &str) {
     let _ = writeln!(to, "{}", printable(text));
 }
 
-/// Names in a store are anybody's: nothing but line ends reaches the terminal as a control
-/// character.
+/// Escapes control characters, except line ends: anyone who can write to a store can choose the
+/// names in it.
 fn printable(text: &str) -> String {
     let escape = |c: char| match c {
         '\n' => "\n".to_owned(),
@@ -230,12 +234,12 @@ fn printable(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
-/// Bytes as an administrator reads them: binary multiples, three digits.
+/// Returns a number of bytes in the form that administrators read: binary multiples, three digits.
 pub(super) fn bytes(bytes: u64) -> String {
     crate::model::bytes_text(bytes)
 }
 
-/// How long ago, in the largest unit that fits.
+/// Returns the time since `then`, in the largest unit that fits.
 pub(super) fn age(now: Timestamp, then: Timestamp) -> String {
     let seconds = now.as_second() - then.as_second();
     match seconds {
@@ -247,8 +251,8 @@ pub(super) fn age(now: Timestamp, then: Timestamp) -> String {
     }
 }
 
-/// Text broken between words into lines of at most `width` characters, but for words that are
-/// longer. Lines after the first begin with `indent`; lines that the text has already stay.
+/// Wraps text between words into lines of at most `width` characters; longer words stay whole.
+/// Lines after the first begin with `indent`; line breaks in the text stay.
 pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for paragraph in text.split('\n') {
@@ -271,9 +275,9 @@ pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     lines
 }
 
-/// As [`table`], within `width` where the cells allow it: when the lines would be longer, the
-/// columns stand closer, and if that is not enough, the first stands on lines of its own and the
-/// others below it, indented. Gives the lines of each row.
+/// Returns the lines of each row as [`table`] does, within `width` where the cells allow it. When
+/// the lines would be longer, the gaps between the columns are narrower. If that is not enough, the
+/// first column has lines of its own and the others are indented below it.
 pub(super) fn narrow_table(
     rows: &[Vec<String>],
     right: &[usize],
@@ -302,8 +306,8 @@ pub(super) fn narrow_table(
         .collect()
 }
 
-/// Lines with their columns aligned; the first row is the heading. Numbers are right-aligned by the
-/// caller's choice.
+/// Returns lines with aligned columns; the first row is the heading. The columns in `right` are
+/// right-aligned.
 pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
     spaced_table(rows, right, "  ")
 }

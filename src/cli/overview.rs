@@ -1,11 +1,12 @@
-//! The table of `show`, a line a dataset, and what stands below it. Pure: the clock is in the data.
+//! The table of `show`, one line for each dataset, and the remarks below it. Pure: the clock is in
+//! the data.
 
 use super::output::{Mark, WIDTH, age, bytes, narrow_table, wrap};
 use super::views::{AttemptView, DatasetView, HoldView, Overview};
 use crate::plan::health::Level;
 use std::collections::BTreeMap;
 
-/// A line, with the word in it that is to be coloured.
+/// A line, with the word in it that is coloured.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) text: String,
@@ -18,7 +19,7 @@ impl From<String> for Line {
     }
 }
 
-/// The table and what stands below it.
+/// Returns the table and the remarks below it.
 pub(super) fn lines(overview: &Overview) -> Vec<Line> {
     let mut rows = vec![
         [
@@ -111,8 +112,8 @@ fn row(overview: &Overview, dataset: &DatasetView, state: &str) -> Vec<String> {
     ]
 }
 
-/// How much of a first full is there: of what its snapshot refers to, which is near the stream's
-/// length.
+/// Describes how much of a first full is stored, relative to the bytes that its snapshot refers to,
+/// which are near the stream's length.
 fn share(dataset: &DatasetView, attempt: &AttemptView) -> String {
     let kind = attempt.id.kind().as_str();
     let local = dataset.local.iter().flat_map(|local| &local.snapshots);
@@ -129,7 +130,7 @@ fn share(dataset: &DatasetView, attempt: &AttemptView) -> String {
     }
 }
 
-/// One word or two for all that is known, the worst first.
+/// Returns one word or two for all that is known, the worst first.
 fn state(dataset: &DatasetView) -> (String, Mark) {
     let state = |word: &str, mark| (word.to_owned(), mark);
     let level = dataset.health.as_ref().map(|health| health.level);
@@ -161,7 +162,7 @@ fn state(dataset: &DatasetView) -> (String, Mark) {
     }
 }
 
-/// What the state of one dataset needs said: why.
+/// Returns the reasons that are printed below a dataset that is not OK.
 fn remarks(dataset: &DatasetView) -> Vec<Line> {
     let mut texts: Vec<String> = dataset
         .errors
@@ -201,7 +202,8 @@ fn remarks(dataset: &DatasetView) -> Vec<Line> {
 
 fn footer(overview: &Overview) -> Vec<String> {
     let (now, mut lines) = (overview.now, Vec::new());
-    // Not asked: the oldest of what is remembered is how old the table is.
+    // The store was not read for these datasets, so the age of the table is that of the oldest
+    // record.
     let remembered = overview
         .datasets
         .iter()
@@ -277,7 +279,7 @@ fn footer(overview: &Overview) -> Vec<String> {
     lines
 }
 
-/// Holds by snapshot: a snapshot that is held twice is pinned once.
+/// Describes holds by snapshot: a snapshot with two holds is pinned once.
 fn pinned<'a>(holds: impl Iterator<Item = &'a HoldView>) -> String {
     let held: BTreeMap<&str, u64> = holds
         .map(|hold| (hold.snapshot.as_str(), hold.used_bytes))

@@ -1,12 +1,12 @@
-//! The limit of speed that the configuration sets, one for the whole process.
+//! The configured limit of the upload speed, one for the whole process.
 
 use crate::config::Config;
 use crate::store::Limiter;
 use jiff::Zoned;
 use std::sync::{Arc, OnceLock};
 
-/// `bwlimit` by this host's clock. All stores that are opened share it: a process has one
-/// configuration, and the limit is that of all its uploads together.
+/// Returns the limiter for `bwlimit`, by this host's clock. All opened stores share it, because a
+/// process has one configuration and the limit applies to all of its uploads together.
 pub(super) fn limiter(config: &Config) -> Option<Arc<Limiter>> {
     static SHARED: OnceLock<Arc<Limiter>> = OnceLock::new();
     let schedule = config.pace.bwlimit.clone()?;

@@ -1,5 +1,4 @@
-//! `perform`: the steps of `[backup-sequence]`, one after the other; then the summary and the
-//! hooks.
+//! `perform`: the steps of `[backup-sequence]` in order, then the summary and the hooks.
 
 use super::args::{Command, Global};
 use super::context::Context;
@@ -19,8 +18,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 impl Command {
-    /// Whether it ends in good order after a request to stop, however long its hooks take: nobody
-    /// may drop it.
+    /// Returns whether the command ends by itself after a request to stop, however long its hooks
+    /// take. Such a command must not be dropped.
     pub(super) fn ends_by_itself(&self) -> bool {
         matches!(self, Self::Perform | Self::Snapshot | Self::Drill(_))
             || matches!(self, Self::Restore(restore) if restore.to.is_some())
@@ -54,7 +53,7 @@ pub(super) async fn perform(context: &Context) -> Result<(), Failure> {
     if *context.stop.borrow() {
         report.status = status::worst(report.status, status::INTERRUPTED);
     }
-    // Whatever happened, the lock of this run ends with it.
+    // The lock of this run ends with the run, whatever its result.
     match context.leftovers.release_lock() {
         Ok(None | Some(true)) => {}
         Ok(Some(false)) => context
@@ -102,8 +101,8 @@ async fn run_steps(context: &Context, steps: &[Step], report: &mut RunReport) {
     }
 }
 
-/// A step that failed for some datasets leaves the others to the next one; any other failure ends
-/// the sequence.
+/// Returns whether the next steps run. A step that failed for some datasets leaves the others to
+/// the next step; any other failure ends the sequence.
 fn lets_others_run(status: u8) -> bool {
     matches!(status, status::DONE | status::PARTIAL)
 }
@@ -143,9 +142,10 @@ async fn run_step(context: &Context, step: &Step, skip: &BTreeSet<DatasetName>) 
     }
 }
 
-/// Notes a success, or finds out when the last one was. Neither is worth failing for.
+/// Records a success, or reads when the last one was. Errors of both are only logged.
 fn remember(config: &Config, report: &mut RunReport) {
-    // `state_dir` has folders of files, and in some a folder for each dataset and store.
+    // `state_dir` has folders with files, and some of these have a folder for each dataset and
+    // store.
     match sweep_leftovers(&config.state_dir, 2) {
         Ok(0) => {}
         Ok(removed) => tracing::debug!(removed, "removed temporary files of runs that crashed"),
@@ -172,8 +172,9 @@ fn remember(config: &Config, report: &mut RunReport) {
     });
 }
 
-/// `on_success` after a run that ended with 0, `on_failure` after every other. How they end changes
-/// nothing, but for a request to stop meanwhile.
+/// Runs `on_success` after a run that ended with 0, `on_failure` after every other. The result of
+/// the hook does not change the run's status, except when the run is asked to stop while the hook
+/// runs.
 async fn conclude(context: &Context, config: &Config, report: &mut RunReport) {
     let hooks = &config.hooks;
     let (key, command) = match report.status {
@@ -194,8 +195,8 @@ async fn conclude(context: &Context, config: &Config, report: &mut RunReport) {
         variables,
         input,
     };
-    // The request to stop that ended the run must not end the hook that tells of it; a second one
-    // ends everything.
+    // The request to stop that ended the run must not end the hook that reports it; a second
+    // request ends everything.
     let stop = (!*context.stop.borrow()).then_some(&context.stop);
     match run_hook(&call, stop, &context.leftovers.hook).await {
         Ok(()) => {}

@@ -1,5 +1,5 @@
-//! The stores that `restore` and `drill` read, the nearest first, and the keys that open what is
-//! there.
+//! The stores that `restore` and `drill` read, the nearest first, and the keys that open their
+//! backups.
 
 use super::args::{From, Global, Source};
 use super::follow::Purpose;
@@ -15,22 +15,22 @@ use crate::store::ObjectStore;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes that are read of a folder at once.
+/// The number of bytes that are read from a folder at once.
 const PART_BYTES: usize = 8 << 20;
 
-/// What is read, and with what.
+/// The stores to read, and the keys and configuration for them.
 pub(super) struct Places {
-    /// The nearest first; never empty.
+    /// The stores, the nearest first; never empty.
     pub(super) stores: Vec<Arc<dyn ObjectStore>>,
-    /// What opens the backups.
+    /// The keys that open the backups.
     pub(super) keys: KeyFile,
-    /// What this host is configured for; not with `--remote`.
+    /// The configuration of this host; `None` with `--remote`.
     pub(super) config: Option<Arc<(Config, Environment)>>,
 }
 
-/// Opens the stores that are asked for: one, or all that the configuration names. A remote that is
-/// away tonight is said, and the intermediate directory serves. `typed` asks for the passphrase,
-/// whatever the configuration knows.
+/// Opens the requested stores: one, or all that the configuration names. An unreachable remote is
+/// reported, and the intermediate directory is used. `typed` asks for the passphrase, even if the
+/// configuration has it.
 pub(super) async fn open_places(
     global: &Global,
     source: &Source,
@@ -97,7 +97,7 @@ async fn open_all(
     match prune::open_remote_if_any(config, env, Purpose::Restore).await? {
         prune::RemoteState::None => {}
         prune::RemoteState::Open(remote) => stores.push(remote),
-        // Once more, for the error itself.
+        // Open the remote again, so that its own error is returned.
         prune::RemoteState::Unreachable(_) if stores.is_empty() => {
             stores.push(open_remote_for(config, env, Purpose::Restore).await?);
         }

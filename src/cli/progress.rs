@@ -1,4 +1,4 @@
-//! Progress of one upload: a line that moves on a terminal, a line every half minute elsewhere.
+//! Progress of one upload: a moving line on a terminal, a line every half minute elsewhere.
 
 use super::meter::{Meter, Step, progress_line};
 use super::output::Output;
@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const LINE_EVERY: Duration = Duration::from_secs(30);
-/// On a terminal: often enough to be alive, seldom enough to cost nothing.
+/// The interval on a terminal: short enough to look alive, long enough to cost almost nothing.
 const DRAW_EVERY: Duration = Duration::from_millis(250);
 
-/// Shows how far an upload is. Clones show the same one.
+/// The display of an upload's progress. Clones share the same display.
 #[derive(Clone)]
 pub(super) struct UploadProgress {
     bar: ProgressBar,
@@ -24,7 +24,7 @@ pub(super) struct UploadProgress {
 }
 
 impl UploadProgress {
-    /// For one dataset.
+    /// Makes the display for one dataset.
     pub(super) fn new(output: &Output, name: &str) -> Self {
         let (bar, shown) = (ProgressBar::no_length(), output.shows_progress());
         let moving = shown && std::io::stderr().is_terminal();
@@ -44,12 +44,12 @@ impl UploadProgress {
         }
     }
 
-    /// The kernel's estimate of the stream, once it is known what is sent.
+    /// Sets the kernel's estimate of the stream, once the plan is known.
     pub(super) fn expect(&self, estimate_bytes: u64) {
         self.estimate_bytes.store(estimate_bytes, Ordering::Relaxed);
     }
 
-    /// What the upload tells.
+    /// Returns the callback that receives the upload's progress.
     pub(super) fn sink(&self) -> ProgressSink {
         if !self.shown {
             return Arc::new(|_| {});
@@ -74,8 +74,8 @@ impl UploadProgress {
             }
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             let (meter, last) = &mut *state;
-            // What is compressed is less than what was read of the stream; the estimate is of the
-            // stream.
+            // The compressed bytes are fewer than the bytes that were read of the stream, and the
+            // estimate is of the stream.
             let sent_bytes = progress.sent_bytes.max(progress.stream_bytes);
             let rates = meter.update(began.elapsed(), progress.sent_bytes);
             if last.elapsed() < every {
@@ -100,7 +100,7 @@ impl UploadProgress {
         })
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }

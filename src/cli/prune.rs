@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-/// More doubts than this about one dataset are counted, not printed.
+/// The most doubts about one dataset that are printed; further doubts are counted.
 const DOUBTS_PRINTED_MAX: usize = 10;
 
 pub(super) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
@@ -85,9 +85,9 @@ pub(super) async fn prune_intermediate(
     prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
 
-/// Refuses to delete from one store because of what another store holds, unless the other one is
-/// the store that it was. The empty mount point of a disk that is not there holds nothing that
-/// follows from a backup. Changes nothing.
+/// Refuses to delete from one store because of the contents of another store, unless the other one
+/// is still the same store. The empty mount point of a missing disk looks like a store without
+/// exports that build on a backup. Changes nothing.
 pub(super) async fn check_other_store(
     config: &Config,
     role: StoreRole,
@@ -100,7 +100,7 @@ pub(super) async fn check_other_store(
     }
 }
 
-/// Before anything else is looked at.
+/// Refuses one store under two names, before anything else is read.
 fn refuse_one_place_beside(store: &dyn ObjectStore, beside: &Beside) -> Result<(), RunError> {
     match beside {
         Beside::Remote(other) | Beside::Intermediate(other) => {
@@ -119,18 +119,18 @@ pub(super) fn purpose_of(context: &Context, prune: &PruneByAge) -> Purpose {
     }
 }
 
-/// What is known of the remote that the configuration names.
+/// The state of the remote that the configuration names.
 pub(super) enum RemoteState {
-    /// It names none.
+    /// The configuration names no remote.
     None,
-    /// It answers.
+    /// The remote can be reached.
     Open(Arc<dyn ObjectStore>),
-    /// The network, the server or the mount is not there. The text says why.
+    /// The network, the server or the mount is missing. The text has the reason.
     Unreachable(String),
 }
 
-/// Opens the remote. That it is away tonight is data: whoever asked keeps everything, and the next
-/// steps go on. Wrong credentials or a wrong name are errors.
+/// Opens the remote. An unreachable remote is a result: the caller keeps everything, and the next
+/// steps continue. Wrong credentials or a wrong name are errors.
 pub(super) async fn open_remote_if_any(
     config: &Config,
     env: &Environment,
@@ -152,13 +152,13 @@ fn is_away(failure: &Failure, remote: &Remote) -> bool {
     };
     match error.kind {
         StoreErrorKind::Unavailable | StoreErrorKind::Throttled => true,
-        // A folder that is not mounted.
+        // The folder is not mounted.
         StoreErrorKind::NotFound => matches!(remote, Remote::File { .. }),
         _ => false,
     }
 }
 
-/// The origin of a dataset as it is now.
+/// Returns the current origin of a dataset.
 pub(super) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, RunError> {
     let pool_guid = zfs.pool_guid(selected.dataset.name.pool())?;
     Ok(Origin {
@@ -167,7 +167,7 @@ pub(super) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, Ru
     })
 }
 
-/// What deleting in this store needs.
+/// Returns the environment for deleting in this store.
 pub(super) async fn prune_env(
     context: &Context,
     config: &Config,
@@ -192,7 +192,7 @@ pub(super) async fn prune_env(
 /// The parts in which the two commands differ.
 #[derive(Clone, Copy)]
 struct PruneCall<'a> {
-    /// The command, by which `health` names it too.
+    /// The name of the command, which `health` uses too.
     step: &'static str,
     rules: &'a RetentionRules,
     prune: &'a PruneByAge,
@@ -239,8 +239,8 @@ async fn prune_store(
             }
             let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
             let PruneOutcome { look, deleted } = pruned?;
-            // Also what a run that was interrupted here left held: the record that names it is
-            // still there.
+            // Release also the holds that an interrupted run left here: the record that names its
+            // backups still exists.
             unpin(zfs, &selected.dataset.name, |id| {
                 deleted.contains(id) || look.is_over(id)
             })?;
@@ -293,7 +293,8 @@ async fn prune_store(
     context.verdict()
 }
 
-/// Objects under the prefix that belong to no dataset of this configuration. The keyrings are ours.
+/// Counts the objects under the prefix that belong to no dataset of this configuration, and their
+/// bytes. The keyrings are not foreign.
 async fn count_foreign(
     store: &dyn ObjectStore,
     datasets: &[Selected],

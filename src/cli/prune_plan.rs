@@ -1,4 +1,5 @@
-//! A prune plan as people and programs read it: a line a backup, runs of incrementals folded.
+//! A prune plan for people and programs: one line for each backup, with runs of incrementals
+//! folded.
 
 use super::output::bytes;
 use crate::model::{BackupId, BackupKind, DatasetName};
@@ -9,20 +10,20 @@ use crate::run::prune::PruneLook;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// What fits a terminal.
+/// The width of a terminal.
 const COLUMNS: usize = 80;
 
-/// One line of the plan before it is folded.
+/// A line of the plan before it is folded.
 struct Row<'a> {
     keep: bool,
     backup: &'a BackupFacts,
-    /// Whole, for a line of its own.
+    /// The full reasons, for a line of its own.
     reasons: Vec<String>,
-    /// What must be the same for a run to be one line.
+    /// The reasons that must be equal for a run to be one line.
     kinds: Vec<String>,
 }
 
-/// The plan of one dataset.
+/// Returns the plan of one dataset.
 pub(super) fn plan_lines(look: &PruneLook, carried_out: bool) -> Vec<String> {
     lines_of(
         &look.facts,
@@ -103,7 +104,8 @@ fn summary(plan: &PrunePlan, carried_out: bool) -> String {
     )
 }
 
-/// Kept ones before those that go; the newest chain first, in a chain the oldest first.
+/// Returns the rows: kept backups before deleted ones, the newest chain first, in a chain the
+/// oldest first.
 fn rows<'a>(facts: &'a [BackupFacts], plan: &'a PrunePlan) -> Vec<Row<'a>> {
     let ordered = in_order(facts);
     let chains = chains_newest_first(&ordered);
@@ -149,7 +151,7 @@ fn rows<'a>(facts: &'a [BackupFacts], plan: &'a PrunePlan) -> Vec<Row<'a>> {
     rows
 }
 
-/// Reasons in words, none twice. In a run places and ids are left out.
+/// Returns the reasons in words, without repetitions. For a run, places and ids are left out.
 fn words(reasons: &[Reason], in_run: bool) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for reason in reasons {
@@ -173,7 +175,7 @@ fn words(reasons: &[Reason], in_run: bool) -> Vec<String> {
             words.push(text);
         }
     }
-    // The newest usable chain is always kept: with another reason it says nothing.
+    // The newest usable chain is always kept, so with another reason this one adds nothing.
     let usable = Reason::NewestUsableChain.to_string();
     if words.len() > 1 {
         words.retain(|word| *word != usable);
@@ -206,7 +208,8 @@ fn line(run: &[Row<'_>]) -> String {
     format!("{start}{}", fitting(reasons, room))
 }
 
-/// As many of the reasons as fit, and how many more there are. The first is always there.
+/// Returns as many of the reasons as fit, and the number of the others. The first one is always
+/// included.
 fn fitting(reasons: &[String], room: usize) -> String {
     let mut count = reasons.len();
     loop {
@@ -224,7 +227,7 @@ fn fitting(reasons: &[String], room: usize) -> String {
     }
 }
 
-/// Every verdict, for programs.
+/// Returns every verdict, for programs.
 pub(super) fn plan_to_json(
     stored: &DatasetName,
     look: &PruneLook,

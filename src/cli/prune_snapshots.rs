@@ -18,7 +18,7 @@ use crate::zfs::Zfs;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// The command, by which `health` names it too.
+/// The name of the command, which `health` uses too.
 const STEP: &str = "prune-snapshots";
 
 pub(super) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
@@ -31,7 +31,7 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Re
     prune_snapshots_of(context, open_zfs()?, prune).await
 }
 
-/// As [`prune_snapshots`], with this ZFS.
+/// Does the same as [`prune_snapshots`], with this ZFS.
 pub(super) async fn prune_snapshots_of(
     context: &Context,
     zfs: Arc<dyn Zfs>,

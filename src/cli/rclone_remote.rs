@@ -1,4 +1,4 @@
-//! Opening a remote of rclone: its configuration file, and the spool that large objects need.
+//! Opens a remote of rclone, with its configuration file, and with the spool for large objects.
 
 use super::Failure;
 use crate::config::Config;
@@ -7,7 +7,7 @@ use std::env;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The configured remote.
+/// Opens the configured remote.
 pub(super) async fn open_configured(
     (remote, path): (&str, &str),
     config: &Config,
@@ -26,7 +26,7 @@ pub(super) async fn open_configured(
     Ok(Arc::new(Spool::new(Arc::new(store), dir.clone())))
 }
 
-/// A remote that is named on the command line, to be read: everything else comes from the
+/// Opens a remote that is named on the command line, for reading: all other settings come from the
 /// environment.
 pub(super) async fn open_bare(remote: &str, path: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
     Ok(Arc::new(
@@ -43,12 +43,12 @@ fn settings(remote: &str, path: &str) -> RcloneSettings {
     }
 }
 
-/// The configuration file that names the remote.
+/// Returns the configuration file that names the remote.
 pub(super) fn conf_of(config: &Config) -> PathBuf {
     config.rclone.conf.clone().unwrap_or_else(default_conf)
 }
 
-/// Where rclone itself looks.
+/// Returns the file that rclone itself reads by default.
 fn default_conf() -> PathBuf {
     let folder = |name| {
         env::var_os(name)

@@ -1,4 +1,4 @@
-//! `config recover`, and the copy of the configuration that writing commands leave beside the
+//! `config recover`, and the copy of the configuration that writing commands keep next to the
 //! keyring.
 
 use super::Failure;
@@ -16,8 +16,8 @@ use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;
 
-/// Keeps the configuration in the store, if it changed. That it could not is said and fails
-/// nothing.
+/// Keeps the configuration in the store, if it changed. A failure is logged and does not fail the
+/// command.
 pub(super) async fn keep(config: &Config, store: &dyn ObjectStore, keys: &WriterKeys) {
     let text = std::fs::read_to_string(&config.file)
         .ok()
@@ -105,8 +105,8 @@ pub(super) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
     Ok(())
 }
 
-/// Returns what a person can do about configurations that the given keys do not trust. A
-/// configuration counts by the newest keys alone, and an older paper copy does not have them.
+/// Returns advice about configurations that the given keys do not trust. A configuration is valid
+/// only by the newest keys, and an older paper copy does not have them.
 fn hint_for_untrusted(recover: &Recover) -> String {
     let newer = match &recover.identity {
         Some(file) => format!(

@@ -1,4 +1,4 @@
-//! `key export`, `key passphrase`, `key rotate`: what needs the secret halves.
+//! `key export`, `key passphrase`, `key rotate`: the commands that need the secret keys.
 
 use super::Failure;
 use super::args::{Global, Source};
@@ -23,7 +23,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use zeroize::Zeroizing;
 
-/// Shorter ones can be tried out by whoever copies the keyring from the bucket.
+/// The minimum length of a passphrase. A shorter one can be brute-forced offline by anyone who
+/// copies the keyring from the bucket.
 const PASSPHRASE_CHARS_MIN: usize = 16;
 
 const PAPER_HEAD: &str = "\
@@ -33,7 +34,8 @@ const PAPER_HEAD: &str = "\
 # and, for the chunks alone, with `age -d -i FILE`.
 ";
 
-/// `key export`: to a terminal or a new file, never into a pipe or a log by accident.
+/// `key export`: prints the keys on a terminal or writes a new file, never into a pipe or a log by
+/// accident.
 pub(super) async fn export(
     global: &Global,
     file: Option<&Path>,
@@ -67,7 +69,7 @@ pub(super) async fn export(
     Ok(())
 }
 
-/// A new file that nobody else reads.
+/// Writes a new file that only its owner can read.
 fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
     let failed = |operation| {
         move |source| RunError::File {
@@ -87,15 +89,15 @@ fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
         .map_err(failed("write"))
 }
 
-/// What `change` changes.
+/// The change that `change` makes.
 pub(super) enum Change<'a> {
-    /// The passphrase, to that in the file or one that is typed.
+    /// A new passphrase, from the file or typed.
     Passphrase(Option<&'a Path>),
-    /// The keys themselves; the stores beside the configured ones whose objects are listed.
+    /// New keys; with the stores that are listed in addition to the configured ones.
     Keys(OldKeys, &'a [String]),
 }
 
-/// `key passphrase` and `key rotate`.
+/// Carries out `key passphrase` and `key rotate`.
 pub(super) async fn change(
     global: &Global,
     config: &Config,

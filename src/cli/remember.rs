@@ -1,5 +1,5 @@
-//! One line where something was done: what this host remembers for `health` and `show`. A record
-//! that cannot be written is said and fails nothing: the backup is there all the same.
+//! Records of results for `health` and `show`. A record that cannot be written is logged and fails
+//! nothing: the backup exists nevertheless.
 
 use super::identity::known_stores;
 use crate::catalog::Catalog;
@@ -27,7 +27,7 @@ fn told(outcome: Result<(), StateError>) {
     }
 }
 
-/// A backup ended well.
+/// Records the outcome of a backup.
 pub(super) fn outcome(
     config: &Config,
     store: &dyn ObjectStore,
@@ -42,14 +42,14 @@ pub(super) fn outcome(
             Timestamp::now(),
         ),
         BackupOutcome::UpToDate(_) => records.note_success("backup"),
-        // Neither a backup nor a failure.
+        // A paused upload is neither a backup nor a failure.
         BackupOutcome::Paused(_) => Ok(()),
-        // Told apart before: its backups one by one, and the failure.
+        // The caller records the completed backups one by one, and the failure.
         BackupOutcome::EndedThenFailed { .. } => Ok(()),
     });
 }
 
-/// Backups were copied into a store; the newest is the last.
+/// Records that backups were copied into a store; `newest` is the last one.
 pub(super) fn copied(
     config: &Config,
     store: &dyn ObjectStore,
@@ -65,7 +65,7 @@ pub(super) fn copied(
     }
 }
 
-/// A step failed for a dataset. An interruption is no failure.
+/// Records that a step failed for a dataset. An interruption or a concurrent run is not recorded.
 pub(super) fn failed(
     config: &Config,
     store: &dyn ObjectStore,
@@ -88,7 +88,8 @@ pub(super) fn failed(
     }));
 }
 
-/// A verification ended: without damage, or with it. One that found no backup is no good one.
+/// Records a verification, with or without damage. A verification that found no backup is a
+/// failure.
 pub(super) fn verified(
     config: &Config,
     store: &dyn ObjectStore,
@@ -122,20 +123,20 @@ pub(super) fn verified(
     }));
 }
 
-/// A store was looked into.
+/// Records the contents of a store after a listing.
 pub(super) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) {
     told(records(config, store, &catalog.dataset).note_seen(&catalog.seen_note(Timestamp::now())));
 }
 
-/// A drill ended well. What it says holds for the dataset, whichever store it read, so it stands
-/// where `health` looks.
+/// Records a successful drill. A drill is valid for the dataset, whichever store it read, so it is
+/// recorded where `health` reads.
 pub(super) fn drilled(config: &Config, stored: &DatasetName, note: &DrillNote) {
     if let Some(records) = first_records(config, stored) {
         told(records.note_drill(note));
     }
 }
 
-/// A drill failed.
+/// Records that a drill failed. An interruption is not recorded.
 pub(super) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunError) {
     if let Some(records) =
         first_records(config, stored).filter(|_| !matches!(error, RunError::Interrupted))
@@ -150,8 +151,8 @@ pub(super) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunErr
     }
 }
 
-/// A prune of a dataset ended: well, or with a doubt (and whether that is damage) for which nothing
-/// was deleted.
+/// Records a prune of a dataset: as a success, or with the doubt (and whether it is damage) because
+/// of which nothing was deleted.
 pub(super) fn pruned(
     config: &Config,
     stored: &DatasetName,

@@ -1,4 +1,4 @@
-//! What a run of `perform` came to: as a table, as JSON, and as the message that a hook may mail.
+//! The report of a run of `perform`: as a table, as JSON, and as the message that a hook may mail.
 
 use super::context::Tally;
 use super::output::{Said, age, bytes, table};
@@ -9,34 +9,35 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Columns of the table that hold anybody's text, and what is left for them of 80.
+/// Limits for the columns of the table with text of any length, so that a line has at most 80
+/// characters.
 const NAME_CHARS_MAX: usize = 7;
 const COMMAND_CHARS_MAX: usize = 29;
 const RESULT_CHARS_MAX: usize = 23;
 
-/// One step and what became of it.
+/// A step with its result.
 #[derive(Debug)]
 pub(super) struct StepReport {
-    /// Its key: `step03`.
+    /// The key of the step: `step03`.
     pub(super) name: String,
-    /// Its command line.
+    /// The command line of the step.
     pub(super) line: String,
-    /// Whether it was begun.
+    /// Whether the step was started.
     pub(super) was_run: bool,
-    /// How it ended.
+    /// The exit status of the step.
     pub(super) status: u8,
-    /// What became of the datasets.
+    /// The results of the datasets.
     pub(super) tally: Tally,
-    /// How long it took.
+    /// The duration of the step.
     pub(super) seconds: f64,
     /// The first error, if there was one.
     pub(super) said: Option<Said>,
-    /// What it gave as JSON.
+    /// The JSON that the step printed.
     pub(super) output: Vec<Value>,
 }
 
 impl StepReport {
-    /// A step that the end of another one left out.
+    /// Returns the report of a step that was not run because an earlier step ended the sequence.
     pub(super) fn not_run(step: &Step) -> Self {
         Self {
             name: step.name.clone(),
@@ -50,7 +51,7 @@ impl StepReport {
         }
     }
 
-    /// `2 ok 1 FAILED 1 skipped`, or a word where there is nothing to count.
+    /// Returns `2 ok 1 FAILED 1 skipped`, or a word where there is nothing to count.
     fn result(&self) -> String {
         if !self.was_run {
             return "not run".to_owned();
@@ -117,31 +118,31 @@ impl StepReport {
     }
 }
 
-/// A run.
+/// The report of a run.
 #[derive(Debug)]
 pub(super) struct RunReport {
-    /// This host.
+    /// The name of this host.
     pub(super) host: String,
-    /// The configuration.
+    /// The configuration file.
     pub(super) config_file: PathBuf,
     /// The configured datasets.
     pub(super) names: Vec<DatasetName>,
-    /// When it began.
+    /// When the run started.
     pub(super) started_at: Timestamp,
-    /// When a run last ended well, if this one did not and that is known.
+    /// When a run last succeeded, if this one did not and that time is known.
     pub(super) last_success: Option<Timestamp>,
     /// The steps, in order.
     pub(super) steps: Vec<StepReport>,
     /// The exit status.
     pub(super) status: u8,
-    /// How long it took.
+    /// The duration of the run.
     pub(super) seconds: f64,
     /// The first error outside the steps.
     pub(super) said: Option<Said>,
 }
 
 impl RunReport {
-    /// The summary, 80 columns at most.
+    /// Returns the summary, at most 80 characters wide.
     pub(super) fn table(&self) -> Vec<String> {
         let heading = ["STEP", "COMMAND", "RESULT", "BYTES", "TIME"]
             .map(str::to_owned)
@@ -163,7 +164,7 @@ impl RunReport {
         lines
     }
 
-    /// The summary for programs.
+    /// Returns the summary for programs.
     pub(super) fn to_json(&self) -> Value {
         json!({
             "format": 1, "host": self.host, "config": self.config_file, "datasets": self.names,
@@ -175,8 +176,8 @@ impl RunReport {
         })
     }
 
-    /// The step that failed first. One that failed for some datasets counts only if none failed
-    /// altogether.
+    /// Returns the step that failed first. A step that failed for some datasets counts only if no
+    /// step failed completely.
     fn failed_step(&self) -> Option<&StepReport> {
         let worst = self
             .steps
@@ -194,7 +195,7 @@ impl RunReport {
             .or(self.said.as_ref())
     }
 
-    /// The datasets that the failure is of; all, when it is of none in particular.
+    /// Returns the datasets that failed; all datasets, when the failure belongs to none of them.
     fn concerned(&self) -> Vec<&DatasetName> {
         let mut failed: Vec<_> = self
             .steps
@@ -210,7 +211,7 @@ impl RunReport {
         }
     }
 
-    /// What a person should read, in a few lines.
+    /// Returns the message for a person, in a few lines.
     pub(super) fn message(&self) -> String {
         let names: Vec<String> = self.concerned().iter().map(ToString::to_string).collect();
         let names = names.join(", ");
@@ -254,7 +255,7 @@ impl RunReport {
         lines.join("\n") + "\n"
     }
 
-    /// What a hook finds in its environment besides host and configuration.
+    /// Returns the environment variables of a hook, except host and configuration.
     pub(super) fn variables(&self, log: &[String]) -> Vec<(&'static str, String)> {
         let step = self.failed_step();
         let names: Vec<String> = self.concerned().iter().map(ToString::to_string).collect();
@@ -290,7 +291,7 @@ fn quoted(path: &std::path::Path) -> String {
     shell_words::quote(&path.display().to_string()).into_owned()
 }
 
-/// What an exit status means, in a word.
+/// Returns the meaning of an exit status, in a word or two.
 fn word(status: u8) -> &'static str {
     match status {
         status::DONE => "ok",
@@ -302,7 +303,7 @@ fn word(status: u8) -> &'static str {
     }
 }
 
-/// Seconds, minutes and seconds, or hours and minutes.
+/// Returns a duration as seconds, as minutes and seconds, or as hours and minutes.
 fn duration(seconds: f64) -> String {
     let whole = std::time::Duration::from_secs_f64(seconds.max(0.0)).as_secs();
     match whole {
@@ -312,7 +313,8 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// At most so many characters, the last one a sign that there were more.
+/// Returns at most `chars_max` characters of the text; a `~` at the end shows that the text was
+/// cut.
 fn shortened(text: &str, chars_max: usize) -> String {
     if text.chars().count() <= chars_max {
         return text.to_owned();

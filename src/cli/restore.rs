@@ -113,8 +113,8 @@ fn receive_options(restore: &Restore) -> Result<ReceiveOptions, Failure> {
     })
 }
 
-/// A cut tail of the store cannot be noticed without outside knowledge, so the time is always said,
-/// and held against what the caller knows.
+/// Prints the time of the backup and compares it with the caller's expectation. A store that has
+/// lost its newest backups cannot be noticed without outside knowledge.
 fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), Failure> {
     for why in &set.unasked {
         output.always(&format!(
@@ -176,7 +176,7 @@ async fn restore_one(
 ) -> Result<(), Failure> {
     let output = &context.output;
     if context.global.dry_run {
-        // Without ZFS, as on another host, what is in the store is shown all the same.
+        // Without ZFS, as on another host, the plan still shows the contents of the store.
         let zfs = open_zfs().ok();
         let plan = zfs
             .as_ref()
@@ -207,8 +207,8 @@ async fn restore_one(
             return Err(RunError::refused(what, hint).into());
         }
     }
-    // It ends by itself when it is asked to stop, because what it received must go again or be left
-    // so that it can go on.
+    // Not raced against the stop signal: on a stop this call cleans up itself, and destroys what it
+    // received or leaves it resumable.
     let received = restore_as_planned(
         set,
         keys,
@@ -226,14 +226,15 @@ async fn restore_one(
     Ok(())
 }
 
-/// Keeps other restores of this host away from the target, those above it and those below it.
+/// Keeps other restores of this host away from the target, the datasets above it and those below
+/// it.
 pub(super) fn lock(target: &DatasetName) -> Result<Option<RestoreLock>, Failure> {
     Ok(lock_folder()
         .map(|folder| lock_target(&folder, target))
         .transpose()?)
 }
 
-/// The commands that make it visible, for a person to give.
+/// Prints the commands that make the dataset visible, which a person must run.
 pub(super) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) -> VisibleSteps {
     let steps = visible_steps(zfs, target).unwrap_or_else(|error| {
         tracing::warn!(
@@ -278,7 +279,7 @@ fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output
             ));
         }
         Ok(None) => {}
-        // All was received: a message less is no failed restore.
+        // The restore has succeeded: a missing message does not make it fail.
         Err(error) => tracing::warn!(
             error = error_chain(&error),
             "whether it is mounted readonly is not known"
@@ -309,7 +310,7 @@ fn went_on_json(went_on: &WentOn) -> serde_json::Value {
     })
 }
 
-/// Where it would go on; one that would start over is named.
+/// Returns where the restore would resume. Prints the reason when it would start over.
 async fn find_went_on(
     context: &Context,
     set: &RestoreSet,
@@ -329,7 +330,7 @@ async fn find_went_on(
     }
 }
 
-/// Lists exactly what is destroyed.
+/// Prints exactly what is destroyed.
 fn say_lost(rollback: &Rollback, yes: bool, output: &Output) {
     let (is, are) = if yes {
         ("is", "are")
@@ -465,7 +466,7 @@ async fn restore_stream(
 ) -> Result<(), Failure> {
     let (stores, keys) = (&places.stores, &places.keys);
     let set = match point {
-        // A bare stream needs nothing before it.
+        // A bare stream needs no backup before it.
         RestorePoint::Id(id) => {
             let backups = vec![find_restore_backup(stores, dataset, keys, id).await?];
             RestoreSet {
@@ -488,7 +489,7 @@ async fn restore_stream(
         match &restore.output {
             Some(file) => write_file(backup, keys, file).await,
             None => {
-                // Not the standard handle: it looks for the ends of lines.
+                // The standard handle is not used, because it scans for line ends.
                 let file = std::io::stdout().as_fd().try_clone_to_owned();
                 let failed = |source| RunError::File {
                     operation: "write to",
@@ -496,7 +497,7 @@ async fn restore_stream(
                     source,
                 };
                 let file = file.map_err(failed)?;
-                // What reads works while we do.
+                // A larger pipe lets the reader work in parallel.
                 enlarge_pipe(&file);
                 restore_to_writer(backup, keys, Box::new(File::from(file))).await?;
                 Ok(())
@@ -506,7 +507,7 @@ async fn restore_stream(
     let mut stop = context.stop.clone();
     tokio::select! {
         result = work => result,
-        // The fetch ends with the runtime, and the stream with it.
+        // The fetch ends with the runtime, and the stream ends with it.
         _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
     }
 }
@@ -532,8 +533,8 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
     }
 }
 
-/// Writes the stream to a temporary file in the same folder, and renames it once it is whole and on
-/// disk. The temporary name is random, so it cannot be prepared in advance. A failed restore
+/// Writes the stream to a temporary file in the same folder, and renames it once it is complete and
+/// on disk. The temporary name is random, so it cannot be prepared in advance. A failed restore
 /// removes the temporary file.
 async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
     let exists = || {
@@ -563,7 +564,7 @@ async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Resu
     }
 }
 
-/// Refuses to write a file whose folder cannot give it a name without replacing another one.
+/// Returns the error for a file whose folder cannot give it a name without replacing another one.
 fn cannot_name(path: &Path, error: &std::io::Error) -> RunError {
     RunError::refused(
         format!("cannot write {}: {error}", path.display()),

@@ -94,7 +94,7 @@ pub(super) struct Drill {
     pub(super) source: Source,
 }
 
-/// `--from`.
+/// The value of `--from`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum From {
     /// The intermediate directory.
@@ -118,7 +118,7 @@ impl FromStr for From {
     }
 }
 
-/// `--at`.
+/// The value of `--at`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct At(pub(super) Timestamp);
 
@@ -137,7 +137,7 @@ impl At {
         if let Ok(time) = text.parse::<Timestamp>() {
             return Ok(Self(time));
         }
-        // A snapshot of the day's last second is of that day.
+        // A day means its end, so that a snapshot of its last second belongs to it.
         let civil = match text.len() {
             10 => text
                 .parse::<Date>()

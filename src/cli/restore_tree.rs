@@ -1,4 +1,4 @@
-//! `restore -r`: a tree, dataset by dataset.
+//! `restore -r`: restores a tree, one dataset after the other.
 
 use super::Failure;
 use super::context::Context;
@@ -13,7 +13,7 @@ use crate::run::restore::{
 use crate::run::runner::Runner;
 use serde_json::json;
 
-/// One dataset of a tree, and where it goes.
+/// A dataset of a tree, with its target.
 struct Placed<'a> {
     dataset: &'a DatasetName,
     target: DatasetName,
@@ -21,7 +21,8 @@ struct Placed<'a> {
     options: &'a ReceiveOptions,
 }
 
-/// Dataset by dataset, parents first. One that fails does not keep the others back.
+/// Restores the datasets one after the other, parents first. A dataset that fails does not block
+/// the others.
 pub(super) async fn restore_tree(
     context: &Context,
     tree: RestoreTree,
@@ -55,7 +56,7 @@ pub(super) async fn restore_tree(
             options,
         });
     }
-    // The lock of the root is for all below it.
+    // The lock of the root covers all datasets below it.
     let _lock = if context.global.dry_run {
         None
     } else {
@@ -122,7 +123,7 @@ pub(super) async fn restore_tree(
     context.verdict()
 }
 
-/// An ordinary user hears what is missing before anything is fetched.
+/// Fails before anything is fetched when an ordinary user lacks permissions.
 fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Failure> {
     let runner = Runner::current();
     if runner.privileged || context.global.dry_run {
@@ -139,7 +140,7 @@ fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Fai
         if is_there(set, target)? {
             continue;
         }
-        // What cannot go there is said when its turn comes.
+        // A dataset that cannot be received here is reported in its turn.
         let Ok(plan) = check_target(&*zfs, target, set, options) else {
             continue;
         };
@@ -148,7 +149,7 @@ fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Fai
     Ok(())
 }
 
-/// What is not of the same moment.
+/// Reports which datasets are not of the same moment.
 fn say_apart(tree: &RestoreTree, context: &Context) {
     let output = &context.output;
     for TreeMember { dataset, set, .. } in tree.members.iter().filter(|member| !member.same_moment)
@@ -175,21 +176,21 @@ fn say_apart(tree: &RestoreTree, context: &Context) {
     }
 }
 
-/// Whether an earlier run of this restore has brought the dataset to its end: its newest snapshot
-/// is the one wanted, and nothing waits to be received.
+/// Returns whether an earlier run of this restore has completed the dataset: its newest snapshot is
+/// the wanted one, and no receive is unfinished.
 fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
     let zfs = open_zfs()?;
     let Some(dataset) = zfs.dataset(place)? else {
         return Ok(false);
     };
     let newest = zfs.snapshots(place)?.pop().map(|snapshot| snapshot.guid);
-    // Only the mark of the dataset itself: below a root that is half restored every dataset
-    // inherits that root's mark.
+    // Check only the mark of the dataset itself: below a half-restored root every dataset inherits
+    // that root's mark.
     let is_marked = is_makeshift(&dataset).is_some() || dataset.resume_token()?.is_some();
     Ok(newest == Some(set.newest().manifest.snapshot.guid) && !is_marked)
 }
 
-/// The place of a descendant under `target`.
+/// Returns the place of a descendant under `target`.
 fn place_of(target: &DatasetName, below: &str) -> Result<DatasetName, Failure> {
     let name = format!("{target}{below}");
     name.parse()

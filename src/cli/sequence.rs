@@ -1,23 +1,22 @@
-//! The steps of `[backup-sequence]` as commands, parsed by the same definitions as the command
-//! line.
+//! The steps of `[backup-sequence]` as commands, parsed by the definitions of the command line.
 
 use super::args::{Args, Command};
 use crate::config::{Config, ConfigError, Problem, SequenceStep};
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// One step that can be run.
+/// A step that can be run.
 #[derive(Debug)]
 pub(super) struct Step {
-    /// Its key: `step03`.
+    /// The key of the step: `step03`.
     pub(super) name: String,
-    /// Its command line.
+    /// The command line of the step.
     pub(super) line: String,
-    /// What it means.
+    /// The parsed command line.
     pub(super) args: Args,
 }
 
-/// All steps, or everything that is wrong with them.
+/// Returns all steps, or all problems of the steps.
 pub(super) fn parse_steps(config: &Config) -> Result<Vec<Step>, ConfigError> {
     let (mut steps, mut problems, mut locked) = (Vec::new(), Vec::new(), false);
     for step in &config.sequence {
@@ -60,7 +59,7 @@ pub(super) fn parse_steps(config: &Config) -> Result<Vec<Step>, ConfigError> {
     }
 }
 
-/// What is wrong with a step, and what to do about it.
+/// The problem of a step, and the hint.
 type Refusal = (String, Option<String>);
 
 fn refused(message: &str, hint: Option<&str>) -> Refusal {
@@ -110,7 +109,7 @@ fn parse_step(step: &SequenceStep) -> Result<Args, Refusal> {
     }
 }
 
-/// What clap has to say, in the form of the other problems of a configuration.
+/// Turns an error of clap into the form of the other problems of a configuration.
 fn explain(error: &clap::Error) -> Refusal {
     if matches!(
         error.kind(),
@@ -129,7 +128,7 @@ fn explain(error: &clap::Error) -> Refusal {
         .strip_prefix("error: ")
         .unwrap_or(&message)
         .to_owned();
-    // The nearest one comes last.
+    // The nearest suggestion comes last.
     let suggestions = [
         ContextKind::SuggestedSubcommand,
         ContextKind::SuggestedArg,

@@ -1,4 +1,4 @@
-//! `--read-data` as people write it.
+//! Parses `--read-data`.
 
 use crate::config::Size;
 use crate::plan::sample::ReadShare;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 const FORMS: &str =
     "expected a share such as 5%, an amount such as 10G, or 1/7 for another seventh each day";
 
-/// What is not a share: the value and what was expected.
+/// The error for a value that is not a share: names the value and the expected forms.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?}: {FORMS}{more}")]
 pub struct InvalidShare {

@@ -1,4 +1,4 @@
-//! `show`: the table, what stands below it, and with a dataset or `-v` all that is known of each.
+//! `show`: the table, the remarks below it, and with a dataset or `-v` all that is known of each.
 
 use super::args::Show;
 use super::context::Context;
@@ -31,7 +31,8 @@ pub(super) async fn show(context: &Context, show: &Show) -> Result<(), Failure> 
             .for_each(|line| output.line(line));
     }
     output.json(|| json!(overview));
-    // What could not be asked was said, and must not look like a whole answer to a program either.
+    // Stores that could not be read were reported. A program must not read the output as a complete
+    // answer either.
     if failed {
         Err(Failure::Reported(status::PARTIAL))
     } else {

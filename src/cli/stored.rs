@@ -1,4 +1,4 @@
-//! Which datasets of a store the configuration means, for commands that work without ZFS.
+//! The configured datasets in a store, for commands that also work without ZFS.
 
 use super::Failure;
 use super::context::Context;
@@ -10,18 +10,19 @@ use crate::run::pool::select::{Selected, Selection, match_stored, select_dataset
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 
-/// A dataset by both its names.
+/// A dataset with both of its names.
 #[derive(Debug, Clone)]
 pub(super) struct NamedDataset {
-    /// In the pool, where it may be gone.
+    /// The name in the pool, where the dataset may be gone.
     pub(super) in_pool: DatasetName,
-    /// In the store.
+    /// The name in the store.
     pub(super) stored: DatasetName,
 }
 
-/// The datasets to work on: what ZFS knows where it is there, because a renamed dataset keeps its
-/// place in the store, and what the names alone say, because a dataset that is gone from the pool
-/// may still have its backups here. Without those that failed earlier in this run.
+/// Returns the datasets to work on, without those that failed earlier in this run. ZFS is read
+/// where it is available, because a renamed dataset keeps its place in the store. The configured
+/// names are added, because a dataset that is gone from the pool may still have backups in the
+/// store.
 pub(super) async fn datasets_of(
     context: &Context,
     store: &dyn ObjectStore,
@@ -47,8 +48,8 @@ pub(super) async fn datasets_of(
     Ok(named)
 }
 
-/// As [`datasets_of`], for a command that only looks: a dataset that is not in the pool is no
-/// failure of it.
+/// Returns the same as [`datasets_of`], for a command that only reads: a dataset that is missing in
+/// the pool is no failure of the command.
 pub(super) async fn datasets_to_look_at(
     config: &Config,
     store: &dyn ObjectStore,
@@ -93,7 +94,7 @@ fn by_both_names(selected: Vec<Selected>) -> Vec<NamedDataset> {
     selected.into_iter().map(named).collect()
 }
 
-/// By their names alone.
+/// Returns the datasets by their names alone.
 async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
     let found = if config.datasets.recursive {
         list_datasets(store).await?

@@ -1,5 +1,5 @@
-//! Asks ZFS, the stores and this host's records for what `show` shows. One that cannot be asked is
-//! named, and the others are shown all the same: an error is never shown as "nothing".
+//! Reads ZFS, the stores and this host's records for `show`. A source that cannot be read is named,
+//! and the others are shown nevertheless: an error is never shown as "nothing".
 
 use super::args::{Global, Show};
 use super::context::Context;
@@ -33,13 +33,13 @@ use crate::store::key::dataset_prefix;
 use crate::zfs::Zfs;
 use jiff::Timestamp;
 
-/// What was asked, and what was found out. `failed` is what could not be, said already.
+/// The result of the survey. `failed` means that a source could not be read, which was printed.
 pub(super) struct Survey {
     pub(super) overview: Overview,
     pub(super) failed: bool,
 }
 
-/// A bare host: the store that `--remote` names and nothing else.
+/// Surveys a store without a configuration: only the store that `--remote` names.
 pub(super) async fn survey_store(
     global: &Global,
     show: &Show,
@@ -72,7 +72,7 @@ pub(super) async fn survey_store(
     Ok(survey)
 }
 
-/// A host with a configuration.
+/// Surveys a host with a configuration.
 pub(super) async fn survey_host(
     context: &Context,
     show: &Show,
@@ -127,7 +127,7 @@ pub(super) async fn survey_host(
     Ok(survey)
 }
 
-/// Which of the two stores.
+/// The store that a view belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Intermediate,
@@ -167,7 +167,7 @@ impl Survey {
         }
     }
 
-    /// What was found out, or nothing after it was said why not.
+    /// Returns the value; or prints the error, adds it to `errors` and returns `None`.
     fn keep<T>(
         &mut self,
         found: Result<T, impl Into<RunError>>,
@@ -194,8 +194,8 @@ impl Survey {
         }
     }
 
-    /// The datasets, with what the pool has of each. Without ZFS those that the configuration
-    /// names.
+    /// Adds the datasets, with what the pool has of each. Without ZFS adds the datasets that the
+    /// configuration names.
     fn local(&mut self, config: &Config, show: &Show, output: &Output) {
         let wanted = |name: &DatasetName| show.datasets.is_empty() || show.datasets.contains(name);
         let found = open_zfs().and_then(|zfs| {
@@ -205,7 +205,7 @@ impl Survey {
             ))
         });
         match found {
-            // One by one: a dataset that is not there must not hide the others.
+            // Read one dataset at a time: a missing dataset must not hide the others.
             Ok((selection, zfs)) => {
                 for left_out in &selection.left_out {
                     output.always(&format!("{}; it is left out", left_out.why));
@@ -245,7 +245,7 @@ impl Survey {
         }
     }
 
-    /// Each dataset once, and only those asked for.
+    /// Adds a dataset if it is requested and not in the list yet.
     fn add(&mut self, view: DatasetView, wanted: impl Fn(&DatasetName) -> bool) {
         let known = self
             .overview
@@ -257,7 +257,7 @@ impl Survey {
         }
     }
 
-    /// All datasets in one store.
+    /// Reads all datasets in one store.
     async fn store(
         &mut self,
         side: &ReadSide,
@@ -269,8 +269,8 @@ impl Survey {
         let output = &*context.output;
         let trusted = match trusted_keys(side, &show.source).await {
             Ok(trusted) => trusted,
-            // Where a whole listing shows nothing there is no keyring either, and nothing to
-            // believe.
+            // A complete listing shows that the store is empty: it has no keyring and no manifest
+            // to verify.
             Err(_) if side.store.is_unused().await.is_ok_and(|unused| unused) => {
                 TrustedKeys::default()
             }
@@ -337,7 +337,7 @@ impl Survey {
         }
     }
 
-    /// What this host remembers, and what follows from all of it.
+    /// Reads this host's records and judges the datasets.
     fn records(&mut self, config: &Config, output: &Output) {
         let now = self.overview.now;
         let known = self
@@ -408,8 +408,8 @@ fn local_view(zfs: &dyn Zfs, config: &Config, selected: &Selected) -> Result<Loc
     })
 }
 
-/// What a store holds of a dataset. `deep` looks at the objects of every backup, else only of the
-/// newest chain.
+/// Reads the backups of a dataset in a store. With `deep` the objects of every backup are checked,
+/// else only those of the newest chain.
 async fn store_view(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -516,8 +516,9 @@ fn lockfile(config: &Config) -> Option<LockfileView> {
     })
 }
 
-/// What stays for ever by what is known: stores without rules, other origins, what is not of this
-/// format.
+/// Returns a sentence for everything that no prune will ever delete, as far as known: backups in
+/// stores without rules, own snapshots without a limit, backups of several origins or time lines,
+/// and objects that are not of this format.
 fn never_deleted(config: &Config, datasets: &[DatasetView]) -> Vec<String> {
     let mut kept = Vec::new();
     let rules = [

@@ -42,11 +42,11 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     if !is_unused {
         from = open_intermediate(config, purpose).await?;
     } else if purpose == Purpose::Write {
-        // Make no identity and no keys in a store to which nothing was ever exported.
+        // A store without exports must not get an identity or keys.
         return nothing_to_copy(context, &datasets_of(context, &*from).await?);
     }
     let to = open_remote_for(config, env, purpose).await?;
-    // Before keys are put anywhere.
+    // Check this before keys are put anywhere.
     refuse_one_place(&from.known(), &to.known())?;
     let datasets = datasets_of(context, &*from).await?;
     let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
@@ -59,7 +59,7 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
     }
-    // The keys of the directory come first: what lies there is sealed to them, and the remote shall
+    // Set up the keys of the directory first: its backups are sealed to them, and the remote must
     // have them too.
     keys_for_writing(config, env, &*from).await?;
     let keys = keys_for_writing(config, env, &*to).await?;
@@ -117,7 +117,8 @@ fn nothing_to_copy(context: &Context, datasets: &[NamedDataset]) -> Result<(), F
     context.verdict()
 }
 
-/// Tells the context what became of a dataset. Each failure is said; the worst is the dataset's.
+/// Adds the result of a dataset to the context. Each failure is printed; the most serious one is
+/// the dataset's.
 fn settle(context: &Context, named: &NamedDataset, report: UploadReport) {
     let sent_bytes = report.copied.iter().map(|copied| copied.sent_bytes).sum();
     if report.failed.is_empty() {
@@ -146,7 +147,7 @@ async fn dry_run(
     rules: &UploadRules<'_>,
 ) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    // The keys are looked up where reading commands do: nothing is made or put.
+    // The keys are read as in reading commands: no key is made or put.
     let side = open_configured(config.clone(), env.clone(), true).await?;
     let trusted = trusted_keys(
         &side,
@@ -286,7 +287,7 @@ fn print(named: &NamedDataset, report: &UploadReport, started: Instant, output: 
     }
 }
 
-/// `, 21 there already, 3 pruned there`; nothing for nothing.
+/// Describes backups that are not copied: `, 21 there already, 3 pruned there`; empty without any.
 fn left_words(left: &[(BackupId, LeftReason)]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, reason) in left {
@@ -329,7 +330,7 @@ fn left_json(left: &[(BackupId, LeftReason)]) -> serde_json::Value {
         .collect()
 }
 
-/// The progress of one dataset; how much there is to do is known only once it was planned.
+/// The progress of one dataset. The amount of work is known only after the planning.
 struct ShownProgress {
     output: Arc<Output>,
     name: String,

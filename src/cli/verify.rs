@@ -65,7 +65,7 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
             intermediate: intermediate.as_ref(),
             own_commits,
         };
-        // One dataset that cannot be asked about must not hide what is found of the others.
+        // A dataset whose check fails must not hide the results of the others.
         match verify_with(Arc::clone(&side.store), &named.stored, &trusted, &options).await {
             Ok(report) => {
                 if let Some((config, _)) = &side.config {
@@ -127,8 +127,9 @@ async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>,
     })
 }
 
-/// The store that this host expects at the verified place, and why the store there is another one.
-/// Somebody who replaces the identity of a store would else hide what this host stored there.
+/// Returns the store that this host expects at the verified place, and the reason why the store at
+/// the place is another one. Without this check, somebody who replaces the identity of a store
+/// would hide the backups that this host stored there.
 async fn expected_store(
     side: &ReadSide,
     verify: &Verify,
@@ -143,8 +144,8 @@ async fn expected_store(
     Ok(expected_identity(config, role, &*side.store).await?)
 }
 
-/// Returns the newest backups that this host itself stored there: in the store that answers, and in
-/// the one that this host knows for the place.
+/// Returns the newest backups that this host itself stored at the place: in the store that answers
+/// now, and in the store that this host knows for the place.
 fn own_commits(
     side: &ReadSide,
     known: Option<&KnownStore>,
@@ -161,8 +162,8 @@ fn own_commits(
     Ok(commits)
 }
 
-/// The keys that open backups, if this host has them: a host that only makes backups has none, and
-/// that is well.
+/// Returns the keys that open backups, if this host has them. A host that only makes backups has
+/// none, which is no error.
 async fn opening_keys(side: &ReadSide, verify: &Verify, output: &Output) -> Option<KeyFile> {
     match key_file(side, &verify.source).await {
         Ok(file) => Some(file),
@@ -197,8 +198,9 @@ fn read_data(
     })
 }
 
-/// What the intermediate directory knows of the dataset, when the remote is verified and there is
-/// one. It is a second witness: without it the remote is verified all the same.
+/// Returns the contents of the intermediate directory for the dataset, when the remote is verified
+/// and there is a directory. They are additional evidence: without them the remote is verified
+/// nevertheless.
 async fn intermediate_catalog(
     side: &ReadSide,
     verify: &Verify,
@@ -227,8 +229,8 @@ async fn intermediate_catalog(
     }
 }
 
-/// Which of the broken backups' snapshots are still at the source; `None` where that cannot be
-/// asked.
+/// Returns whether the snapshot of each broken backup still exists at the source; `None` where the
+/// pool cannot be read.
 fn sources_here(
     side: &ReadSide,
     named: &NamedDataset,
@@ -259,8 +261,8 @@ fn sources_here(
         .collect()
 }
 
-/// Damage, or no backup where there should be one: a wiped store is not a good one.
-/// Returns the exit status that a dataset's report gives the command, and the reason.
+/// Returns the exit status that a dataset's report gives the command, and the reason. Damage is a
+/// failure, and so is a dataset without a backup: a wiped store is not a good one.
 fn flaw_of(report: &VerifyReport) -> Option<(u8, String)> {
     if !report.damage.is_empty() {
         let reason = format!("{} objects are damaged or missing", report.damage.len());
@@ -313,7 +315,7 @@ fn print(
     }
 }
 
-/// `10163 by provider hash, 40 by id and size only, 1 MISSING, 2 DAMAGED`
+/// Describes the counts: `10163 by provider hash, 40 by id and size only, 1 MISSING, 2 DAMAGED`.
 fn counts(report: &VerifyReport) -> String {
     let mut by_strength: BTreeMap<Strength, usize> = BTreeMap::new();
     for (tier, count) in &report.objects {
@@ -338,7 +340,7 @@ fn counts(report: &VerifyReport) -> String {
     words.join(", ")
 }
 
-/// Damage is said also when quiet: it is the reason to run this.
+/// Prints the damage, also with `--quiet`: damage is the reason to run this command.
 fn print_damage(
     named: &NamedDataset,
     report: &VerifyReport,
@@ -388,7 +390,7 @@ fn restorable(broken: &BrokenBackup) -> String {
     }
 }
 
-/// `incr 2026-11-03`. The time of an id is its snapshot's.
+/// Describes a backup: `incr 2026-11-03`. The time of an id is its snapshot's.
 fn words_of(id: &BackupId) -> String {
     let kind = if id.kind() == BackupKind::Full {
         "full"
@@ -400,7 +402,7 @@ fn words_of(id: &BackupId) -> String {
     format!("{kind} {}-{}-{}", part(0..4), part(4..6), part(6..8))
 }
 
-/// The chunk that a key names, for programs.
+/// Returns the chunk that a key names, for programs.
 fn chunk_of(key: &str) -> Option<u32> {
     match ObjectKey::parse(key)?.object {
         BackupObject::Chunk { index, .. } => Some(index.get()),
@@ -449,14 +451,14 @@ fn to_json(
     })
 }
 
-/// How strong evidence is, the best first.
+/// The strength of evidence, the best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Strength {
     /// The store computed a hash of the content.
     Provider,
-    /// What we recorded at the commit names an object that cannot be replaced unnoticed.
+    /// The record of the commit names an object that cannot be replaced unnoticed.
     Recorded,
-    /// Presence and size.
+    /// The object has the expected size; nothing else is known.
     None,
 }
 
@@ -482,7 +484,8 @@ fn strength(tier: EvidenceTier) -> Strength {
     }
 }
 
-/// What a tier means, for people. Which resists a writer and which only accidents belongs to it.
+/// Describes a tier for people, with its protection: against accidents only, or against a writer
+/// too.
 pub(super) fn tier_words(tier: EvidenceTier) -> &'static str {
     match tier {
         EvidenceTier::Crc64nvmeFull => {

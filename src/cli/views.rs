@@ -1,5 +1,5 @@
-//! What `show` knows, as data. The JSON of `show` is these types; `docs/json.md` says what each
-//! field means.
+//! The facts of `show`, as data. The JSON of `show` has these types; `docs/json.md` describes each
+//! field.
 
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::health::Health;
@@ -7,7 +7,7 @@ use crate::state::history::Record;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-/// All that `show` found out.
+/// All facts that `show` found.
 #[derive(Debug, Serialize)]
 pub(super) struct Overview {
     pub(super) format: u32,
@@ -16,17 +16,17 @@ pub(super) struct Overview {
     pub(super) intermediate: StoreAnswer,
     pub(super) datasets: Vec<DatasetView>,
     pub(super) lockfile: Option<LockfileView>,
-    /// What no rule will ever delete, a sentence each.
+    /// Descriptions of what no rule will ever delete, one sentence each.
     pub(super) never_deleted: Vec<String>,
 }
 
-/// Whether a store was looked into.
+/// Whether a store was read.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct StoreAnswer {
-    /// Its name; `None` when none is configured.
+    /// The store's URL; `None` when none is configured.
     pub(super) url: Option<String>,
     pub(super) asked: bool,
-    /// Why it could not be looked into.
+    /// The reason why the store could not be read.
     pub(super) error: Option<String>,
 }
 
@@ -36,36 +36,35 @@ pub(super) struct LockfileView {
     pub(super) made_at: Option<Timestamp>,
 }
 
-/// One dataset.
+/// The facts about a dataset.
 #[derive(Debug, Serialize)]
 pub(super) struct DatasetView {
-    /// Its name in the store.
+    /// The dataset's name in the store.
     pub(super) dataset: DatasetName,
     pub(super) local: Option<LocalView>,
     pub(super) intermediate: Option<StoreView>,
     pub(super) remote: Option<StoreView>,
-    /// What this host remembers of the store that counts: the remote, else the intermediate
-    /// directory.
+    /// This host's record of the store that counts: the remote, else the intermediate directory.
     pub(super) record: Option<Record>,
-    /// Stores in which a run seems to be at work on it.
+    /// Stores in which a run seems to work on the dataset.
     pub(super) running_in: Vec<String>,
-    /// What could not be found out.
+    /// Errors of the sources that could not be read.
     pub(super) errors: Vec<String>,
-    /// What is to be said of its age, verification and failures; `None` without a configuration.
+    /// The verdict on age, verification and failures; `None` without a configuration.
     #[serde(skip)]
     pub(super) health: Option<Health>,
-    /// The intermediate directory is the only store.
+    /// Whether the intermediate directory is the only store.
     #[serde(skip)]
     pub(super) only_intermediate: bool,
 }
 
-/// What is in the pool.
+/// The facts of a dataset in the pool.
 #[derive(Debug, Serialize)]
 pub(super) struct LocalView {
     pub(super) name: DatasetName,
     pub(super) guid: Guid,
     pub(super) encrypted: bool,
-    /// It is sent raw, so its ZFS key must survive too.
+    /// Whether the dataset is sent raw, so that its ZFS key must be kept too.
     pub(super) sent_raw: bool,
     pub(super) snapshots: Vec<SnapshotView>,
     pub(super) bookmarks: Vec<BookmarkView>,
@@ -90,7 +89,7 @@ pub(super) struct BookmarkView {
     pub(super) created_at: Timestamp,
 }
 
-/// A hold of ours.
+/// A hold of this program.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct HoldView {
     pub(super) snapshot: String,
@@ -99,18 +98,18 @@ pub(super) struct HoldView {
     pub(super) used_bytes: u64,
 }
 
-/// What a store holds of a dataset.
+/// The contents of a store for a dataset.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct StoreView {
-    /// Oldest first.
+    /// The backups, oldest first.
     pub(super) backups: Vec<BackupView>,
     pub(super) unfinished: Vec<AttemptView>,
     pub(super) uploads: Vec<UploadView>,
     pub(super) unknown_objects: u64,
     pub(super) unknown_bytes: u64,
-    /// Datasets, by guid, that have backups here under this name.
+    /// Number of datasets, by guid, that have backups in the store under this name.
     pub(super) origins: u64,
-    /// Time lines of the newest of them, as far as the store alone tells.
+    /// Number of time lines of the newest of these datasets, as far as the store alone shows.
     pub(super) time_lines: u64,
 }
 
@@ -126,15 +125,15 @@ pub(super) struct BackupView {
     pub(super) stream_bytes: u64,
     pub(super) stored_bytes: u64,
     pub(super) raw: bool,
-    /// The snapshot that the dataset was a clone of.
+    /// The guid of the snapshot that the dataset was a clone of.
     pub(super) clone_origin_guid: Option<Guid>,
-    /// Whether its objects and its ancestors' were looked at.
+    /// Whether the objects of the backup and of its ancestors were checked.
     pub(super) checked: bool,
-    /// Why it is not usable.
+    /// The reason why the backup is not usable.
     pub(super) flaw: Option<String>,
 }
 
-/// Objects under an id without a believable manifest.
+/// Objects under an id without a verified manifest.
 #[derive(Debug, Serialize)]
 pub(super) struct AttemptView {
     pub(super) id: BackupId,
@@ -143,15 +142,15 @@ pub(super) struct AttemptView {
     pub(super) objects: u64,
     pub(super) bytes: u64,
     pub(super) newest_object_at: Option<Timestamp>,
-    /// When a prune gives it up, unless it goes on.
+    /// When a prune abandons the attempt, unless it is resumed.
     pub(super) given_up_at: Option<Timestamp>,
-    /// A manifest or its signature is there.
+    /// Whether a manifest or its signature exists.
     pub(super) was_committed: bool,
-    /// Why its manifest or its first object is not believed.
+    /// The reason why the manifest or the first object is not trusted.
     pub(super) disbelieved: Option<String>,
 }
 
-/// A multipart upload that was begun and not ended.
+/// A multipart upload that was started and not completed.
 #[derive(Debug, Serialize)]
 pub(super) struct UploadView {
     pub(super) key: String,
@@ -159,7 +158,7 @@ pub(super) struct UploadView {
 }
 
 impl StoreView {
-    /// Notes of each unfinished upload when a prune gives it up: `resume_days` after its newest
+    /// Sets for each unfinished upload when a prune abandons it: `resume_days` after its newest
     /// object.
     pub(super) fn note_ends(&mut self, resume_days: u32) {
         let days = SignedDuration::from_hours(24 * i64::from(resume_days));
@@ -174,7 +173,7 @@ impl StoreView {
         }
     }
 
-    /// Bytes of all backups and attempts.
+    /// Returns the bytes of all backups and attempts.
     pub(super) fn total_bytes(&self) -> u64 {
         let attempts = self.unfinished.iter().map(|attempt| attempt.bytes);
         self.backups
@@ -185,17 +184,17 @@ impl StoreView {
     }
 }
 
-/// The newest backup that is known in the store that counts.
+/// The newest known backup in the store that counts.
 pub(super) struct Newest<'a> {
     pub(super) id: &'a BackupId,
     pub(super) snapshot_at: Timestamp,
-    /// Incrementals in its chain.
+    /// Incrementals in the backup's chain.
     pub(super) position: u32,
 }
 
 impl DatasetView {
-    /// The listing of the store that counts, where it was asked: the remote, else an intermediate
-    /// directory that is the only store.
+    /// Returns the listing of the store that counts, where it was read: the remote, else an
+    /// intermediate directory that is the only store.
     pub(super) fn counting(&self) -> Option<&StoreView> {
         self.remote.as_ref().or(self
             .intermediate
@@ -203,7 +202,7 @@ impl DatasetView {
             .filter(|_| self.only_intermediate))
     }
 
-    /// The newest backup, by the listing where there is one, else by what this host remembers.
+    /// Returns the newest backup, by the listing where there is one, else by this host's record.
     pub(super) fn newest(&self) -> Option<Newest<'_>> {
         if let Some(view) = self.counting() {
             let newest = view.backups.last()?;
@@ -222,7 +221,7 @@ impl DatasetView {
         })
     }
 
-    /// Its backups are raw streams of an encrypted dataset.
+    /// Returns whether the backups are raw streams of an encrypted dataset.
     pub(super) fn is_raw(&self) -> bool {
         let local = self.local.as_ref().map(|local| local.sent_raw);
         let listed = self

@@ -1,4 +1,4 @@
-//! From configuration to adapters: which ZFS, which store, which keys.
+//! Makes the adapters from the configuration: ZFS, stores and keys.
 
 use super::args::{Global, Source};
 use super::follow::{Purpose, follow};
@@ -27,7 +27,7 @@ use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Loads the configuration and says what it has to say.
+/// Loads the configuration and prints its notices.
 pub(super) fn load_config(
     global: &Global,
     output: &Output,
@@ -44,13 +44,13 @@ pub(super) fn load_config(
     Ok((config, env))
 }
 
-/// The kernel's ZFS.
+/// Opens the kernel's ZFS.
 pub(super) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
     let allowed = std::env::var(ALLOW_VARIABLE).ok();
     Ok(Arc::new(RealZfs::open(allowed.as_deref())?))
 }
 
-/// The configured remote, for reading.
+/// Opens the configured remote for reading.
 pub(super) async fn open_remote(
     config: &Config,
     env: &Environment,
@@ -58,7 +58,7 @@ pub(super) async fn open_remote(
     open_remote_for(config, env, Purpose::Read).await
 }
 
-/// The configured remote for `purpose`: before the first writing it is tried what the store can do.
+/// Opens the configured remote for `purpose`. Before the first write the store is probed.
 pub(super) async fn open_remote_for(
     config: &Config,
     env: &Environment,
@@ -68,7 +68,7 @@ pub(super) async fn open_remote_for(
     identified(config, StoreRole::Remote, store, purpose).await
 }
 
-/// A configured store without regard to its identity.
+/// Opens a configured store without a check of its identity.
 pub(super) async fn open_raw_store(
     config: &Config,
     env: &Environment,
@@ -99,14 +99,14 @@ async fn open_bare_remote(
     open_remote_as(config, env, (files, profile), purpose).await
 }
 
-/// A remote as `doctor` looks at it.
+/// The remote as `doctor` sees it.
 pub(super) struct OpenRemote {
     pub(super) store: Arc<dyn ObjectStore>,
-    /// Where it answers, for people; `None` for a folder.
+    /// The endpoint of the remote, for people; `None` for a folder.
     pub(super) endpoint: Option<String>,
 }
 
-/// The configured remote as it is without any probe.
+/// Opens the configured remote without a probe.
 pub(super) async fn open_raw_remote(
     config: &Config,
     env: &Environment,
@@ -137,8 +137,8 @@ pub(super) async fn open_raw_remote(
     }
 }
 
-/// The configured remote with the credentials of `[prune]`, where there are some: the nightly ones
-/// need not delete.
+/// Opens the configured remote with the credentials of `[prune]`, where they are set, so that the
+/// nightly credentials need no right to delete.
 pub(super) async fn open_remote_to_delete(
     config: &Config,
     env: &Environment,
@@ -201,7 +201,7 @@ async fn open_remote_as(
     }
 }
 
-/// The configured S3 store, which answers.
+/// Connects to the configured S3 store and checks that it answers.
 async fn connect_s3(
     config: &Config,
     env: &Environment,
@@ -278,7 +278,8 @@ async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectSto
     }
 }
 
-/// A folder as a store. It must exist: a mount that is not there must not look like an empty store.
+/// Opens a folder as a store. The folder must exist: a missing mount must not look like an empty
+/// store.
 pub(super) fn open_dir(root: &Path, part_bytes: usize) -> Result<Arc<dyn ObjectStore>, Failure> {
     Ok(Arc::new(DirStore::open(&DirSettings {
         root: root.to_owned(),
@@ -286,7 +287,7 @@ pub(super) fn open_dir(root: &Path, part_bytes: usize) -> Result<Arc<dyn ObjectS
     })?))
 }
 
-/// The configured intermediate directory for `purpose`.
+/// Opens the configured intermediate directory for `purpose`.
 pub(super) async fn open_intermediate(
     config: &Config,
     purpose: Purpose,
@@ -310,7 +311,7 @@ fn open_bare_intermediate(config: &Config) -> Result<Arc<dyn ObjectStore>, Failu
     }
 }
 
-/// The keys for writing to this store.
+/// Returns the keys for writing to this store.
 pub(super) async fn keys_for_writing(
     config: &Config,
     env: &Environment,
@@ -319,8 +320,8 @@ pub(super) async fn keys_for_writing(
     keys_for_writing_with(config, env, store, NewerKeys::Refuse).await
 }
 
-/// As [`keys_for_writing`], with a person's word about keys that are newer than those that are
-/// found.
+/// Returns the same as [`keys_for_writing`]. `newer` is a person's decision about keys that are
+/// newer than those that were found.
 pub(super) async fn keys_for_writing_with(
     config: &Config,
     env: &Environment,
@@ -347,7 +348,8 @@ pub(super) async fn keys_for_writing_with(
     }
 }
 
-/// The passphrase that the configuration names.
+/// Returns the passphrase that the configuration names, with a [`RunError`] for the functions of
+/// `run`.
 pub(super) fn ask_passphrase(
     source: &Passphrase,
     env: &Environment,
@@ -361,8 +363,8 @@ pub(super) fn ask_passphrase(
     Ok(SecretString::from(secret.expose().to_owned()))
 }
 
-/// The key that signs prune records, and whom pruning believes. Never makes a keyring: there is
-/// nothing to prune in a store without one.
+/// Returns the key that signs prune records, and the keys that pruning trusts. Never makes a
+/// keyring: a store without one has nothing to prune.
 pub(super) async fn keys_for_pruning(
     config: &Config,
     env: &Environment,
@@ -397,8 +399,8 @@ pub(super) async fn keys_for_pruning(
     Ok((signing, trusted))
 }
 
-/// The keys for a plan of what would be written. Puts nothing anywhere: keys that do not exist yet
-/// are made up, and then there is no backup that they could verify.
+/// Returns the keys for a plan of what would be written. Writes nothing: keys that do not exist yet
+/// are temporary, and then no backup exists that they could verify.
 pub(super) async fn keys_for_planning(
     config: &Config,
     env: &Environment,
@@ -433,13 +435,13 @@ fn verify_keys(config: &Config) -> Vec<VerifyingKey> {
         .collect()
 }
 
-/// Where a reading command reads, and what it knows of the configuration.
+/// The store of a reading command, and its configuration, if any.
 pub(super) struct ReadSide {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) config: Option<(Config, Environment)>,
 }
 
-/// The store of a reading command: `--remote`, the intermediate directory, or the configured
+/// Opens the store of a reading command: `--remote`, the intermediate directory, or the configured
 /// remote.
 pub(super) async fn open_for_reading(
     global: &Global,
@@ -457,7 +459,7 @@ pub(super) async fn open_for_reading(
     open_configured(config, env, intermediate).await
 }
 
-/// A store that an option names by its URL, with the credentials of the environment.
+/// Opens a store that an option names by its URL, with the credentials of the environment.
 pub(super) async fn open_named(option: &str, url: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
     let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
         usage(
@@ -468,7 +470,7 @@ pub(super) async fn open_named(option: &str, url: &str) -> Result<Arc<dyn Object
     open_store(&remote, S3Settings::default()).await
 }
 
-/// The intermediate directory, or the remote; where no remote is configured, the intermediate
+/// Opens the intermediate directory or the remote; where no remote is configured, the intermediate
 /// directory too.
 pub(super) async fn open_configured(
     config: Config,
@@ -485,8 +487,9 @@ pub(super) async fn open_configured(
     })
 }
 
-/// Whom a reading command believes: the key file, the keys cached on this host, the configuration,
-/// or the keyring that the passphrase opens. Asks for a passphrase only when nothing else is there.
+/// Returns the keys that a reading command trusts: from the key file, the keys cached on this host,
+/// the configuration, or the keyring that the passphrase opens. Asks for a passphrase only when no
+/// other source exists.
 pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<TrustedKeys, Failure> {
     if source.identity.is_none()
         && let Some((config, env)) = &side.config
@@ -506,7 +509,8 @@ pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<Tru
     Ok(key_file(side, source).await?.trusted)
 }
 
-/// Whom a host in recipients mode believes: its own key and those that are configured.
+/// Returns the signing key of a host in recipients mode, and the keys that it trusts: its own key
+/// and the configured ones.
 fn signing_side(
     signing_key_file: &SecretFile,
     config: &Config,
@@ -519,7 +523,7 @@ fn signing_side(
     Ok((signing, trusted))
 }
 
-/// The keys that open backups: from the key file, or from the keyring with the passphrase.
+/// Returns the keys that open backups: from the key file, or from the keyring with the passphrase.
 pub(super) async fn key_file(side: &ReadSide, source: &Source) -> Result<KeyFile, Failure> {
     let configured = side
         .config
@@ -556,7 +560,7 @@ fn read_key_file(path: &PathBuf) -> Result<KeyFile, Failure> {
     KeyFile::parse(&text).map_err(|source| RunError::Keyring { store, source }.into())
 }
 
-/// The passphrase that the configuration names.
+/// Returns the passphrase that the configuration names.
 pub(super) fn configured_passphrase(
     config: &Config,
     env: &Environment,
@@ -572,7 +576,7 @@ pub(super) fn configured_passphrase(
     }
 }
 
-/// Every store that the configuration names: the remote, then the intermediate directory.
+/// Opens every store that the configuration names: the remote, then the intermediate directory.
 pub(super) async fn open_all_stores(
     config: &Config,
     env: &Environment,
@@ -620,7 +624,7 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
     }
 }
 
-/// How backups are made, from the configuration.
+/// Returns the settings of backups from the configuration.
 pub(super) fn backup_settings(config: &Config) -> BackupSettings {
     BackupSettings {
         split_bytes: config.split_size.bytes(),
@@ -652,7 +656,7 @@ fn lifecycle_rules(config: &Config) -> LifecycleRules {
     let rules = &config.backup_lifecycle;
     LifecycleRules {
         incrementals_percent_max: rules.full_when_incrementals_exceed.0,
-        // An age is at most a hundred years.
+        // The conversion cannot fail: an age is at most a hundred years.
         full_age_max: rules
             .full_every
             .and_then(|age| age.duration().try_into().ok()),

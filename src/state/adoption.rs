@@ -1,13 +1,14 @@
-//! Adoption: whose backups a dataset took over. Written down in the state folder, a file for each
-//! store and name in it. A file of an earlier version, which holds for every store, counts until
-//! the next adoption.
+//! Adoption: a record of the backups that a dataset took over. The state folder has a file for each
+//! store and each name in that store. A file of an earlier version applies to every store and is
+//! valid until the next adoption.
 //!
-//! Another origin is taken over whole. Of another time line of the own origin (a cloned machine, a
-//! copied or rewound pool) those backups are taken over that a person saw: one that is made later
-//! is again a doubt, because its host lives.
+//! Another origin is taken over as a whole, with all of its backups. Other time lines of the own
+//! origin (a cloned machine, a copied or rewound pool) are taken over backup by backup: only those
+//! that a person saw. A later backup of such a time line raises the question again, because its
+//! host is still alive.
 //!
-//! It holds only for the dataset that adopted: when that one is replaced in turn, somebody must
-//! decide again. A file that cannot be read is an error and never "nothing adopted".
+//! An adoption is valid only for the dataset that adopted. When that dataset is replaced, a person
+//! must decide again. A file that cannot be read is an error and never "nothing adopted".
 
 use super::dir::state_name;
 use super::dir::{create_folder, hashed_name, replace_file};
@@ -26,17 +27,17 @@ struct Adoption {
     dataset: DatasetName,
     by: Origin,
     adopted: Vec<Origin>,
-    /// Backups of other time lines of the own origin. Absent in what older builds wrote.
+    /// Backups of other time lines of the own origin. Absent in files of older builds.
     #[serde(default)]
     backups: BTreeSet<BackupId>,
 }
 
 const FORMAT: u32 = 1;
 
-/// The origins whose backups this dataset may delete: its own, and those that it adopted.
+/// Returns the origins whose backups this dataset may delete: its own, and those that it adopted.
 ///
 /// # Errors
-/// [`StateError::File`] when that could not be read.
+/// [`StateError::File`] when a file cannot be read.
 pub fn origins_of(
     state_dir: &Path,
     store: &KnownStore,
@@ -50,10 +51,10 @@ pub fn origins_of(
     Ok(origins)
 }
 
-/// The backups of other time lines that this dataset took over.
+/// Returns the backups of other time lines that this dataset took over.
 ///
 /// # Errors
-/// [`StateError::File`] when that could not be read.
+/// [`StateError::File`] when a file cannot be read.
 pub fn adopted_backups(
     state_dir: &Path,
     store: &KnownStore,
@@ -66,7 +67,7 @@ pub fn adopted_backups(
         .unwrap_or_default())
 }
 
-/// Takes these origins and these backups over too. On disk when it returns.
+/// Adds these origins and backups to those taken over. The file is on disk when this returns.
 ///
 /// # Errors
 /// [`StateError::File`].
@@ -195,7 +196,7 @@ mod tests {
                 nonce,
             )
         };
-        // As an older build wrote it.
+        // A file as an older build wrote it.
         let old = r#"{"format":1,"dataset":"tank/a","by":{"dataset_guid":"0000000000000001","pool_guid":"0000000000000009"},"adopted":[{"dataset_guid":"0000000000000002","pool_guid":"0000000000000009"}]}"#;
         fs::create_dir(state.path().join("adopted")).unwrap();
         let store = KnownStore::of_url("s3:b");

@@ -1,4 +1,4 @@
-//! Which bookmarks of a dataset each store needs, written down for the other configurations of this
+//! Notes of the bookmarks of a dataset that each store needs, for the other configurations of this
 //! host.
 //!
 //! A bookmark is named by its snapshot alone, and configurations that back up one snapshot share
@@ -17,7 +17,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 const FORMAT: u32 = 1;
-/// A store that a configuration still uses has written its note by then.
+/// The age of the last commit to a store above which its missing note is ignored. A store that a
+/// configuration still uses writes its note within this time.
 const WITHOUT_NOTE_MAX: SignedDuration = SignedDuration::from_hours(45 * 24);
 
 #[derive(Serialize, Deserialize)]
@@ -43,7 +44,7 @@ impl BookmarkNotes {
         }
     }
 
-    /// Notes all that this store needs.
+    /// Replaces the note with all bookmarks that this store needs.
     ///
     /// # Errors
     /// [`StateError::File`]; then no bookmark may be destroyed.
@@ -67,7 +68,7 @@ impl BookmarkNotes {
         write().map_err(|source| failed("write", &path, source))
     }
 
-    /// Notes that this store needs the bookmark of one more snapshot.
+    /// Adds the bookmark of one more snapshot to those that this store needs.
     ///
     /// # Errors
     /// As for [`BookmarkNotes::replace`].

@@ -1,5 +1,5 @@
-//! The kernel lock: one run per store and dataset on this host, whatever the lockfile says. Ends
-//! with the process.
+//! The kernel lock: one run per store and dataset on this host, whatever the lockfile contains. The
+//! lock ends with the process.
 
 use super::dir::state_name;
 use super::dir::{create_folder, open_or_create};
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// Held until dropped.
+/// A kernel lock that is held until it is dropped.
 #[derive(Debug)]
 pub struct KernelLock {
     _file: File,
@@ -19,8 +19,8 @@ pub struct KernelLock {
 /// Takes the lock of one dataset in one store, without waiting.
 ///
 /// # Errors
-/// [`StateError::Locked`] when another process has it; [`StateError::File`] when the lock file cannot
-/// be made.
+/// [`StateError::Locked`] when another process has it; [`StateError::File`] when the lock file
+/// cannot be made.
 pub fn lock_dataset(
     state_dir: &Path,
     store: &KnownStore,
@@ -33,12 +33,12 @@ pub fn lock_dataset(
     )
 }
 
-/// Whether another process seems to have the lock of one dataset in one store. Looks it up in
-/// `/proc/locks` and takes nothing, so that it is never in the way of a run that begins; for
-/// people, not for deciding what may be changed.
+/// Returns whether another process seems to have the lock of one dataset in one store. Reads
+/// `/proc/locks` and takes no lock, so that it never blocks a run that starts. The result is for
+/// people; it must not decide what may be changed.
 ///
 /// # Errors
-/// [`StateError::File`] when it could not be found out.
+/// [`StateError::File`] when the lock file or `/proc/locks` cannot be read.
 pub fn is_held(
     state_dir: &Path,
     store: &KnownStore,
@@ -47,7 +47,7 @@ pub fn is_held(
     is_held_named(state_dir, &state_name(store, dataset))
 }
 
-/// As [`is_held`], by the lock's name.
+/// Does the same as [`is_held`], by the lock's name.
 ///
 /// # Errors
 /// As for [`is_held`].
@@ -62,7 +62,8 @@ pub(crate) fn is_held_named(state_dir: &Path, name: &str) -> Result<bool, StateE
     };
     let table = Path::new("/proc/locks");
     let locks = std::fs::read_to_string(table).map_err(|source| failed(table, source))?;
-    // The device is left out: overlays and some file systems give another one here than stat does.
+    // Compare the inode alone: with overlays and some other file systems the device in this table
+    // differs from the device that stat returns.
     let is_ours = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         words.get(1) == Some(&"FLOCK") && words.get(5).is_some_and(|place| place.ends_with(&inode))
@@ -70,7 +71,7 @@ pub(crate) fn is_held_named(state_dir: &Path, name: &str) -> Result<bool, StateE
     Ok(locks.lines().any(is_ours))
 }
 
-/// Takes the lock of that name, without waiting. `subject` is what a refusal says.
+/// Takes the lock of that name, without waiting. The error names `subject`.
 ///
 /// # Errors
 /// As for [`lock_dataset`].
@@ -81,7 +82,8 @@ pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelL
     let mut file = open_or_create(&path).map_err(|source| failed("open", &path, source))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
-            // Only for the text of a refusal: that it could not be written is no reason to refuse.
+            // The process id is only for the text of [`StateError::Locked`]: a failed write is no
+            // reason to fail.
             if let Err(error) = write_holder(&mut file) {
                 tracing::debug!(%error, path = %path.display(), "the lock does not say whose it is");
             }

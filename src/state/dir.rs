@@ -1,9 +1,9 @@
-//! The names of files and folders below `state_dir`, and how such a file is replaced: whole or not
-//! at all, and readable for us alone.
+//! Names of files and folders below `state_dir`, and the atomic replacement of such a file: whole
+//! or not at all, and readable only for its owner.
 //!
-//! Every file of `state_dir` that is replaced is replaced here. The temporary file in the same
-//! folder has a random name and is made with `O_EXCL`, so that no other user can prepare a file or
-//! a link under its name.
+//! All files of `state_dir` are replaced by this module. The temporary file in the same folder has
+//! a random name and is made with `O_EXCL`, so that no other user can prepare a file or a link
+//! under its name.
 
 use crate::model::{DatasetName, Digest, KnownStore};
 use rustix::fs::{Mode, OFlags};
@@ -16,34 +16,36 @@ use std::time::Duration;
 /// The end of the name of a temporary file: `NAME.0123456789abcdef.new`, and `NAME.PID.new` of
 /// earlier versions.
 const SUFFIX: &str = ".new";
-/// A temporary file lives for one write and one rename. One of this age belongs to a run that
-/// crashed.
+/// The age above which a temporary file was left by a run that crashed. A temporary file lives for
+/// one write and one rename.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Returns the name of what this host keeps about one dataset in one store.
+/// Returns the name of the file or folder in which this host keeps its state of one dataset in one
+/// store.
 pub(crate) fn state_name(store: &KnownStore, dataset: &DatasetName) -> String {
     hashed_name(&format!("{}\n{dataset}", store.id))
 }
 
-/// Returns the name of the file that belongs to a text which may hold anything: the first 32
+/// Returns the name of the file that belongs to a text with any characters: the first 32
 /// hexadecimal digits of its hash.
 pub(crate) fn hashed_name(text: &str) -> String {
     Digest::of(text.as_bytes()).to_string()[..32].to_owned()
 }
 
-/// Writes the file anew. What was under its name stays until all of it is on disk, and the new is
-/// there for good when this returns. Its folder must exist; its mode is 0600.
+/// Replaces the file. The old content stays under the name until all of the new content is on disk,
+/// and the new content is durable when this returns. The folder must exist; the file's mode is
+/// 0600.
 ///
 /// # Errors
-/// What the file system says; what was there before is as it was, unless only the last word, that
-/// the new name is on disk, could not be had.
+/// The file system's error. The old content is unchanged then, unless only the last step failed:
+/// the fsync of the folder that makes the new name durable.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_until_crash(path, bytes)?;
     File::open(folder_of(path))?.sync_all()
 }
 
-/// As [`replace_file`], but a crash may bring back what was there before: for what can be had
-/// again.
+/// Replaces the file like [`replace_file`], but a crash may bring back the old content: for files
+/// that can be made again.
 ///
 /// # Errors
 /// As for [`replace_file`].
@@ -53,15 +55,15 @@ pub(crate) fn replace_until_crash(path: &Path, bytes: &[u8]) -> Result<()> {
         .write_all(bytes)
         .and_then(|()| new.sync_all())
         .and_then(|()| rename(&temporary, path));
-    // Else an empty file would be left on a full disk, under a name that no later process has.
+    // Without this, a full disk would keep an empty file under a name that no later process uses.
     written.inspect_err(|_| drop(remove_file(&temporary)))
 }
 
-/// Makes an empty file in the folder of `path`, for us alone to read and write, under an
+/// Makes an empty file in the folder of `path`, which only the owner can read and write, under an
 /// unpredictable name.
 ///
 /// # Errors
-/// The file system's error, and when the system gives no random bytes.
+/// The file system's error, and an error when the system gives no random bytes.
 pub(crate) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
     let nonce = getrandom::u64().map_err(Error::other)?;
     let mut temporary = path.as_os_str().to_owned();
@@ -70,7 +72,7 @@ pub(crate) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
     Ok((create_new(&temporary)?, temporary))
 }
 
-/// Makes a file that must not exist, for us alone to read and write. Follows no link.
+/// Makes a file that must not exist and that only the owner can read and write. Follows no link.
 ///
 /// # Errors
 /// The file system's error.
@@ -79,11 +81,11 @@ pub(crate) fn create_new(path: &Path) -> Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
-/// Opens a file of ours for reading and writing, or makes it, for us alone to read and write.
-/// Follows no link, and waits for no process at the other end of a pipe.
+/// Opens a file of this program for reading and writing, or makes it, readable and writable only
+/// for the owner. Follows no link, and does not wait for a process at the other end of a pipe.
 ///
 /// # Errors
-/// The file system's error, and when it is no regular file.
+/// The file system's error, and an error when the path is no regular file.
 pub(crate) fn open_or_create(path: &Path) -> Result<File> {
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -95,7 +97,7 @@ pub(crate) fn open_or_create(path: &Path) -> Result<File> {
     }
 }
 
-/// Makes a folder and the missing folders above it, for us alone.
+/// Makes a folder and the missing folders above it, accessible only for the owner.
 ///
 /// # Errors
 /// The file system's error.
@@ -104,7 +106,7 @@ pub(crate) fn create_folder(folder: &Path) -> Result<()> {
 }
 
 /// Removes temporary files that crashed runs left in a folder of `state_dir` and up to `levels`
-/// folders below it. Returns how many. Young files are kept, because another run may be writing
+/// folders below it. Returns their number. Young files are kept, because another run may be writing
 /// them.
 ///
 /// # Errors
@@ -136,7 +138,8 @@ pub fn sweep_leftovers(folder: &Path, levels: u32) -> Result<usize> {
     Ok(removed)
 }
 
-/// Whether a file of this name is a temporary one: of [`create_beside`], or of an earlier version.
+/// Returns whether this is the name of a temporary file of [`create_beside`] or of an earlier
+/// version.
 fn is_temporary(name: &str) -> bool {
     let tag = name
         .strip_suffix(SUFFIX)
@@ -147,7 +150,7 @@ fn is_temporary(name: &str) -> bool {
     tag.is_some_and(|tag| is_nonce(tag) || is_pid(tag))
 }
 
-/// The folder of a name without one is the current one.
+/// Returns the folder of a path; for a bare file name the current folder.
 fn folder_of(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
@@ -183,7 +186,7 @@ mod tests {
             );
             assert_eq!(names(folder.path()), ["a file.json"]);
         }
-        // One that others may read does not stay so.
+        // A file that others may read becomes private.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         replace_file(&path, b"third").unwrap();
         assert_eq!(
@@ -195,7 +198,7 @@ mod tests {
     #[test]
     fn what_fails_leaves_what_was_there_and_nothing_beside_it() {
         let folder = tempfile::tempdir().unwrap();
-        // A folder that is not empty is replaced by no file.
+        // A file cannot replace a folder that is not empty.
         let path = folder.path().join("taken");
         fs::create_dir(&path).unwrap();
         fs::write(path.join("inside"), "old").unwrap();
@@ -214,7 +217,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, target) = (folder.path().join("file"), folder.path().join("target"));
         fs::write(&target, "precious").unwrap();
-        // Under the name that earlier versions used, and under the file's own.
+        // Links under the name that earlier versions used and under the file's own name.
         let old_name = folder
             .path()
             .join(format!("file.{}.new", std::process::id()));

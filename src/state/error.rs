@@ -1,10 +1,10 @@
-//! Why this host's own files could not be used.
+//! Errors of this host's own files.
 
 use std::io::{Error, ErrorKind};
 use std::path::Path;
 
-/// Why a file below `state_dir`, a lock or the lockfile could not be used. The text says what was
-/// attempted on which file; the source says why.
+/// A file below `state_dir`, a lock or the lockfile could not be used. The text names the operation
+/// and the file; the source has the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A file could not be read or written.
@@ -14,25 +14,25 @@ pub enum StateError {
         operation: &'static str,
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Error,
     },
     /// Another run has the kernel lock.
     #[error("{subject} is being worked on by another run{}", holder.map(|pid| format!(", process {pid}")).unwrap_or_default())]
     Locked {
-        /// What is locked.
+        /// The locked object, as the message names it.
         subject: String,
         /// The process that has the lock, where the kernel or the lock file names it.
         holder: Option<u32>,
     },
-    /// The file of this host's id holds something else.
+    /// The file of this host's id has other content than an id.
     #[error("{path}: 16 lower-case hexadecimal digits and a newline were expected")]
     HostId {
         /// The file.
         path: String,
     },
-    /// The lockfile was made and removed again and again while this process tried to use it.
+    /// The lockfile was made and removed repeatedly while this process tried to use it.
     #[error("the lockfile {path} comes and goes")]
     LockfileChanges {
         /// The lockfile.
@@ -46,16 +46,16 @@ pub enum StateError {
     LockfileBusy {
         /// The lockfile.
         path: String,
-        /// For how long this process waited.
+        /// Seconds that this process waited.
         seconds: u64,
     },
-    /// The system has no random bytes for a name that nobody can guess.
+    /// The system has no random bytes for an unpredictable name.
     #[error("the system gives no random bytes")]
     NoRandomBytes,
 }
 
 impl StateError {
-    /// Says what a person can do, where there is something.
+    /// Returns advice for the person who reads the error, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::File { path, source, .. } => full_disk_hint(path, source),
@@ -74,8 +74,8 @@ impl StateError {
     }
 }
 
-/// Says what helps when a file could not be written because its file system is full; `None` for
-/// any other failure.
+/// Returns advice when a file could not be written because its file system is full; `None` for any
+/// other failure.
 pub(crate) fn full_disk_hint(path: &str, source: &Error) -> Option<String> {
     matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded).then(|| {
         format!(

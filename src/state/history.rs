@@ -1,10 +1,9 @@
-//! What this host remembers of one dataset in one store: when it was last committed, looked at,
-//! verified, drilled, and what failed since. `health` and `show` live on it, without network and
-//! without ZFS.
+//! The history of one dataset in one store on this host: the last commit, listing, verification and
+//! drill, and the failures since. `health` and `show` use it without network and without ZFS.
 //!
-//! One small file an event, in a folder a store and dataset below `state_dir/records`. Each is
-//! written whole, so that two runs never tread on each other's. A file that is there and cannot be
-//! read is an error, never "nothing".
+//! Each event has a small file, in a folder for each store and dataset below `state_dir/records`.
+//! Each file is written whole, so that two runs never overwrite each other's events. A file that
+//! exists and cannot be read is an error, never "nothing".
 
 use super::dir::state_name;
 use super::dir::{create_folder, replace_file};
@@ -18,43 +17,43 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// The form of the files. A file of a later one is refused.
+/// The format of the files. A file of a later format is an error.
 const FORMAT: u32 = 1;
 
-/// All that is remembered. `None` is "never, as far as this host knows": a wiped `state_dir` knows
+/// The whole history. `None` means "never, as far as this host knows": a wiped `state_dir` knows
 /// nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Record {
     /// The newest backup that this host committed.
     pub commit: Option<CommitNote>,
-    /// What the store held when it was last looked into.
+    /// The content of the store at its last listing.
     pub seen: Option<SeenNote>,
     /// The last verification without damage.
     pub verify: Option<VerifyNote>,
-    /// The last restore that was rehearsed.
+    /// The last successful drill.
     pub drill: Option<DrillNote>,
-    /// What failed and has not succeeded since, a step each.
+    /// The steps that failed and have not succeeded since, one entry for each step.
     pub failures: Vec<FailureNote>,
 }
 
 /// A committed backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitNote {
-    /// Its id.
+    /// The backup's id.
     pub id: BackupId,
-    /// When its snapshot was taken.
+    /// When the backup's snapshot was taken.
     pub snapshot_at: Timestamp,
-    /// When it was committed.
+    /// When the backup was committed.
     pub committed_at: Timestamp,
-    /// Its sealed bytes.
+    /// Sealed bytes of the backup.
     pub stored_bytes: u64,
-    /// Incrementals in its chain, itself included; 0 for a full.
+    /// Incrementals in the backup's chain, this backup included; 0 for a full.
     pub chain_position: u32,
-    /// Sealed bytes of its chain, itself included.
+    /// Sealed bytes of the backup's chain, this backup included.
     pub chain_bytes: u64,
     /// Bytes of all backups in the store, as far as this host knows.
     pub total_bytes: u64,
-    /// It was sent raw.
+    /// Whether the backup was sent raw.
     pub raw: bool,
 }
 
@@ -63,26 +62,26 @@ pub struct CommitNote {
 pub struct OwnCommit {
     /// The backup's id.
     pub id: BackupId,
-    /// When it was committed.
+    /// When the backup was committed.
     pub at: Timestamp,
 }
 
-/// What a listing of the store showed.
+/// The result of a listing of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenNote {
-    /// When it was listed.
+    /// When the store was listed.
     pub at: Timestamp,
-    /// The newest whole backup.
+    /// The newest backup.
     pub newest: Option<BackupId>,
     /// When the snapshot of the newest was taken.
     pub newest_at: Option<Timestamp>,
-    /// Incrementals in the newest one's chain.
+    /// Incrementals in the newest backup's chain.
     pub chain_position: u32,
-    /// Whole backups.
+    /// Number of backups.
     pub backups: u64,
-    /// Bytes of all their objects.
+    /// Bytes of all objects of these backups.
     pub total_bytes: u64,
-    /// How many time lines they are of; 0 in what older builds wrote.
+    /// Number of time lines of these backups; 0 in files of older builds.
     #[serde(default)]
     pub time_lines: u64,
 }
@@ -90,19 +89,19 @@ pub struct SeenNote {
 /// A verification that found no damage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyNote {
-    /// When it ended.
+    /// When the verification ended.
     pub at: Timestamp,
-    /// Whole backups that were verified.
+    /// Number of backups that were verified.
     pub backups: u64,
-    /// Which share of the data was read: `none` when only checksums were compared, else as it was
-    /// asked for: `5%`.
+    /// The share of the data that was read: `none` when only checksums were compared, else the
+    /// share as requested, such as `5%`.
     pub read_data: String,
 }
 
-/// A restore that was rehearsed.
+/// A successful drill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrillNote {
-    /// When it ended well.
+    /// When the drill ended.
     pub at: Timestamp,
     /// The backup that was restored.
     pub id: BackupId,
@@ -111,17 +110,17 @@ pub struct DrillNote {
 /// A step that failed and has not succeeded since.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailureNote {
-    /// When.
+    /// When the step failed.
     pub at: Timestamp,
     /// The step: `backup`, `verify`.
     pub step: String,
-    /// Why, on one line.
+    /// The cause, on one line.
     pub reason: String,
-    /// Stored data is damaged: more than a failure.
+    /// Whether stored data is damaged, which is more serious than a failure.
     pub damage: bool,
 }
 
-/// What stands in a file.
+/// The content of a file.
 #[derive(Serialize, Deserialize)]
 struct Stored<T> {
     format: u32,
@@ -139,7 +138,8 @@ pub struct Records {
 }
 
 impl Records {
-    /// Names them by the store's identity and the dataset's name there; nothing is touched yet.
+    /// Names the records by the store's identity and the dataset's name there. Reads and writes no
+    /// file.
     pub fn new(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Self {
         let folder = state_dir.join("records").join(state_name(store, dataset));
         Self {
@@ -149,10 +149,10 @@ impl Records {
         }
     }
 
-    /// All that is remembered.
+    /// Reads the whole history.
     ///
     /// # Errors
-    /// [`StateError::File`] naming the file that is there and cannot be read or understood.
+    /// [`StateError::File`] naming a file that exists and cannot be read or parsed.
     pub fn read(&self) -> Result<Record, StateError> {
         Ok(Record {
             commit: self.load("commit")?,
@@ -163,10 +163,10 @@ impl Records {
         })
     }
 
-    /// A backup was committed at `now`. A failure of that step is over.
+    /// Records that a backup was committed at `now`, and clears the failure of the step `backup`.
     ///
     /// # Errors
-    /// [`StateError::File`]; the backup is there all the same.
+    /// [`StateError::File`]; the backup exists nevertheless.
     pub fn note_commit(
         &self,
         manifest: &Manifest,
@@ -196,16 +196,17 @@ impl Records {
         self.note_success("backup")
     }
 
-    /// A backup was copied into this store.
+    /// Records that a backup was copied into this store.
     ///
     /// # Errors
-    /// [`StateError::File`]; the backup is there all the same.
+    /// [`StateError::File`]; the backup exists nevertheless.
     pub fn note_copy(&self, copied: &OwnCommit) -> Result<(), StateError> {
         self.store("copied", copied)
     }
 
     /// Returns the last backups that this host committed to this store. A record of an earlier
-    /// version does not count: it was made for the store's URL, which may have led elsewhere then.
+    /// version does not count: it was made for the store's URL, which may have led to another store
+    /// at that time.
     ///
     /// # Errors
     /// As for [`Records::read`].
@@ -228,7 +229,7 @@ impl Records {
             .collect())
     }
 
-    /// The store was looked into, and this is what it held.
+    /// Records the result of a listing of the store.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -236,7 +237,7 @@ impl Records {
         self.store("seen", note)
     }
 
-    /// A verification ended without damage. A failure of that step is over.
+    /// Records a verification that found no damage, and clears the failure of the step `verify`.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -245,7 +246,7 @@ impl Records {
         self.note_success("verify")
     }
 
-    /// A restore was rehearsed.
+    /// Records a successful drill, and clears the failure of the step `drill`.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -254,7 +255,7 @@ impl Records {
         self.note_success("drill")
     }
 
-    /// A step failed. The step is a word of letters.
+    /// Records that a step failed. The step is a word of letters.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -262,7 +263,7 @@ impl Records {
         self.store(&format!("failed-{}", note.step), note)
     }
 
-    /// A step succeeded, or had nothing to do: its failure is over.
+    /// Records that a step succeeded or had nothing to do, and clears its failure.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -332,9 +333,9 @@ impl Records {
         Ok(Some(stored))
     }
 
-    /// Returns whether a record in this folder is of this store. A record that an earlier version
-    /// made names the URL of then. Only a store that proved to be meant got the folder, and its URL
-    /// may be another one by now.
+    /// Returns whether a record in this folder is of this store. A record of an earlier version
+    /// names the store's URL at that time. The folder belongs to a store whose identity was
+    /// verified, and the store's URL may have changed since.
     fn is_of(&self, store: &str) -> bool {
         let names_url = store.parse::<StoreId>().is_err();
         store == self.store.id.as_str()
@@ -342,7 +343,7 @@ impl Records {
             || (names_url && self.store.id.is_random())
     }
 
-    /// Whole or not at all, and on disk when this returns.
+    /// Writes an event whole or not at all. The file is on disk when this returns.
     fn store<T: Serialize>(&self, event: &str, note: &T) -> Result<(), StateError> {
         let made = create_folder(&self.folder);
         made.map_err(|source| failed("create", &self.folder, source))?;
@@ -361,8 +362,8 @@ impl Records {
     }
 }
 
-/// The stores into which this host committed a backup of a dataset since then, as the records name
-/// them: by identity, or by URL in those of an earlier version.
+/// Returns the stores into which this host committed a backup of a dataset since `since`, as the
+/// records name them: by identity, or by URL in records of an earlier version.
 ///
 /// # Errors
 /// [`StateError::File`] when the records cannot be read.
@@ -402,8 +403,8 @@ pub(crate) fn recent_committers(
 }
 
 impl Record {
-    /// When the snapshot of the newest known backup was taken: one that this host committed, or one
-    /// that it saw.
+    /// Returns when the snapshot of the newest known backup was taken: a backup that this host
+    /// committed, or one that it saw in the store.
     pub fn newest_at(&self) -> Option<Timestamp> {
         self.commit
             .as_ref()
@@ -411,7 +412,7 @@ impl Record {
             .max(self.seen.as_ref().and_then(|seen| seen.newest_at))
     }
 
-    /// The newest known backup.
+    /// Returns the newest known backup.
     pub fn newest(&self) -> Option<&BackupId> {
         let commit = self
             .commit
@@ -424,7 +425,8 @@ impl Record {
         commit.max(seen).map(|(_, id)| id)
     }
 
-    /// What is known of the store's bytes and of the newest chain's incrementals, and since when.
+    /// Returns the last known bytes of the store and number of incrementals in the newest chain,
+    /// after the time when they were recorded.
     pub fn last_known(&self) -> Option<(Timestamp, u64, u32)> {
         let commit = self
             .commit

@@ -1,5 +1,4 @@
-//! The mark of this host: a hash of its machine id, and a random id that lies in `state_dir` since
-//! it was made.
+//! The mark of this host: a hash of its machine id, and a random id that is kept in `state_dir`.
 
 use super::dir::{create_folder, create_new};
 use super::error::{StateError, failed};
@@ -15,11 +14,11 @@ use std::time::{Duration, Instant};
 const FILE_NAME: &str = "host-id";
 const FILE_BYTES: u64 = 17;
 
-/// The mark of this host, whose id is made now if `state_dir` has none.
+/// Returns the mark of this host. Makes the id if `state_dir` has none.
 ///
 /// # Errors
-/// [`StateError::File`] when the id can be neither read nor made; [`StateError::HostId`] when the file
-/// holds something else.
+/// [`StateError::File`] when the id can be neither read nor made; [`StateError::HostId`] when the
+/// file has other content.
 pub fn host_mark(state_dir: &Path) -> Result<HostMark, StateError> {
     if let Some(mark) = known_host_mark(state_dir)? {
         return Ok(mark);
@@ -37,7 +36,7 @@ pub fn host_mark(state_dir: &Path) -> Result<HostMark, StateError> {
     })
 }
 
-/// As [`host_mark`], but makes nothing: `None` where `state_dir` has no id.
+/// Returns the same as [`host_mark`], but makes no id: `None` where `state_dir` has none.
 ///
 /// # Errors
 /// As for [`host_mark`].
@@ -68,7 +67,7 @@ fn read(path: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Gives a whole file its name, which must not exist.
+/// A way to give a complete file its name, which must not exist.
 type Publish = fn(&Path, &Path) -> Result<(), Error>;
 
 /// The two ways to name a file without replacing another one. Neither works everywhere: FAT, exFAT
@@ -82,8 +81,8 @@ const WITHOUT_REPLACING: [Publish; 2] = [
 const WRITTEN_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Creates the file whole or not at all, and never replaces one: of two concurrent runs the second
-/// uses the first one's file. Where the file system has neither way to do that, the file is created
-/// under its own name.
+/// uses the first one's file. Where the file system supports neither way, the file is created under
+/// its own name.
 fn create(path: &Path, ways: &[Publish]) -> Result<(), Error> {
     let random = || getrandom::u64().map_err(|_| Error::other("the system gives no random bytes"));
     let text = format!("{:016x}\n", random()?);
@@ -114,14 +113,14 @@ fn create(path: &Path, ways: &[Publish]) -> Result<(), Error> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Writes a file that must not exist, to disk.
+/// Writes a file that must not exist, and waits until it is on disk.
 fn write_new(path: &Path, text: &str) -> Result<(), Error> {
     let mut file = create_new(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
 
-/// Whether the file system cannot do this at all.
+/// Returns whether the error means that the file system cannot do this at all.
 fn is_unsupported(error: &Error) -> bool {
     let unsupported = [
         libc::EPERM,
@@ -197,7 +196,7 @@ mod tests {
             assert!(known_host_mark(state.path()).unwrap().is_some());
             assert_eq!(fs::read_dir(state.path()).unwrap().count(), 1);
         }
-        // A full disk is no missing feature.
+        // A full disk is not a missing feature.
         let full: Publish = |_, _| Err(Error::from_raw_os_error(libc::ENOSPC));
         let state = tempfile::tempdir().unwrap();
         assert!(create(&state.path().join(FILE_NAME), &[full]).is_err());

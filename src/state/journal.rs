@@ -1,17 +1,18 @@
-//! What this host knows of the attempts that it began: whether one can have reached its commit.
+//! The journal of this host's attempts: whether an attempt can have reached its commit.
 //!
-//! One file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing`
-//! before the first byte of a receipt or manifest is put, removed when the manifest was read back.
-//! Each step is on disk before the next one is taken. Only an attempt that is `begun` and has no
-//! manifest is known never to have been a backup.
+//! Each attempt has one file, in a folder for each store and dataset. The file is `<id>.begun`, is
+//! renamed to `<id>.committing` before the first byte of a receipt or manifest is put, and is
+//! removed when the manifest was read back. Each step is on disk before the next one starts. Only
+//! an attempt that is `begun` and has no manifest is known never to have been a backup.
 //!
-//! In the file is the append-only log of a backup ([`log`] has its format): what is needed to go on
-//! with it, and from `committing` on the very bytes of its commit. An attempt that was given up
-//! keeps its file, so that a prune knows that what is stored of it was never a backup.
+//! The file has the append-only log of the attempt ([`log`] has its format): everything that is
+//! needed to resume it and, from `committing` on, the exact bytes of its commit. An abandoned
+//! attempt keeps its file, so that a prune knows that the stored objects of this attempt were never
+//! a backup.
 //!
-//! A copy from another store keeps its id, so an interrupted one is gone on with under the same
-//! name, and its receipt, once written to `<id>.receipt`, is put again as it is: objects never
-//! change, and a receipt has a time in it.
+//! A copy from another store keeps its id, so an interrupted copy is resumed under the same name.
+//! Its receipt is written to `<id>.receipt` and put again unchanged, because objects never change
+//! and a receipt contains a time.
 
 pub mod log;
 
@@ -32,8 +33,8 @@ const RECEIPT: &str = "receipt";
 /// The bytes of an object and of its signature.
 pub type SignedBytes = (Vec<u8>, Vec<u8>);
 
-/// The record of one attempt that is under way. Dropped without [`AttemptJournal::committed`] it
-/// stays on disk.
+/// The record of one unfinished attempt. Its file stays on disk when it is dropped without
+/// [`AttemptJournal::committed`].
 #[derive(Debug)]
 pub struct AttemptJournal {
     folder: PathBuf,
@@ -41,7 +42,7 @@ pub struct AttemptJournal {
 }
 
 impl AttemptJournal {
-    /// Notes that this attempt begins, before its first object is put.
+    /// Records that this attempt begins, before its first object is put.
     ///
     /// # Errors
     /// [`StateError::File`]; then nothing may be put.
@@ -64,7 +65,7 @@ impl AttemptJournal {
         Ok(journal)
     }
 
-    /// As [`AttemptJournal::begin`], with a log whose first record is the plan.
+    /// Does the same as [`AttemptJournal::begin`], with a log whose first record is the plan.
     ///
     /// # Errors
     /// As for [`AttemptJournal::begin`].
@@ -83,16 +84,16 @@ impl AttemptJournal {
             .map_err(|source| failed("open", &path, source))?;
         let mut log = AttemptLog::new(file, path.clone());
         if let Err(error) = log.append(plan) {
-            // Nothing was put or held yet. On a full disk this is all that can be done, and frees a
-            // place.
+            // The attempt has no object and no hold yet. On a full disk, removing the file is all
+            // that can be done, and it frees space.
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
         Ok((journal, log))
     }
 
-    /// As [`AttemptJournal::begin`], or goes on with the same attempt where an earlier run left it:
-    /// one that came near its commit stays so.
+    /// Does the same as [`AttemptJournal::begin`], or resumes the attempt where an earlier run left
+    /// it: an attempt in the state `committing` stays in it.
     ///
     /// # Errors
     /// [`StateError::File`]; then nothing may be put.
@@ -118,7 +119,7 @@ impl AttemptJournal {
         Self::begin(state_dir, store, dataset, id)
     }
 
-    /// Notes that from now on the manifest may be there. A second call does nothing.
+    /// Records that the manifest may exist from now on. A second call does nothing.
     ///
     /// # Errors
     /// [`StateError::File`]; then the manifest may not be put.
@@ -134,23 +135,23 @@ impl AttemptJournal {
         self.sync_folder()
     }
 
-    /// Keeps the very bytes of a receipt and its signature, before either is put.
+    /// Keeps the exact bytes of a receipt and its signature, before either is put.
     ///
     /// # Errors
     /// [`StateError::File`]; then the receipt may not be put.
     pub fn keep_receipt(&self, receipt: &[u8], signature: &[u8]) -> Result<(), StateError> {
         let file = self.file(RECEIPT);
-        // The signature is text; the receipt follows behind its length.
+        // The signature is text; its length precedes it, and the receipt follows it.
         let mut bytes = format!("{}\n", signature.len()).into_bytes();
         bytes.extend_from_slice(signature);
         bytes.extend_from_slice(receipt);
         replace_file(&file, &bytes).map_err(|source| failed("write", &file, source))
     }
 
-    /// The receipt and signature that were kept, if there are any.
+    /// Returns the receipt and signature that were kept, if there are any.
     ///
     /// # Errors
-    /// [`StateError::File`] when they are there and cannot be read.
+    /// [`StateError::File`] when the file exists and cannot be read.
     pub fn kept_receipt(&self) -> Result<Option<SignedBytes>, StateError> {
         let file = self.file(RECEIPT);
         let bytes = match std::fs::read(&file) {
@@ -164,14 +165,14 @@ impl AttemptJournal {
             let (signature, receipt) = bytes[line + 1..].split_at_checked(length)?;
             Some((receipt.to_vec(), signature.to_vec()))
         };
-        // What is no receipt verifies as none, and is made anew.
+        // A damaged file counts as no receipt: a new receipt is made.
         Ok(split())
     }
 
-    /// The manifest was read back: nothing is left to know.
+    /// Removes the attempt's files: its manifest was read back, so nothing is uncertain any more.
     ///
     /// # Errors
-    /// [`StateError::File`]; the backup is there all the same.
+    /// [`StateError::File`]; the backup exists nevertheless.
     pub fn committed(self) -> Result<(), StateError> {
         let receipt = self.file(RECEIPT);
         match std::fs::remove_file(&receipt) {
@@ -194,11 +195,11 @@ impl AttemptJournal {
     }
 }
 
-/// The attempts of this dataset in this store that this host began and that never came near their
-/// commit.
+/// Returns the attempts of this dataset in this store that this host began and that never came near
+/// their commit.
 ///
 /// # Errors
-/// [`StateError::File`] when that could not be read: nothing is known then.
+/// [`StateError::File`] when the journal cannot be read: nothing is known then.
 pub fn never_committing(
     state_dir: &Path,
     store: &KnownStore,
@@ -207,11 +208,11 @@ pub fn never_committing(
     attempts_in(state_dir, store, dataset, &[BEGUN])
 }
 
-/// The attempts of this dataset in this store that this host began and did not see committed,
-/// however far they came.
+/// Returns the attempts of this dataset in this store that this host began and did not see
+/// committed, in whatever state they are.
 ///
 /// # Errors
-/// [`StateError::File`] when that could not be read: nothing is known then.
+/// [`StateError::File`] when the journal cannot be read: nothing is known then.
 pub fn unended(
     state_dir: &Path,
     store: &KnownStore,
@@ -247,32 +248,32 @@ fn attempts_in(
     Ok(ids)
 }
 
-/// One attempt that this host began and did not see committed, with what its log holds.
+/// An attempt that this host began and did not see committed, with the content of its log.
 #[derive(Debug)]
 pub struct JournaledAttempt {
-    /// Its id.
+    /// The attempt's id.
     pub id: BackupId,
-    /// It came near its commit: its manifest may be there.
+    /// Whether the attempt came near its commit, so that its manifest may exist.
     pub committing: bool,
     folder: PathBuf,
     log: ReadLog,
 }
 
 impl JournaledAttempt {
-    /// The records of its log. None for a copy from another store, and for one that was interrupted
-    /// at its very start.
+    /// Returns the records of the log. A copy from another store has none, and neither has an
+    /// attempt that was interrupted at its very start.
     pub fn records(&self) -> &[JournalRecord] {
         &self.log.records
     }
 
-    /// Whether it was given up.
+    /// Returns whether the attempt was abandoned.
     pub fn is_given_up(&self) -> bool {
         self.records()
             .iter()
             .any(|record| matches!(record, JournalRecord::GivenUp { .. }))
     }
 
-    /// Opens its log behind the last sound record.
+    /// Opens the log behind the last valid record.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -286,7 +287,8 @@ impl JournaledAttempt {
         Ok((journal, log))
     }
 
-    /// Notes that nobody goes on with it. Its file stays as the proof of what is stored of it.
+    /// Records that the attempt is abandoned: no run resumes it. Its file stays as the proof of
+    /// which stored objects belong to it.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -298,11 +300,11 @@ impl JournaledAttempt {
     }
 }
 
-/// The attempts of this dataset in this store that this host began and did not see committed, by
-/// their snapshots' times.
+/// Returns the attempts of this dataset in this store that this host began and did not see
+/// committed, in the order of their snapshots' times.
 ///
 /// # Errors
-/// [`StateError::File`] when one is there and cannot be read: nothing is known then.
+/// [`StateError::File`] when a journal exists and cannot be read: nothing is known then.
 pub fn read_attempts(
     state_dir: &Path,
     store: &KnownStore,
@@ -326,7 +328,7 @@ pub fn read_attempts(
     states.into_iter().map(read).collect()
 }
 
-/// An attempt as any journal of this host has it.
+/// An attempt as one journal of this host has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownAttempt {
     /// The name of this host's state folder for that dataset and store.
@@ -335,7 +337,7 @@ pub struct KnownAttempt {
     pub is_given_up: bool,
 }
 
-/// Looks for an attempt in all journals of this host, for every store and dataset, because several
+/// Finds an attempt in all journals of this host, for every store and dataset, because several
 /// configurations may share the state folder.
 ///
 /// # Errors
@@ -374,7 +376,7 @@ pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAtt
     Ok(found)
 }
 
-/// Forgets an attempt whose objects are gone. One that is not known is no error.
+/// Removes the files of an attempt whose objects are gone. An unknown attempt is no error.
 ///
 /// # Errors
 /// [`StateError::File`].

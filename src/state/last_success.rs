@@ -1,4 +1,5 @@
-//! When `perform` last ended well with a configuration: for the message about one that did not.
+//! The time of the last successful `perform` of each configuration, for the message about a failed
+//! one.
 
 use super::dir::{create_folder, replace_until_crash};
 use super::error::{StateError, failed};
@@ -7,10 +8,10 @@ use jiff::Timestamp;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// When a run of this configuration last ended well; `None` when none ever did.
+/// Returns when a run of this configuration last succeeded; `None` when none ever did.
 ///
 /// # Errors
-/// [`StateError::File`] when that could not be read.
+/// [`StateError::File`] when the time cannot be read.
 pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Timestamp>, StateError> {
     let path = path_of(state_dir, config_file);
     match std::fs::read_to_string(&path) {
@@ -27,7 +28,7 @@ pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Times
     }
 }
 
-/// Notes that a run of this configuration ended well.
+/// Records that a run of this configuration succeeded.
 ///
 /// # Errors
 /// [`StateError::File`].
@@ -39,7 +40,7 @@ pub fn note_success(state_dir: &Path, config_file: &Path, at: Timestamp) -> Resu
         .map_err(|source| failed("write", &path, source))
 }
 
-/// Several configurations may share a state folder.
+/// Returns the file of one configuration, because several configurations may share a state folder.
 fn path_of(state_dir: &Path, config_file: &Path) -> PathBuf {
     let name = Digest::of(config_file.as_os_str().as_encoded_bytes()).to_string();
     state_dir

@@ -1,11 +1,11 @@
-//! The lockfile of `lock`, `unlock` and `perform`: who works with this configuration, for people
-//! and other hosts to read.
+//! The lockfile of `lock`, `unlock` and `perform`: shows people and other hosts who works with this
+//! configuration.
 //!
-//! It appears whole and at once (a file beside it, synced, then linked to its name, which fails
-//! when the name is taken). Whoever replaces or removes it holds a kernel lock on the very file and
-//! has looked again that the name still means it, so that of two who find the same stale lock one
-//! gets it. The kernel lock that keeps two backups of one dataset apart is another thing:
-//! [`crate::state::dataset_lock`].
+//! The lockfile appears whole and at once: a file in the same folder is written, synced, and then
+//! linked to the lockfile's name, which fails when the name is taken. A process that replaces or
+//! removes the lockfile holds a kernel lock on that file and has checked again that the name still
+//! leads to it, so that only one of two processes that find the same stale lock gets it. Another
+//! kernel lock keeps two backups of one dataset apart: [`crate::state::dataset_lock`].
 
 use super::dir::create_folder;
 use super::error::{StateError, failed};
@@ -20,51 +20,51 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A lockfile above this is something else.
+/// The most bytes that are read of a lockfile. A larger file is something else.
 const LOCK_BYTES_MAX: u64 = 64 << 10;
 /// How long to wait for a kernel lock on the lockfile. This program holds the lock only while it
-/// reads a page and renames a file; another program that locks the file must not stop every command
-/// for good.
+/// reads a page and renames a file. Another program that locks the file must not block every
+/// command forever.
 const KERNEL_LOCK_WAIT: Duration = Duration::from_secs(10);
 const KERNEL_LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// How often a lock that changes under our hands is looked at again: each time somebody else got it
-/// or let it go.
+/// How often to try again when the lockfile changes during the attempt: each time another process
+/// took or released the lock.
 const ROUNDS_MAX: u32 = 100;
 
-/// Why the lock is there.
+/// The reason for the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockKind {
-    /// A person made it with `zfs-backup lock`: it is never stale, also after a reboot.
+    /// A person made the lock with `zfs-backup lock`: it is never stale, not even after a reboot.
     Manual,
-    /// A run of `perform` made it: it ends with the run.
+    /// A run of `perform` made the lock, which ends with the run.
     Run,
 }
 
-/// Who has the lock: what the lockfile says, as JSON.
+/// The owner of the lock: the content of the lockfile, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// By hand or by a run.
+    /// Whether a person or a run made the lock.
     pub kind: LockKind,
-    /// The process that made it.
+    /// The process that made the lock.
     pub pid: u32,
     /// When that process was started: [`process_started`].
     pub pid_started: Option<u64>,
     /// Host, boot and namespace of that process.
     #[serde(flatten)]
     pub here: Here,
-    /// The user.
+    /// The user who made the lock.
     pub user: String,
-    /// The command line.
+    /// The command line of that process.
     pub command: String,
-    /// When it was made.
+    /// When the lock was made.
     pub locked_at: Timestamp,
-    /// Random: no two locks are equal.
+    /// A random token: no two locks are equal.
     pub token: String,
 }
 
 impl Holder {
-    /// This process.
+    /// Describes this process as the holder.
     ///
     /// # Errors
     /// [`StateError::NoRandomBytes`].
@@ -83,9 +83,9 @@ impl Holder {
         })
     }
 
-    /// Whether the run that made this lock is surely over: its host was started anew, or its
-    /// process is gone. What cannot be seen from `here` is not stale: another host, another
-    /// container, a lock made by hand.
+    /// Returns whether the run that made this lock is surely over: its host was rebooted, or its
+    /// process is gone. A lock that cannot be judged from `here` is not stale: a lock of another
+    /// host, of another container, or made by hand.
     fn is_stale(&self, here: &Here, is_gone: impl Fn(u32, u64) -> bool) -> bool {
         if self.kind == LockKind::Manual || !self.here.is_same_host(here) {
             return false;
@@ -103,30 +103,31 @@ impl Holder {
     }
 }
 
-/// What the lockfile says.
+/// The state of the lockfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LockState {
-    /// There is none.
+    /// The lockfile does not exist.
     Free,
-    /// Somebody has the lock.
+    /// A process or a person has the lock.
     Held(Holder),
-    /// A run had it that is over: only `perform` may take it over.
+    /// The run that has the lock is over: only `perform` may take the lock over.
     Stale(Holder),
-    /// A file is there that does not say who has it, and why it does not: that is a lock all the
-    /// same.
+    /// The file exists but does not name its owner; the text has the cause. It is a lock
+    /// nevertheless.
     Damaged(String),
 }
 
-/// What became of an attempt to take the lock.
+/// The result of an attempt to take the lock.
 #[derive(Debug)]
 pub enum TakeOutcome {
-    /// It is ours; with the holder of a stale lock that was there.
+    /// This process has the lock; with the holder of the stale lock that it replaced.
     Taken(HeldLock, Option<Box<Holder>>),
-    /// Somebody has it.
+    /// The lock is not available.
     Busy(LockState),
 }
 
-/// Our lock. Dropped, it goes; what a person made by hand is to [`HeldLock::stay`].
+/// The lock of this process. Dropping it removes the lockfile; a lock that a person makes by hand
+/// needs [`HeldLock::stay`].
 #[derive(Debug)]
 pub struct HeldLock {
     path: PathBuf,
@@ -135,17 +136,17 @@ pub struct HeldLock {
 }
 
 impl HeldLock {
-    /// Whether that is who has it.
+    /// Returns whether `holder` has this lock.
     pub fn is_of(&self, holder: &Holder) -> bool {
         self.holder == *holder
     }
 
-    /// Lets the file be there after this process.
+    /// Keeps the lockfile after this process has ended.
     pub fn stay(mut self) {
         self.stays = true;
     }
 
-    /// Removes the lock. Returns whether it was still ours: somebody may have run `unlock`.
+    /// Removes the lock. Returns whether this process still had it: a person may have run `unlock`.
     ///
     /// # Errors
     /// [`StateError::File`]; then the lock stays, and is stale as soon as this process has ended.
@@ -174,10 +175,11 @@ impl Drop for HeldLock {
     }
 }
 
-/// Says who has the lock, as seen from `here`.
+/// Returns the state of the lockfile, as seen from `here`.
 ///
 /// # Errors
-/// [`StateError::File`] when that could not be found out: then nobody may go on as if it were free.
+/// [`StateError::File`] when the lockfile cannot be read: no caller may continue as if it were
+/// free.
 pub fn read_lock(path: &Path, here: &Here) -> Result<LockState, StateError> {
     match open(path, OFlags::RDONLY)? {
         None => Ok(LockState::Free),
@@ -185,7 +187,7 @@ pub fn read_lock(path: &Path, here: &Here) -> Result<LockState, StateError> {
     }
 }
 
-/// Takes the lock if it is free, or stale. Makes the folder if it is not there.
+/// Takes the lock if it is free or stale. Makes the folder if it is missing.
 ///
 /// # Errors
 /// [`StateError::File`], [`StateError::LockfileBusy`], [`StateError::LockfileChanges`].
@@ -223,8 +225,8 @@ pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, StateError
     })
 }
 
-/// Removes the lockfile if `may_remove` says so of what is there at that moment. Returns that, and
-/// whether it went.
+/// Removes the lockfile if `may_remove` allows it for the state at that moment. Returns that state,
+/// and whether the lockfile was removed.
 ///
 /// # Errors
 /// [`StateError::File`].
@@ -253,7 +255,7 @@ pub fn remove_lock(
     })
 }
 
-/// A whole lockfile under another name, which goes when it is dropped.
+/// A whole lockfile under another name, removed on drop.
 struct Temporary {
     path: PathBuf,
 }
@@ -285,13 +287,13 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename it is gone already.
+        // After a rename the file no longer exists.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Opens what the name means now; never waits for the other end of a pipe, never follows a link
-/// that somebody laid.
+/// Opens the file that the name leads to now. Does not wait for the other end of a pipe, and
+/// follows no link.
 fn open(path: &Path, access: OFlags) -> Result<Option<File>, StateError> {
     let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(path, flags, Mode::empty()) {
@@ -301,8 +303,8 @@ fn open(path: &Path, access: OFlags) -> Result<Option<File>, StateError> {
     }
 }
 
-/// The file that the name means, with a kernel lock on it. `None` when it was replaced or removed
-/// meanwhile.
+/// Opens the file that the name leads to, with a kernel lock on it. `None` when the file was
+/// replaced or removed in the meantime.
 fn open_alone(path: &Path) -> Result<Option<File>, StateError> {
     open_alone_within(path, KERNEL_LOCK_WAIT)
 }

@@ -1,27 +1,27 @@
-//! [`ObjectCache`]: objects that never change, as they were read, kept in `state_dir`, so that
-//! planning on thousands of backups asks a store for the pages of a listing and for nothing that it
-//! gave before.
+//! [`ObjectCache`]: objects that never change, cached in `state_dir`, so that planning on thousands
+//! of backups requests only the pages of a listing from a store, and no object a second time.
 //!
-//! # What it is worth
-//! Being in the cache makes nothing trusted. A manifest is kept with its signature, and both are
-//! verified on each use; a chunk list is compared with the hash in its manifest. An entry that
-//! fails is fetched again, so a torn or tampered file costs a request and decides nothing. One
+//! # Trust
+//! A cached object is not trusted because it is cached. A manifest is kept with its signature, and
+//! both are verified on each use; a chunk list is compared with the hash in its manifest. An entry
+//! that fails is fetched again, so a torn or tampered file costs a request and decides nothing. One
 //! exception protects the host from an attacker who fills the store: the cache also keeps
 //! signatures of untrusted keys. As long as such a signature is listed with its size and time,
 //! neither it nor its object is fetched again. Trust is evaluated on each use. An entry is valid
 //! only while a current listing shows its key with the same size and, for signed objects, the same
 //! time as when it was read.
 //!
-//! What it cannot see are bytes that change in the store behind the same size and time. So
-//! everything that proves what a store has, or deletes by it, reads the store itself:
-//! `verify-checksums`, `restore`, `forget`, `prune-snapshots`, the reading back at a commit, the
-//! look at the base just before it, and both readings before a prune deletes anything.
+//! The cache cannot notice bytes that change in the store while size and time stay the same. So
+//! every operation that proves the content of a store, or deletes by it, reads the store itself:
+//! `verify-checksums`, `restore`, `forget`, `prune-snapshots`, the verification at a commit, the
+//! check of the base just before it, and both readings before a prune deletes anything.
 //!
 //! # The file
-//! One a dataset and store, for us alone to read; all that is in it the store has in plain sight
-//! too. A line of JSON says of what it is; then each object has a line and its bytes. It is written
-//! at its end only, by one process at a time; what a listing does not have any more is left out
-//! when the file is written anew. A crash may cut it: what is behind the cut is fetched again.
+//! Each dataset and store has one file, which only its owner can read; all of its content is in
+//! plain sight in the store too. The first line is JSON and names the format, store and dataset;
+//! then each object has a line and its bytes. One process at a time appends to the file. Objects
+//! that are no longer listed are left out when the file is rewritten. A crash may cut the file:
+//! objects behind the cut are fetched again.
 
 use super::dir::state_name;
 use super::dir::{create_beside, create_folder, open_or_create};
@@ -39,19 +39,21 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The form of the file. One of another form is written anew.
+/// The format of the file. A file of another format is rewritten.
 const FORMAT: u32 = 1;
-/// What one dataset may take in one store: manifests and lists of some fifty thousand backups.
+/// The largest file of one dataset in one store: manifests and lists of some fifty thousand
+/// backups.
 const FILE_BYTES_MAX: u64 = 256 << 20;
-/// A key has at most 1024 bytes; the rest is numbers and a hash.
+/// The most bytes of a line. A key has at most 1024 bytes; the rest is numbers and a hash.
 const LINE_BYTES_MAX: u64 = 8 << 10;
-/// The file is written anew when so much of it, and more than half, is of no use any more.
+/// The file is rewritten when more than this many bytes, and more than half of the file, are
+/// unused.
 const DEAD_BYTES_MAX: u64 = 1 << 20;
-/// Read at once while the lines are looked through.
+/// The size of each read while the lines are scanned.
 const READ_BYTES: usize = 128 << 10;
 
-/// The objects of one dataset in one store that need not be fetched again. It never fails: without
-/// it, or where it cannot be written, everything is fetched.
+/// The cached objects of one dataset in one store, which need not be fetched again. The cache never
+/// fails: without it, or where it cannot be written, every object is fetched.
 #[derive(Debug, Default)]
 pub struct ObjectCache {
     inner: Option<Mutex<CacheFile>>,
@@ -62,14 +64,14 @@ struct CacheFile {
     path: PathBuf,
     file: File,
     heading: Heading,
-    /// This process has the lock, and the disk has room.
+    /// Whether this process has the lock and no write has failed.
     writes: bool,
     end: u64,
     dead_bytes: u64,
     entries: BTreeMap<String, Entry>,
 }
 
-/// The first line.
+/// The first line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Heading {
     format: u32,
@@ -91,37 +93,37 @@ struct Entry {
     bytes: u64,
     modified_at: Option<Timestamp>,
     blake3: Digest,
-    /// Where its line begins.
+    /// The offset of the object's line.
     line_at: u64,
-    /// Where its bytes begin.
+    /// The offset of the object's bytes.
     body_at: u64,
 }
 
 impl Entry {
-    /// Its line, its bytes, and the end of the line behind them.
+    /// Returns the length of the line, the bytes, and the line feed behind them.
     fn record_bytes(&self) -> u64 {
         self.body_at - self.line_at + self.bytes + 1
     }
 }
 
-/// Whether what is read is also kept.
+/// Whether objects that are read are added to the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeping {
-    /// It is.
+    /// New objects are added.
     New,
-    /// Nothing on this host is changed.
+    /// No file on this host is changed (`--dry-run`).
     Nothing,
 }
 
 impl ObjectCache {
-    /// Where nothing is kept: everything is fetched.
+    /// Returns a cache without a file: every object is fetched.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Opens what is kept of one dataset in one store, or begins it. Another process may be writing
-    /// it: then what is there is used, and nothing is added.
+    /// Opens the cache of one dataset in one store, or creates it. While another process writes it,
+    /// its content is used and nothing is added.
     pub fn open(
         state_dir: &Path,
         store: &KnownStore,
@@ -147,25 +149,25 @@ impl ObjectCache {
         }
     }
 
-    /// The object's bytes, if they were kept when it was listed so.
+    /// Returns the object's bytes, if they were cached with the size and time that are listed now.
     pub(crate) fn get(&self, listed: &ListedObject) -> Option<Bytes> {
         self.lock()?.get(&listed.key, |entry| {
             entry.bytes == listed.bytes && entry.modified_at == listed.modified_at
         })
     }
 
-    /// The object's bytes, if they have this hash.
+    /// Returns the object's bytes, if they have this hash.
     pub(crate) fn get_pinned(&self, key: &str, blake3: Digest) -> Option<Bytes> {
         self.lock()?.get(key, |entry| entry.blake3 == blake3)
     }
 
-    /// The object's bytes, however it was listed: for what is checked again wherever it is used.
+    /// Returns the object's bytes, whatever its listing: for objects that are verified on each use.
     pub(crate) fn get_any(&self, key: &str) -> Option<Bytes> {
         self.lock()?.get(key, |_| true)
     }
 
-    /// Keeps the bytes of an object that was listed so and has passed its checks. Of another length
-    /// they are not what was listed.
+    /// Adds the bytes of an object that was listed like this and has passed its checks. Bytes of
+    /// another length are not the listed object and are not added.
     pub(crate) fn put(&self, listed: &ListedObject, bytes: &[u8]) {
         if let Some(mut file) = self
             .lock()
@@ -184,8 +186,9 @@ impl ObjectCache {
         }
     }
 
-    /// As [`ObjectCache::put`], for bytes that have passed no check yet: only where a change in the
-    /// store would change the time that it lists. Returns whether they may be kept so.
+    /// Does the same as [`ObjectCache::put`], for bytes that no check has passed yet: only where
+    /// the store lists a time, which a change of the object would change. Returns whether the store
+    /// lists one.
     pub(crate) fn put_dated(&self, listed: &ListedObject, bytes: &[u8]) -> bool {
         let is_dated = listed.modified_at.is_some();
         if is_dated {
@@ -194,7 +197,7 @@ impl ObjectCache {
         is_dated
     }
 
-    /// Keeps the bytes of an object that is known by its hash alone.
+    /// Adds the bytes of an object that is known by its hash alone.
     pub(crate) fn put_pinned(&self, key: &str, blake3: Digest, bytes: &[u8]) {
         if let Some(mut file) = self.lock().filter(|file| file.writes) {
             file.append(
@@ -209,8 +212,8 @@ impl ObjectCache {
         }
     }
 
-    /// Leaves out what a whole listing of the dataset does not have any more. The listing is in
-    /// order of the keys.
+    /// Removes objects that a complete listing of the dataset does not have with the same size. The
+    /// listing is in the order of the keys.
     pub(crate) fn keep_listed(&self, listed: &[ListedObject]) {
         let Some(mut file) = self.lock() else { return };
         file.retain(|key, entry| {
@@ -253,7 +256,7 @@ impl CacheFile {
         };
         cache.read_lines()?;
         if cache.writes {
-            // What is behind was cut by a crash, or is of another form.
+            // The bytes behind this offset were cut by a crash or have another format.
             cache.file.set_len(cache.end)?;
             if cache.end == 0 {
                 cache.end = cache.write_heading(&cache.file)?;
@@ -262,7 +265,7 @@ impl CacheFile {
         Ok(cache)
     }
 
-    /// Looks through the lines, up to the first that is not whole.
+    /// Scans the lines, up to the first incomplete one.
     fn read_lines(&mut self) -> Result<()> {
         let length = self.file.metadata()?.len();
         let file = self.file.try_clone()?;
@@ -318,7 +321,7 @@ impl CacheFile {
             let path = self.path.display();
             tracing::debug!(%path, error = error_chain(&error), "what is read from here on is not kept");
             self.writes = false;
-            // Half a record at the end is passed over by whoever reads it next.
+            // The error does not matter: the next reader ignores an incomplete record at the end.
             let _ = self.file.set_len(self.end);
         }
     }
@@ -371,8 +374,8 @@ impl CacheFile {
         }
     }
 
-    /// The same without what is dead, in a new file, one object at a time in memory. Whoever reads
-    /// the old one reads on.
+    /// Rewrites the cache without unused bytes into a new file, with one object at a time in
+    /// memory. A process that reads the old file continues to read it.
     fn write_anew(&mut self) -> Result<()> {
         let (new, temporary) = create_beside(&self.path)?;
         self.write_into(new, &temporary)
@@ -411,9 +414,9 @@ impl CacheFile {
     }
 }
 
-/// The file with the lock on it, or without when another process has that.
+/// Opens the file and locks it. The flag is false when another process has the lock.
 fn open_locked(path: &Path) -> Result<(File, bool)> {
-    /// Another process may write the file anew just then, but not again and again.
+    /// Limit of attempts. Another process may rewrite the file at that moment, but not repeatedly.
     const TRIES: usize = 3;
     let folder = path.parent().unwrap_or(path);
     create_folder(folder)?;
@@ -423,7 +426,7 @@ fn open_locked(path: &Path) -> Result<(File, bool)> {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok((file, false)),
             locked => locked?,
         }
-        // The lock of a file that was replaced meanwhile is worth nothing.
+        // The lock on a file that was replaced in the meantime has no effect.
         if file.metadata()?.ino() == path.metadata()?.ino() {
             return Ok((file, true));
         }
@@ -431,7 +434,8 @@ fn open_locked(path: &Path) -> Result<(File, bool)> {
     Ok((File::open(path)?, false))
 }
 
-/// The next line and its text; `None` at the end, and when it is not whole or says something else.
+/// Returns the next line and fills `text` with it; `None` at the end, and when the line is
+/// incomplete or has other content.
 fn next_line<T: for<'de> Deserialize<'de>>(
     reader: &mut impl BufRead,
     text: &mut Vec<u8>,

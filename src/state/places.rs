@@ -1,4 +1,4 @@
-//! Which identities this host found at each configured place.
+//! Store identities that this host found at each configured place.
 //!
 //! `state_dir/stores` has one small file for each place, named by the URL and the other settings
 //! that decide where the URL leads. A place may have several known identities, such as rotating
@@ -46,7 +46,8 @@ impl PlaceFile {
         &self.url
     }
 
-    /// The identities that were found there, the newest last; none for a place that was never used.
+    /// Returns the identities that were found there, the newest last; none for a place that was
+    /// never used.
     pub(crate) fn load(&self) -> Result<Vec<StoreId>, StateError> {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
@@ -67,7 +68,7 @@ impl PlaceFile {
         }
     }
 
-    /// Notes the identity as the newest, whole or not at all.
+    /// Records the identity as the newest one, whole or not at all.
     pub(crate) fn save(&self, mut ids: Vec<StoreId>, newest: &StoreId) -> Result<(), StateError> {
         ids.retain(|id| id != newest);
         ids.push(newest.clone());

@@ -1,9 +1,7 @@
-//! What each store was found to do, remembered in `state_dir` for a while, so that not every run
-//! has to try it.
+//! Results of store probes, cached in `state_dir`, so that not every run has to probe the store.
 //!
-//! One small file a store, named by its url and endpoint. A file that cannot be read is an error,
-//! never "not tried"; but since it can be made again, whoever may write to the store can go on with
-//! a new probe.
+//! Each store has a small file, named by its URL and endpoint. A file that cannot be read is an
+//! error, never "not probed"; but a command that may write to the store can probe it again.
 
 use super::dir::{create_folder, hashed_name, replace_file};
 use super::error::{StateError, failed};
@@ -15,27 +13,28 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// The form of the files. A file of a later one is refused.
+/// The format of the files. A file of a later format is an error.
 const FORMAT: u32 = 1;
-/// Providers change what their stores do, but not every night.
+/// The time for which a probe is valid. Providers change what their stores do, but not every night.
 const FRESH: SignedDuration = SignedDuration::from_hours(30 * 24);
 
-/// A probe and when it was made.
+/// A probe and its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeNote {
     format: u32,
-    /// The store.
+    /// The store's URL.
     pub store: String,
-    /// Where it answers.
+    /// The endpoint that was probed.
     pub endpoint: String,
-    /// When it was tried, by this host's clock.
+    /// When the store was probed, by this host's clock.
     pub at: Timestamp,
-    /// What was found.
+    /// The result of the probe.
     pub probe: StoreProbe,
 }
 
 impl ProbeNote {
-    /// Whether it is still to be believed: not too old, and not of the future.
+    /// Returns whether the probe is still valid: not too old, and not more than a day in the
+    /// future.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
         let age = now.duration_since(self.at);
         age < FRESH && age > -SignedDuration::from_hours(24)
@@ -52,7 +51,7 @@ pub struct ProbeCache {
 }
 
 impl ProbeCache {
-    /// Names it; nothing is touched yet.
+    /// Names the file. Reads and writes nothing.
     pub fn new(state_dir: &Path, store: &str, endpoint: &str) -> Self {
         let folder = state_dir.join("probes");
         let name = hashed_name(&format!("{store}\n{endpoint}"));
@@ -65,10 +64,10 @@ impl ProbeCache {
         }
     }
 
-    /// What was found when the store was last tried; `None` when it never was from this host.
+    /// Returns the last probe of the store; `None` when this host never probed it.
     ///
     /// # Errors
-    /// [`StateError::File`] naming a file that is there and cannot be read or understood.
+    /// [`StateError::File`] naming a file that exists and cannot be read or parsed.
     pub fn load(&self) -> Result<Option<ProbeNote>, StateError> {
         let bytes = match fs::read(&self.file) {
             Ok(bytes) => bytes,
@@ -88,7 +87,7 @@ impl ProbeCache {
         }
     }
 
-    /// Forgets it: the next command that writes tries the store again. One that is gone is no
+    /// Removes the probe: the next command that writes probes the store again. A missing file is no
     /// error.
     ///
     /// # Errors
@@ -114,7 +113,7 @@ impl ProbeCache {
     /// Writes the note, whole or not at all.
     ///
     /// # Errors
-    /// [`StateError::File`]; then the next command that writes tries the store again.
+    /// [`StateError::File`]; then the next command that writes probes the store again.
     pub(crate) fn save(&self, note: &ProbeNote) -> Result<(), StateError> {
         let text =
             serde_json::to_vec_pretty(note).map_err(|error| self.failed("write", error.into()))?;
@@ -128,11 +127,11 @@ impl ProbeCache {
     }
 }
 
-/// All that is remembered of a store, at whatever endpoint; the newest first. Nothing is asked of
-/// it.
+/// Returns all cached probes of a store, at every endpoint, the newest first. Sends no request to
+/// the store.
 ///
 /// # Errors
-/// [`StateError::File`] naming a file or folder that is there and cannot be read or understood.
+/// [`StateError::File`] naming a file or folder that exists and cannot be read or parsed.
 pub fn known_probes(state_dir: &Path, store: &str) -> Result<Vec<ProbeNote>, StateError> {
     let folder = state_dir.join("probes");
     let failed = |path: &Path, source| failed("read", path, source);

@@ -1,11 +1,11 @@
-//! Who and where this process is, and whether another process still lives: what a lock is judged
-//! by.
+//! Identity of this process and its host, and whether another process is still alive: the facts
+//! that decide whether a lock is stale.
 
 use crate::model::Digest;
 use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
-/// One boot of one host, as seen from one namespace of processes. What cannot be read is empty.
+/// A boot of a host, as seen from one process namespace. A value that cannot be read is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Here {
     /// The host's name.
@@ -13,23 +13,24 @@ pub struct Here {
     /// A hash of `/etc/machine-id`: hosts that were installed from one image often have one name.
     #[serde(default)]
     pub machine: String,
-    /// `/proc/sys/kernel/random/boot_id`: another one after each start of the host.
+    /// `/proc/sys/kernel/random/boot_id`: changes with each boot of the host.
     pub boot_id: String,
-    /// Process ids say something only within one namespace: a container has its own.
+    /// The process namespace, because process ids are unique only within one: a container has its
+    /// own.
     #[serde(default)]
     pub pid_namespace: String,
 }
 
 impl Here {
-    /// Of this process.
+    /// Returns the values of this process.
     pub fn current() -> Self {
         let text = |path: &str| {
             std::fs::read_to_string(path)
                 .map(|text| text.trim().to_owned())
                 .unwrap_or_default()
         };
-        // The id itself is for this host alone, as machine-id(5) says; a hash of it is enough to
-        // tell two hosts apart.
+        // machine-id(5) asks programs to keep the id itself private to this host; a hash of it is
+        // enough to distinguish two hosts.
         let machine = match text("/etc/machine-id").as_str() {
             "" => String::new(),
             id => {
@@ -45,13 +46,13 @@ impl Here {
         }
     }
 
-    /// Whether both are of one host.
+    /// Returns whether both are the same host.
     pub fn is_same_host(&self, other: &Self) -> bool {
         (&self.host, &self.machine) == (&other.host, &other.machine)
     }
 }
 
-/// This host's name.
+/// Returns this host's name.
 pub fn host_name() -> String {
     rustix::system::uname()
         .nodename()
@@ -59,7 +60,7 @@ pub fn host_name() -> String {
         .into_owned()
 }
 
-/// The user's name, from `/etc/passwd`; `uid 1000` when it is not there.
+/// Returns the user's name, from `/etc/passwd`; `uid 1000` when the user has no entry.
 pub fn user_name() -> String {
     let uid = rustix::process::geteuid().as_raw();
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -75,14 +76,16 @@ fn user_of(users: &str, uid: u32) -> Option<String> {
     users.lines().find_map(name)
 }
 
-/// When a process was started, in ticks since the host's start (field 22 of `/proc/PID/stat`); with
-/// the process id it names one process. `None` when that cannot be seen from here.
+/// Returns when a process was started, in ticks since the host's boot (field 22 of
+/// `/proc/PID/stat`). Together with the process id it identifies one process. `None` when this
+/// process cannot see it.
 pub fn process_started(pid: u32) -> Option<u64> {
     stat_fields(pid)?.nth(19)?.parse().ok()
 }
 
-/// Whether the process is surely gone: no such id, the id is another process's by now, or it has
-/// ended and only its parent has not noticed. What cannot be seen counts as alive.
+/// Returns whether the process is surely gone: no process has the id, the id belongs to another
+/// process now, or the process has ended and its parent has not reaped it yet. A process that
+/// cannot be seen counts as alive.
 pub fn is_gone(pid: u32, started: u64) -> bool {
     let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return true;
@@ -96,8 +99,8 @@ pub fn is_gone(pid: u32, started: u64) -> bool {
     has_ended || process_started(pid).is_some_and(|now| now != started)
 }
 
-/// The fields of `/proc/PID/stat` from the third on. The second is the program's name and may hold
-/// anything.
+/// Returns the fields of `/proc/PID/stat` from the third on. The second is the program's name and
+/// may have any content.
 fn stat_fields(pid: u32) -> Option<std::vec::IntoIter<String>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = text.rsplit_once(')')?;

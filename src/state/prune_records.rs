@@ -1,9 +1,9 @@
 //! The prune records that this host put, by which it tells its own prunes from those of other
 //! hosts.
 //!
-//! `state_dir/prune-records` has a file for each store and dataset, with a key a line. A second file,
-//! with the suffix `.seen`, notes when this host first saw a record that is dated in the future: by
-//! its own date such a record would stay young until that date.
+//! `state_dir/prune-records` has a file for each store and dataset, with a key on each line. A
+//! second file, with the suffix `.seen`, records when this host first saw a record that is dated in
+//! the future: by its own date such a record would stay young until that date.
 
 use super::dir::{create_folder, replace_file, state_name};
 use super::error::{StateError, failed};
@@ -13,10 +13,10 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// How many of this host's own records are remembered. Older ones do not matter: no prune of that
-/// age is running.
+/// How many of this host's own records are kept. Older ones do not matter: no prune of that age is
+/// running.
 const OWN_RECORDS_MAX: usize = 64;
-/// The suffix of the file that notes when records dated in the future were first seen.
+/// The suffix of the file with the times at which records dated in the future were first seen.
 const SEEN: &str = "seen";
 
 /// The records that this host put into one store for one dataset, the newest last.
@@ -30,7 +30,7 @@ impl OwnPruneRecords {
     /// Reads which records this host put.
     ///
     /// # Errors
-    /// [`StateError::File`] when that is not known.
+    /// [`StateError::File`] when a file cannot be read.
     pub(crate) fn read(
         state_dir: &Path,
         store: &KnownStore,
@@ -73,7 +73,7 @@ impl OwnPruneRecords {
         write_text(&self.path.with_extension(SEEN), &lines.collect::<String>())
     }
 
-    /// Notes a record before it is put. On disk when it returns.
+    /// Adds a record before it is put. The file is on disk when this returns.
     ///
     /// # Errors
     /// [`StateError::File`]; then the record may not be put.

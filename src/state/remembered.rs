@@ -1,5 +1,5 @@
 //! The files that keep the manifests of a remote, with their signatures, for runs that cannot reach
-//! it.
+//! the remote.
 //!
 //! `state_dir/remote` has a folder for each store and dataset. Nothing in it is trusted: manifests
 //! are verified whenever they are read.
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// Which file of a backup.
+/// A file of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     /// The manifest.
@@ -37,7 +37,7 @@ impl Part {
     }
 }
 
-/// The remembered manifests of one dataset in one store.
+/// The kept manifests of one dataset in one store.
 #[derive(Debug)]
 pub(crate) struct RememberedManifests {
     folder: PathBuf,
@@ -59,10 +59,10 @@ impl RememberedManifests {
         create_folder(&self.folder).map_err(|source| failed("create", &self.folder, source))
     }
 
-    /// Returns whether this store was ever remembered.
+    /// Returns whether the manifests of this store were ever kept.
     ///
     /// # Errors
-    /// [`StateError::File`] when that cannot be found out.
+    /// [`StateError::File`] when the folder cannot be read.
     pub(crate) fn exist(&self) -> Result<bool, StateError> {
         match std::fs::metadata(&self.folder) {
             Ok(_) => Ok(true),
@@ -90,12 +90,12 @@ impl RememberedManifests {
         Ok(ids)
     }
 
-    /// Returns whether this file is there.
+    /// Returns whether this file exists.
     pub(crate) fn is_there(&self, id: &BackupId, part: Part) -> bool {
         self.path(id, part).exists()
     }
 
-    /// Reads a file, up to the limit of its type; `None` when it is not there.
+    /// Reads a file, up to the limit of its type; `None` when it does not exist.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -114,7 +114,7 @@ impl RememberedManifests {
         Ok(Some(bytes))
     }
 
-    /// Writes a file. After a crash it may be missing: the store has it.
+    /// Writes a file. A crash may lose it, which is harmless: the store has the object.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -123,7 +123,7 @@ impl RememberedManifests {
         replace_until_crash(&path, bytes).map_err(|source| failed("write", &path, source))
     }
 
-    /// Removes both files of a backup. A missing one is no error.
+    /// Removes both files of a backup. A missing file is no error.
     ///
     /// # Errors
     /// [`StateError::File`].

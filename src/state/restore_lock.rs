@@ -1,8 +1,8 @@
-//! [`lock_target`]: one restore or drill at a time into a dataset, those above it and those below
-//! it, on this host.
+//! [`lock_target`]: allows one restore or drill at a time, on this host, into a dataset, the
+//! datasets above it and those below it.
 //!
 //! Two restores may have two configurations, or none, so `state_dir` cannot hold the locks. They
-//! lie in a folder that all processes of one user share and that a reboot empties:
+//! are in a folder that all processes of one user share and that a reboot empties:
 //! `/run/zfs-backup` for root, `/run/user/UID/zfs-backup` for others. The lock serves people: its
 //! error names the other process at once. The restore token in the marks keeps one restore from
 //! destroying data that another received, also between users, hosts and tools. So when the folder
@@ -25,7 +25,8 @@ pub struct RestoreLock {
     _files: Vec<File>,
 }
 
-/// The folder of this user's locks, made if need be; `None` where there is no such place.
+/// Returns the folder of this user's locks and makes it if necessary; `None` where there is no such
+/// place.
 pub fn lock_folder() -> Option<PathBuf> {
     let uid = rustix::process::geteuid();
     let run = if uid.is_root() {
@@ -103,7 +104,7 @@ fn lock_file(
     }
 }
 
-/// The process that has the lock, as far as the kernel's table tells.
+/// Returns the process that has the lock, as far as the kernel's table shows it.
 fn holder_of(file: &File) -> Option<u32> {
     let inode = format!(":{}", file.metadata().ok()?.ino());
     let table = std::fs::read_to_string("/proc/locks").ok()?;

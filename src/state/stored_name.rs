@@ -1,7 +1,8 @@
-//! Under which name each dataset is stored: recorded at first use, so that a renamed dataset keeps
-//! its place.
+//! The name under which each dataset is stored. It is recorded at first use, so that a renamed
+//! dataset keeps its place.
 //!
-//! One small file a dataset in `state_dir`, named by the dataset's guid, which no rename changes.
+//! Each dataset has a small file in `state_dir`, named by the dataset's guid, which no rename
+//! changes.
 
 use super::dir::{create_folder, replace_file};
 use super::error::{StateError, failed};
@@ -10,13 +11,13 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// A name has at most 255 bytes.
+/// The limit for reading a record. A name has at most 255 bytes.
 const PLACE_BYTES_MAX: u64 = 1024;
 
-/// The name that a dataset was first stored under; `None` when it never was from this host.
+/// Returns the name that a dataset was first stored under; `None` when this host never stored it.
 ///
 /// # Errors
-/// [`StateError::File`] when there is a record that cannot be read: never taken for "none".
+/// [`StateError::File`] when a record exists and cannot be read: that is never "none".
 pub fn recorded_place(state_dir: &Path, dataset: Guid) -> Result<Option<DatasetName>, StateError> {
     let file = file_of(state_dir, dataset);
     let opened = match File::open(&file) {
@@ -42,10 +43,11 @@ pub fn recorded_place(state_dir: &Path, dataset: Guid) -> Result<Option<DatasetN
         .map_err(unusable)
 }
 
-/// Notes the name that a dataset is stored under, whole or not at all.
+/// Records the name that a dataset is stored under, whole or not at all.
 ///
 /// # Errors
-/// [`StateError::File`]; then nothing may be stored, because a rename would lose its place.
+/// [`StateError::File`]; then nothing may be stored, because the dataset would lose its place at a
+/// rename.
 pub fn record_place(
     state_dir: &Path,
     dataset: Guid,

@@ -1,4 +1,4 @@
-//! The screens of `show`, from views made by hand: every state, and that all of it fits.
+//! Tests of the screens of `show`, from views made by hand: every state, and that all lines fit.
 
 use super::super::details;
 use super::super::health::{DEFAULT_LIMITS, facts_of};

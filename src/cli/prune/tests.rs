@@ -1,5 +1,5 @@
-//! The commands that delete, as a person and as monitoring see them: exit status, text, and what
-//! `health` says after.
+//! Tests of the commands that delete, as a person and as monitoring see them: exit status, text,
+//! and the later report of `health`.
 
 use super::super::health::{DEFAULT_LIMITS, facts_of};
 use super::super::identity::{identified, known_stores};
@@ -35,7 +35,7 @@ struct Host {
     dataset: DatasetName,
 }
 
-/// How a command ended.
+/// The result of a command.
 struct Ended {
     status: u8,
     said: Option<Said>,
@@ -158,7 +158,8 @@ impl Host {
         Arc::new(self.zfs.clone())
     }
 
-    /// The clock was 14 years behind in an earlier run of this boot: somebody has set it since.
+    /// Records that an earlier run of this boot read a clock that was 14 years behind: somebody has
+    /// set it since.
     fn set_clock_ahead(&self) {
         let check = ClockCheck::read(&self.path("state"), false).unwrap();
         let reading = ClockReading {
@@ -295,7 +296,7 @@ async fn a_doubtful_clock_keeps_snapshots_ends_with_3_and_stands_in_health_until
     assert_eq!(status, 0, "{said:?}");
     assert_eq!(host.zfs.snapshots(&host.dataset).unwrap().len(), 0);
     assert_eq!(host.failures(), [""; 0]);
-    // The word is noted: the next run needs none.
+    // The confirmation is recorded: the next run needs none.
     let check = ClockCheck::read(&host.path("state"), false).unwrap();
     assert_eq!(check.judge(&[], [days_ago(60)]), Ok(ClockTrust::Confirmed));
 }
@@ -329,7 +330,7 @@ async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand
         host.failures()
     );
     assert_eq!(host.backups(), 2);
-    // The same object is nothing to the snapshots of this pool.
+    // The same object does not matter for the snapshots of this pool.
     assert_eq!(host.prune_snapshots(true).await.status, 0);
     assert_eq!(host.zfs.snapshots(&host.dataset).unwrap().len(), 0);
 
@@ -354,8 +355,8 @@ async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand
     assert_eq!(host.failures(), [""; 0]);
 }
 
-/// Exports that wait on the disk may follow from backups in the remote. Its empty mount point must
-/// not look like a disk on which nothing waits.
+/// Exports that wait on the disk may build on backups in the remote. The empty mount point must not
+/// look like a disk without exports.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intermediate_directory_that_is_not_mounted_stops_prune_remote_and_forget() {
     let host = Host::new();

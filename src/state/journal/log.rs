@@ -1,20 +1,19 @@
-//! The append-only log inside the file of one attempt: what is needed to go on with it after a
-//! crash.
+//! The append-only log inside the file of one attempt: everything that is needed to resume the
+//! attempt after a crash.
 //!
 //! # Format
-//! A text file, one record a line: 16 hexadecimal digits, a space, the record as JSON, a line feed.
-//! The digits are the first 8 bytes of BLAKE3 over the digits of the line before (before the first
-//! line: `zfs-backup journal 1`), a line feed, and the JSON. So every record also vouches for all
-//! records before it, and one that was moved, dropped in the middle or carried over from another
-//! file does not pass.
+//! A text file with one record on each line: 16 hexadecimal digits, a space, the record as JSON, a
+//! line feed. The digits are the first 8 bytes of BLAKE3 over the digits of the line before (before
+//! the first line: `zfs-backup journal 1`), a line feed, and the JSON. So the digits of every
+//! record also cover all records before it: a record that was moved, dropped in the middle or
+//! copied from another file is invalid.
 //!
-//! Records are only ever appended. Those that something in the store or in a pool hangs on are on
-//! disk (fsync) before that something is done. Reading stops at the first line that does not pass,
-//! however much follows: a torn tail is dropped, never trusted, and cut off before the next record
-//! is written.
+//! Records are only ever appended. A record on which something in the store or in a pool depends is
+//! on disk (fsync) before that action starts. Reading stops at the first invalid line, whatever
+//! follows it: a torn tail is dropped, never trusted, and cut off before the next record is
+//! written.
 //!
-//! An attempt that copies a backup from another store keeps its file empty: it needs no more than
-//! its name.
+//! An attempt that copies a backup from another store keeps its file empty: it needs only its name.
 
 use crate::manifest::{ProgressChunk, base64_text};
 use crate::model::Digest;
@@ -24,17 +23,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// What the first line follows.
+/// The text that is hashed before the first line, in place of an earlier line's digits.
 const SEED: &str = "zfs-backup journal 1";
 const SUM_DIGITS: usize = 16;
 
-/// One step of an attempt.
+/// A step of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "kebab-case")]
 pub enum JournalRecord {
-    /// What is sent and how. First of all; before any hold and any object.
+    /// The plan of the send. The first record, written before any hold and any object.
     Plan {
-        /// The very bytes of `started.json`.
+        /// The exact bytes of `started.json`.
         #[serde(with = "base64_text")]
         started: Vec<u8>,
         /// The hash of the keyring that goes with the backup.
@@ -44,10 +43,11 @@ pub enum JournalRecord {
     },
     /// A chunk is about to be created under this name.
     Chunk {
-        /// Its object name.
+        /// The chunk's object name.
         name: String,
     },
-    /// The store gave that chunk an upload id. Not waited for: a listing of the store tells it too.
+    /// The store gave that chunk an upload id. Written without fsync, because a listing of the
+    /// store shows the id too.
     Upload {
         /// The chunk's object name.
         name: String,
@@ -56,41 +56,41 @@ pub enum JournalRecord {
     },
     /// The first record of the stream, 312 bytes, once it is known.
     Stream {
-        /// Its bytes.
+        /// Bytes of that record.
         #[serde(with = "base64_text")]
         begin: Vec<u8>,
     },
     /// The store confirmed a chunk.
     Confirmed(Box<ProgressChunk>),
-    /// The stream is whole, all chunks are confirmed: RESTORE.txt, lists and `private.age` are
-    /// about to be put.
+    /// The stream is complete and all chunks are confirmed: RESTORE.txt, lists and `private.age`
+    /// are about to be put.
     Closing {
-        /// The very bytes of `private.age`, which are new in each sealing.
+        /// The exact bytes of `private.age`, which differ in each sealing.
         #[serde(with = "base64_text")]
         private: Vec<u8>,
     },
-    /// The commit is about to be made of these very bytes. From here on the manifest may be there.
+    /// The commit is about to be made of exactly these bytes. From here on the manifest may exist.
     Commit(Box<CommitBytes>),
-    /// The attempt was given up: nobody goes on with it.
+    /// The attempt was abandoned: no run resumes it.
     GivenUp {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
 
-/// The objects of a commit, as they are put.
+/// The objects of a commit, exactly as they are put.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitBytes {
     /// `receipt.json`
     #[serde(with = "base64_text")]
     pub receipt: Vec<u8>,
-    /// Its signature.
+    /// The receipt's signature.
     #[serde(with = "base64_text")]
     pub receipt_signature: Vec<u8>,
     /// `manifest.json`
     #[serde(with = "base64_text")]
     pub manifest: Vec<u8>,
-    /// Its signature.
+    /// The manifest's signature.
     #[serde(with = "base64_text")]
     pub manifest_signature: Vec<u8>,
 }
@@ -101,11 +101,11 @@ pub struct AttemptLog {
     file: File,
     path: PathBuf,
     last: String,
-    /// A record may be there in part: nothing may follow it.
+    /// Whether a record may be written in part: no other record may follow it.
     broken: bool,
 }
 
-/// What a log holds.
+/// The content of a log.
 #[derive(Debug)]
 pub(super) struct ReadLog {
     pub(super) records: Vec<JournalRecord>,
@@ -114,7 +114,7 @@ pub(super) struct ReadLog {
 }
 
 impl AttemptLog {
-    /// At the start of a new, empty file.
+    /// Starts the log in a new, empty file.
     pub(super) fn new(file: File, path: PathBuf) -> Self {
         Self {
             file,
@@ -124,7 +124,7 @@ impl AttemptLog {
         }
     }
 
-    /// Behind the last record that passed. What follows it is cut off.
+    /// Opens the log behind the last valid record and cuts off everything that follows it.
     pub(super) fn go_on(path: PathBuf, read: &ReadLog) -> Result<Self, StateError> {
         let open = || -> std::io::Result<File> {
             let file = OpenOptions::new().append(true).open(&path)?;
@@ -144,15 +144,15 @@ impl AttemptLog {
     /// Appends a record and waits until it is on disk.
     ///
     /// # Errors
-    /// [`StateError::File`], and then for every later record too: what was to follow from it may not
-    /// be done.
+    /// [`StateError::File`], and then for every later record too: the action that depends on the
+    /// record may not start.
     pub fn append(&mut self, record: &JournalRecord) -> Result<(), StateError> {
         self.write(record)?;
         let synced = self.file.sync_data();
         self.check(synced)
     }
 
-    /// Appends a record without waiting: after a crash it may be missing.
+    /// Appends a record without waiting for the disk: after a crash it may be missing.
     ///
     /// # Errors
     /// As for [`AttemptLog::append`].
@@ -192,7 +192,7 @@ fn sum(last: &str, json: &[u8]) -> String {
     hasher.finalize().to_hex()[..SUM_DIGITS].to_owned()
 }
 
-/// Reads what passes of a log. A file that is gone is empty.
+/// Reads the valid records of a log. A missing file is an empty log.
 pub(super) fn read_log(path: &Path) -> Result<ReadLog, StateError> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
@@ -203,7 +203,8 @@ pub(super) fn read_log(path: &Path) -> Result<ReadLog, StateError> {
     parse_log(&bytes).map_err(|error| failed("use", path, error.into()))
 }
 
-/// A record that passes and means nothing to this version is an error: a later version wrote it.
+/// Parses the valid records. A valid record of an unknown type is an error: a later version wrote
+/// it.
 fn parse_log(bytes: &[u8]) -> Result<ReadLog, serde_json::Error> {
     let mut read = ReadLog {
         records: Vec::new(),
@@ -231,14 +232,14 @@ fn parse_log(bytes: &[u8]) -> Result<ReadLog, serde_json::Error> {
     Ok(read)
 }
 
-/// The records in the bytes of a log.
+/// Returns the records in the bytes of a log.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn records_of_log(bytes: &[u8]) -> Result<Vec<JournalRecord>, serde_json::Error> {
     parse_log(bytes).map(|read| read.records)
 }
 
-/// The line of a record given as JSON, behind the line whose digits are in `last` (empty: the
-/// first), which it replaces.
+/// Returns the line of a record given as JSON, behind the line whose digits are in `last` (empty
+/// for the first line). Replaces `last` with the digits of the new line.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn line_of_log(last: &mut String, json: &[u8]) -> Vec<u8> {
     *last = sum(if last.is_empty() { SEED } else { last.as_str() }, json);
@@ -293,7 +294,7 @@ mod tests {
         assert!(read_log(folder.path()).is_err(), "a folder is no empty log");
     }
 
-    /// Cut anywhere, what is left is whole records, and what is appended then follows them.
+    /// A log that is cut anywhere has whole records, and the next record is appended behind them.
     #[test]
     fn a_torn_tail_is_dropped_and_written_over() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Tests of the lockfile: who is judged to be over, and that one of many gets it.
+//! Tests of the lockfile: which holders count as gone, and that only one of many processes gets it.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn holder(kind: LockKind) -> Holder {
     Holder::current(kind, Timestamp::UNIX_EPOCH).unwrap()
 }
 
-/// Of a process that is gone.
+/// Returns the holder of a process that is gone.
 fn gone() -> Holder {
     Holder {
         pid_started: Some(1),

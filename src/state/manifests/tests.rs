@@ -1,4 +1,5 @@
-//! The file itself: what of it is used after a crash, a wrong hand, and beside another process.
+//! Tests of the cache file: its use after a crash, after damage, and concurrently with another
+//! process.
 
 use super::*;
 use std::fs;
@@ -23,7 +24,8 @@ fn listed(key: &str, bytes: &[u8], second: i64) -> ListedObject {
     }
 }
 
-/// Three objects; the second has line ends and what looks like a line in it.
+/// Returns three objects; the second contains line ends and text that looks like a line of the
+/// cache.
 fn objects() -> Vec<(ListedObject, Vec<u8>)> {
     let bodies = [
         b"first".to_vec(),
@@ -88,7 +90,7 @@ fn what_was_kept_comes_back_while_it_is_listed_as_it_was() {
         );
         assert_eq!(cache.get_pinned(&object.key, Digest::of(b"")), None);
     }
-    // Another length than was listed is not what was listed.
+    // Bytes of another length than listed are not the listed object.
     let (object, _) = &objects()[0];
     cache.put(object, b"longer than that");
     assert_eq!(cache.get(object).unwrap(), b"first"[..]);
@@ -147,7 +149,7 @@ fn a_byte_that_changed_is_never_given_for_what_was_kept() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1;
         fs::write(&path, &damaged).unwrap();
-        // Read only, so that the next turn finds what this one wrote.
+        // Read only, so that the next iteration finds what this one wrote.
         let cache = ObjectCache::open(
             state.path(),
             &KnownStore::of_url(STORE),
@@ -225,7 +227,7 @@ fn one_process_writes_and_the_others_read() {
     assert_eq!(first.get(&new).unwrap(), b"new"[..]);
     drop((first, second));
     assert_eq!(open(state.path()).get(&new).unwrap(), b"new"[..]);
-    // Nothing is made by those who keep nothing.
+    // A cache that keeps nothing makes no file.
     let empty = tempfile::tempdir().unwrap();
     let cache = ObjectCache::open(
         empty.path(),
