@@ -1054,18 +1054,6 @@ fn each_rule_fails_on_a_bad_sample_and_passes_a_good_one() {
             &("// It.\n\n".to_owned() + &many(49, "// x\n\n")),
             &[],
         ),
-        (
-            comment_openings,
-            "src/run/backup.rs",
-            &("// It.\n\n".to_owned() + &many(4, "// x\n\n")),
-            &[],
-        ),
-        (
-            comment_openings,
-            "src/run/backup.rs",
-            &("// It.\n\n".to_owned() + &many(3, "// x\n\n")),
-            &[1],
-        ),
         (comment_openings, "tests/x.rs", "// It is a test.\n", &[]),
     ];
     for (check, path, text, expected) in cases {

@@ -290,9 +290,10 @@ pub async fn back_up(
     }
     let result = match end_uploads(env, selected, requested, &mut sight, &mut ended).await {
         Ok(()) => {
+            let has_full = ended.iter().any(|backup| backup.manifest.base.is_none());
             let follows = match requested {
-                // A backup that this run has just finished satisfies `--full`.
-                RequestedKind::Full if !ended.is_empty() => RequestedKind::Lifecycle,
+                // A full that this run has just finished satisfies `--full`.
+                RequestedKind::Full if has_full => RequestedKind::Lifecycle,
                 requested => requested,
             };
             back_up_newest(env, selected, follows, &sight).await

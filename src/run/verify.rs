@@ -169,7 +169,8 @@ async fn look(
     report
         .extra
         .extend(catalog.unknown.iter().map(|object| object.key.clone()));
-    report.damage.extend(chains::gaps(&catalog));
+    let gaps = chains::gaps(&catalog, &report.damage);
+    report.damage.extend(gaps);
     // Collect the futures first: a lazy stream would tie them to its own lifetime.
     let work: Vec<_> = catalog
         .backups

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use zfs_backup::config::RetentionRules;
+use zfs_backup::manifest::Manifest;
 use zfs_backup::manifest::Origin;
 use zfs_backup::model::{BackupId, BackupKind};
 use zfs_backup::plan::send::RequestedKind;
@@ -169,6 +170,46 @@ async fn an_incremental_that_is_dropped_at_any_store_call_is_gone_on_with() {
             assert_eq!(newest.base.as_ref().unwrap().backup_id, points[1].0.id);
             crate::chains::assert_comes_back(&world, &newest, &world.zfs.files(&world.dataset))
                 .await;
+        }
+    })
+    .await;
+}
+
+/// `--full` makes a full, whatever an interrupted incremental left to be finished.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_requested_full_is_made_after_an_incremental_was_dropped_at_any_store_call() {
+    let (keys, writer) = quick_keys();
+    let begin = |world: World| async move {
+        chain(&world, 1).await;
+        night(&world, 2);
+        world
+    };
+    let clean = begin(World::with_keys(keys.clone(), writer.clone())).await;
+    let calls = store_calls(&clean, clean.env(), RequestedKind::Incremental).await;
+    for_all((1..=calls).map(CrashAt::After).collect(), |at| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            let world = begin(world).await;
+            crash(&world, world.env(), RequestedKind::Incremental, at).await;
+            world.try_back_up_as(RequestedKind::Full).await.unwrap();
+            let newest = world
+                .catalog()
+                .await
+                .newest()
+                .unwrap()
+                .manifest
+                .snapshot
+                .guid;
+            let catalog = world.catalog().await;
+            let is_full_of_newest =
+                |manifest: &Manifest| manifest.snapshot.guid == newest && manifest.base.is_none();
+            assert!(
+                catalog
+                    .backups
+                    .iter()
+                    .any(|backup| is_full_of_newest(&backup.manifest)),
+                "{at:?}: --full made no full"
+            );
         }
     })
     .await;

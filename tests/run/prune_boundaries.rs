@@ -68,10 +68,9 @@ async fn a_prune_of_the_remote_keeps_the_chain_of_what_waits_to_be_copied() {
     let (mut yard, old, _) = two_chains().await;
     let intermediate = memory_store(64 * 1024);
     intermediate.set_clock(Some(yard.clock));
-    let catalog =
-        zfs_backup::catalog::read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted)
-            .await
-            .unwrap();
+    let catalog = zfs_backup::catalog::read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted)
+        .await
+        .unwrap();
     let child = yard
         .export(&intermediate, catalog.backup(&old[2]).cloned())
         .await;

@@ -10,6 +10,8 @@ use zfs_backup::plan::sample::ReadShare;
 use zfs_backup::run::RunError;
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::{ReadData, ReadReport, VerifyOptions, VerifyReport, verify_with};
+use zfs_backup::store::ObjectKey;
+use zfs_backup::store::key::BackupObject;
 use zfs_backup::store::memory::Operation;
 
 async fn world_with_backup() -> (World, Manifest) {
@@ -117,6 +119,29 @@ async fn a_missing_base_is_damage_once_and_a_twin_in_its_place_is_none() {
     };
     assert_eq!(broken.dependents, [first.id.clone(), second.id.clone()]);
     assert_eq!(broken.restorable_up_to, Some(full.id.clone()));
+
+    // Another backup of the base's snapshot that cannot take its place does not hide the gap, even
+    // if the signature of the base's manifest is still there.
+    let (world, full) = world_with_backup().await;
+    let base = plant(&world, &full, 1, Some(&full));
+    let child = plant(&world, &full, 2, Some(&base));
+    plant(&world, &full, 1, None);
+    let manifest = ObjectKey::backup(&base.dataset, &base.id, &BackupObject::Manifest);
+    assert!(world.store.lose(manifest.as_str()));
+    let report = world.verify().await;
+    assert!(
+        report.damage.iter().any(|damage| damage.is_missing()),
+        "{:?}",
+        report.damage
+    );
+    assert!(
+        report
+            .broken
+            .iter()
+            .any(|broken| broken.dependents.contains(&child.id)),
+        "{:?}",
+        report.broken
+    );
 
     // A base that is there and is another is damage of what was built on it.
     let (world, full) = world_with_backup().await;

@@ -24,16 +24,19 @@ pub struct BrokenBackup {
 }
 
 /// Returns damage for each missing base, once, and for each backup whose base has changed since.
-pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
+/// Bases in `reported` are damage already.
+pub(super) fn gaps(catalog: &Catalog, reported: &[Damage]) -> Vec<Damage> {
     let bases = bases(catalog);
     let mut missing = BTreeSet::new();
     let mut damage = Vec::new();
-    let attempts: BTreeSet<&BackupId> = catalog.lost().map(|attempt| &attempt.id).collect();
+    let reported: BTreeSet<&BackupId> = reported
+        .iter()
+        .filter_map(|damage| damage.backup.as_ref())
+        .collect();
     for backup in &catalog.backups {
         let id = &backup.manifest.id;
         match bases.base(id) {
-            // A base among the lost attempts is reported separately, with the attempts.
-            Err(RestoreGap::MissingBase { missing: base, .. }) if attempts.contains(&base) => {}
+            Err(RestoreGap::MissingBase { missing: base, .. }) if reported.contains(&base) => {}
             Err(RestoreGap::MissingBase { of, missing: base }) if missing.insert(base.clone()) => {
                 let reason = format!("{MISSING}, and {of} follows from it");
                 damage.push(Damage::of_whole(&catalog.dataset, &base, reason));
