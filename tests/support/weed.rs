@@ -156,7 +156,9 @@ fn spawn(weed: &Path, folder: &Path, ports: &[u16]) -> Child {
     fs::write(folder.join("identities.json"), identity).unwrap();
     let log = File::create(folder.join("weed.log")).unwrap();
     let mut command = Command::new(weed);
+    // In User-Mode Linux the kernel ends a process that holds more than about 256 MiB.
     command
+        .envs([("GOMEMLIMIT", "96MiB"), ("GOGC", "50")])
         .arg("-logtostderr=true")
         .arg("server")
         .arg(format!("-dir={}", path("data")));

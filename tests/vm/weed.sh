@@ -30,8 +30,10 @@ END
   : >"$WEED_FOLDER/weed.log" # what an earlier run wrote must not be taken for this one's
   # In that folder, for it reads master.toml from there. Ports default to 10000 more for grpc: too far apart to
   # keep two servers from meeting. Iceberg and Lance are further services with fixed ports. With an earlier state it
-  # waits for an election, 10 s if not told otherwise.
+  # waits for an election, 10 s if not told otherwise. In User-Mode Linux the kernel ends a process that holds more than
+  # about 256 MiB: Go is told to collect its garbage early.
   (
+    export GOMEMLIMIT=96MiB GOGC=50
     cd "$WEED_FOLDER" && exec "$weed_program" -logtostderr=true server -dir="$WEED_FOLDER/data" \
       -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false -master.electionTimeout=1s \
       -master.volumeSizeLimitMB=64 -volume.max=60 \
