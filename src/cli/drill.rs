@@ -20,7 +20,7 @@ use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;
 use crate::state::history::{DrillNote, Records};
-use crate::zfs::Zfs;
+use crate::zfs::{Dataset, Zfs};
 use jiff::Timestamp;
 use serde_json::json;
 use std::path::Path;
@@ -54,16 +54,7 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
         .iter()
         .find(|selected| selected.stored == stored)
         .map(|selected| &selected.dataset);
-    let parent = match (&drill.into, source) {
-        (Some(parent), _) => parent.clone(),
-        (None, Some(source)) => pool_of(&source.name)?,
-        (None, None) => {
-            let what = format!(
-                "{stored} is in no pool here, so there is no place for the scratch dataset"
-            );
-            return Err(usage(&what, "name one: --into POOL/DATASET"));
-        }
-    };
+    let parent = parent_of_scratch(drill, &stored, source)?;
     let from = if drill.cold {
         Some(From::Remote)
     } else {
@@ -134,6 +125,24 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     output.json(|| to_json(&stored, &set, &report, started));
     // The backup is good, but a person must remove what the drill left: the drill did not succeed.
     report.left.map_or(Ok(()), |left| Err(left.into()))
+}
+
+/// Returns the dataset below which the drill makes its scratch dataset.
+fn parent_of_scratch(
+    drill: &Drill,
+    stored: &DatasetName,
+    source: Option<&Dataset>,
+) -> Result<DatasetName, Failure> {
+    match (&drill.into, source) {
+        (Some(parent), _) => Ok(parent.clone()),
+        (None, Some(source)) => pool_of(&source.name),
+        (None, None) => {
+            let what = format!(
+                "{stored} is in no pool here, so there is no place for the scratch dataset"
+            );
+            Err(usage(&what, "name one: --into POOL/DATASET"))
+        }
+    }
 }
 
 fn note(places: &Places, write: impl FnOnce(&Config)) {
