@@ -20,7 +20,7 @@
 //! ```
 //!
 //! # Glossary
-//! One word for one thing. A new noun is added here first.
+//! Each thing has one word. Add a new noun here first.
 //! ```text
 //! dataset        a ZFS file system or volume; a store keeps it under the name of its first backup
 //! origin         the dataset and the pool, by guid, that a backup was made from

@@ -1,5 +1,6 @@
-//! What no backup can do without: ChaCha20-Poly1305, BLAKE3, CRC64NVME and Fletcher-4 over the same
-//! bytes, one after the other on one core. The cost of a backup is told in multiples of it.
+//! The bare arithmetic of every backup: ChaCha20-Poly1305, BLAKE3, CRC64NVME and Fletcher-4 over
+//! the same bytes, one after the other on one core. The table gives a backup's cost in multiples of
+//! it.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::hint::black_box;

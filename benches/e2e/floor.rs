@@ -97,9 +97,9 @@ pub(crate) fn upload(port: u16) {
     arithmetic.end();
 }
 
-/// What [`upload`] put comes back to standard output.
+/// Writes the objects that [`upload`] put to standard output.
 pub(crate) fn restore(port: u16) {
-    // Not the standard handle: it looks for the ends of lines.
+    // The standard handle would search for the ends of lines; a copy of the file does not.
     let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned().unwrap());
     enlarge_pipe(&output);
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();

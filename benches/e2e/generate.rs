@@ -47,8 +47,7 @@ pub(crate) fn generate(kind: &str, bytes: u64, path: &Path) {
     out.write_all(&writer.end()).unwrap();
 }
 
-/// What lies under /usr, file after file in the order of their names, again from the start when it
-/// ends.
+/// The content of the files below /usr in the order of their names, repeated without end.
 #[derive(Default)]
 struct Files {
     waiting: Vec<std::path::PathBuf>,

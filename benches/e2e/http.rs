@@ -13,7 +13,7 @@ const MSG_TRUNC: i32 = 0x20;
 const DISCARD_BYTES: usize = 1 << 20;
 const HEAD_LINES_MAX: usize = 200;
 
-/// One request, without its body.
+/// A request without its body.
 pub(crate) struct Request {
     pub(crate) method: String,
     /// Without the query, percent escapes decoded.
@@ -91,7 +91,7 @@ fn decode(text: &str) -> String {
         .into_owned()
 }
 
-/// What is done with a piece of a body.
+/// The function that consumes a piece of a body.
 pub(crate) type Take<'a> = &'a mut dyn FnMut(&[u8]);
 
 /// Gives the body in pieces, unwrapped, and its length. A body that nobody takes never leaves the

@@ -1,6 +1,6 @@
-//! What the end-to-end benchmark needs besides the programs that it measures: a sink that speaks
-//! S3, streams to send, and the cost of the bare arithmetic. `benches/e2e/run` starts it and prints
-//! the table.
+//! The helper of the end-to-end benchmark, besides the programs that it measures: a sink that
+//! speaks S3, streams to send, and the cost of the bare arithmetic. `benches/e2e/run` starts it and
+//! prints the table.
 #![allow(missing_docs, reason = "no part of the crate")]
 #![expect(
     clippy::print_stdout,
@@ -75,7 +75,7 @@ fn main() {
     }
 }
 
-/// Whoever started the helper ends it.
+/// Waits until the process that started the helper ends it.
 fn wait_for_the_end() {
     loop {
         std::thread::park();

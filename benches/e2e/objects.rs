@@ -1,5 +1,5 @@
-//! What the sink remembers: the bytes of objects, or of large ones that it discards size and
-//! checksum alone.
+//! The sink's memory: the bytes of objects, and of large objects that it discards only the size and
+//! checksum.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -9,15 +9,15 @@ use std::time::SystemTime;
 /// A sink that discards keeps objects up to this size, but for parts.
 pub(crate) const SMALL_BYTES: u64 = 1 << 20;
 
-/// Where the bytes of an object are.
+/// The bytes of an object, if they are kept.
 #[derive(Clone)]
 pub(crate) enum Content {
-    /// One run for each part.
+    /// A run of bytes for each part.
     Kept(Vec<Bytes>),
     Discarded,
 }
 
-/// What is known of bytes that came.
+/// The facts about received bytes.
 #[derive(Clone)]
 pub(crate) struct Came {
     pub(crate) bytes: u64,

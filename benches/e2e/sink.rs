@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// What is read with a head is copied once more.
+/// The bytes of a body that are read together with a head are copied once more.
 const HEAD_BUFFER_BYTES: usize = 8 << 10;
 const PAGE_KEYS_MAX: usize = 1000;
 const CRC_HEADER: &str = "x-amz-checksum-crc64nvme";
@@ -40,7 +40,7 @@ pub(crate) fn serve(port: u16, delay: Duration, keep: bool) {
     for stream in listener.incoming().flatten() {
         let sink = Arc::clone(&sink);
         std::thread::spawn(move || {
-            // What fails here is the client's connection, and it notices.
+            // A failure ends the client's connection, so the client notices it.
             let _ = sink.connection(stream);
         });
     }
@@ -187,7 +187,7 @@ impl Sink {
         )
     }
 
-    /// There is one of each, as in a bucket without versioning.
+    /// Lists one version of each object, as a bucket without versioning does.
     fn versions(&self, bucket: &str, prefix: &str) -> String {
         let root = format!("{bucket}/");
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -427,7 +427,7 @@ fn metadata(request: &Request) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// What is answered of something that came.
+/// Returns the headers of the answer to received bytes.
 fn facts(etag: String, crc64nvme: Option<u64>) -> Vec<(&'static str, String)> {
     let crc = crc64nvme.map(|crc| (CRC_HEADER, crc_text(crc)));
     [("ETag", etag)].into_iter().chain(crc).collect()

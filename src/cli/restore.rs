@@ -207,8 +207,8 @@ async fn restore_one(
             return Err(RunError::refused(what, hint).into());
         }
     }
-    // Not raced against the stop signal: on a stop this call cleans up itself, and destroys what it
-    // received or leaves it resumable.
+    // This call is not raced against the stop signal. On a stop it cleans up itself: it destroys
+    // the received data or leaves it resumable.
     let received = restore_as_planned(
         set,
         keys,

@@ -485,7 +485,7 @@ async fn confirm(
             bytes: sealed.head.bytes,
             blake3: sealed.head.blake3,
         },
-        // Never published: the resume point would tell the store something about the content.
+        // The resume point is never published: it would tell the store about the content.
         resume: None,
     };
     tracing::debug!(

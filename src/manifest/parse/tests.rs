@@ -1,4 +1,5 @@
-//! Each rule of the format by a table: one change to an archived object, and the words that refuse it.
+//! Each rule of the format by a table: one change to an archived object, and the words that refuse
+//! it.
 
 use super::*;
 use crate::sign::SigningKey;
@@ -17,7 +18,7 @@ macro_rules! archived {
     };
 }
 
-/// One change: the JSON pointer, and the new value.
+/// A change of a JSON value: its pointer and the new value.
 type Edit = (&'static str, Value);
 
 /// The archived object with these changes.

@@ -376,7 +376,7 @@ async fn judge(
             .any(|name| is_chunk(name) && !upload.uploads.contains_key(name))
     {
         read_progress(env, stored, upload, &listed).await?;
-        // Some chunks came after the last progress object. The resumed upload neither uses nor
+        // Chunks may be newer than the last progress object. The resumed upload neither uses nor
         // changes them: each sealing gives new names, and a manifest that named them would be
         // noticed.
         let unknown: Vec<String> = listed

@@ -27,7 +27,7 @@ pub fn refuse_inside<'a>(
     let device = std::fs::metadata(folder).map_err(failed)?.dev();
     let device = (rustix::fs::major(device), rustix::fs::minor(device));
     let Some(mount) = mounts()?.into_iter().find(|mount| mount.device == device) else {
-        // Some file systems have devices that no mount shows; ZFS is not one of them.
+        // The device of some file systems is shown by no mount; ZFS is not one of these.
         return Ok(());
     };
     let inside = datasets

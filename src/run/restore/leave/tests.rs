@@ -1,4 +1,4 @@
-//! What is destroyed after a restore that ended early, and what is not ours.
+//! Tests which datasets are destroyed after a restore that ended early, and which stay.
 
 use super::*;
 use crate::run::restore::mark::{PARENT_PROPERTY, RESTORING_PROPERTY, SCRATCH_PROPERTY};
