@@ -5,6 +5,7 @@
 //! error as "empty". Here every failure to list or fetch is an error, and an id whose manifest does
 //! not verify is listed separately.
 
+mod chunks;
 mod error;
 mod fetch;
 pub(crate) mod read_back;
@@ -13,6 +14,8 @@ pub(crate) mod remembered;
 pub(crate) mod sealed;
 pub mod usable;
 
+pub use chunks::read_chunks;
+pub(crate) use chunks::read_chunks_through;
 pub use error::CatalogError;
 pub use fetch::get_pinned;
 pub(crate) use fetch::{get_signature, get_signed};
@@ -21,7 +24,7 @@ pub use records::{read_prune_records, read_prune_records_through, read_pruned};
 
 use crate::manifest::{
     ChunkEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, SIGNATURE_BYTES_MAX, Started,
-    chunk_list_bytes_max, parse_chunk_list, parse_manifest, parse_receipt, parse_started,
+    parse_manifest, parse_receipt, parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid, error_chain};
 use crate::plan::BackupFacts;
@@ -31,8 +34,7 @@ use crate::state::history::SeenNote;
 use crate::state::manifests::ObjectCache;
 use crate::store::key::{BackupObject, ParsedKey, SIGNATURE_SUFFIX, dataset_prefix};
 use crate::store::{ListedObject, ObjectKey, ObjectStore};
-use bytes::Bytes;
-use fetch::{get_checked, get_with_signature};
+use fetch::get_with_signature;
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -519,78 +521,6 @@ pub async fn read_receipt(
         return Err(disbelieve(ManifestError::Digest { expected, actual }));
     }
     Ok(receipt)
-}
-
-/// Fetches all chunk entries of a backup, and checks each list against its hash in the manifest.
-///
-/// # Errors
-/// [`CatalogError::Manifest`] naming the list; [`CatalogError::Store`].
-pub async fn read_chunks(
-    store: &dyn ObjectStore,
-    manifest: &Manifest,
-) -> Result<Vec<ChunkEntry>, CatalogError> {
-    let mut chunks = Vec::new();
-    for number in 0..manifest.chunk_lists.len() {
-        chunks.extend(fetch_list(store, manifest, number).await?.1);
-    }
-    Ok(chunks)
-}
-
-/// Does the same as [`read_chunks`], but takes a list from the cache if the cached list has the
-/// hash in the manifest and the listed size.
-///
-/// # Errors
-/// As for [`read_chunks`].
-pub(crate) async fn read_chunks_through(
-    store: &dyn ObjectStore,
-    backup: &StoredBackup,
-    cache: &ObjectCache,
-) -> Result<Vec<ChunkEntry>, CatalogError> {
-    let manifest = &backup.manifest;
-    let mut chunks = Vec::new();
-    for (number, list) in manifest.chunk_lists.iter().enumerate() {
-        let key = list_key(manifest, number);
-        let is_listed =
-            |bytes: &Bytes| backup.objects.get(&list.name) == Some(&(bytes.len() as u64));
-        let kept = cache
-            .get_pinned(key.as_str(), list.blake3)
-            .filter(is_listed);
-        match kept.and_then(|bytes| parse_chunk_list(manifest, number, &bytes).ok()) {
-            Some(entries) => chunks.extend(entries),
-            None => {
-                let (bytes, entries) = fetch_list(store, manifest, number).await?;
-                cache.put_pinned(key.as_str(), list.blake3, &bytes);
-                chunks.extend(entries);
-            }
-        }
-    }
-    Ok(chunks)
-}
-
-fn list_key(manifest: &Manifest, number: usize) -> ObjectKey {
-    let list = BackupObject::ChunkList(u16::try_from(number).unwrap_or(u16::MAX));
-    ObjectKey::backup(&manifest.dataset, &manifest.id, &list)
-}
-
-async fn fetch_list(
-    store: &dyn ObjectStore,
-    manifest: &Manifest,
-    number: usize,
-) -> Result<(Bytes, Vec<ChunkEntry>), CatalogError> {
-    let key = list_key(manifest, number);
-    let limit_bytes = chunk_list_bytes_max(
-        manifest
-            .chunk_lists
-            .get(number)
-            .map_or(0, |list| list.chunks),
-    );
-    let parse = |bytes: &Bytes| {
-        parse_chunk_list(manifest, number, bytes).map_err(|source| CatalogError::Manifest {
-            key: key.to_string(),
-            source,
-        })
-    };
-    get_checked(store, &key, limit_bytes, parse).await
 }
 
 /// Returns the verified `started.json` of an attempt, or `None` when the object does not exist.

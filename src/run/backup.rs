@@ -18,6 +18,7 @@ mod put;
 mod recommit;
 mod recorder;
 mod release;
+mod source;
 mod unfinished;
 
 use super::keys::WriterKeys;

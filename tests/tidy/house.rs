@@ -55,7 +55,6 @@ const CIRCLES_LEFT: &[&[&str]] = &[
     &[
         "run::backup::attempt",
         "run::backup::given_up",
-        "run::backup::planning",
         "run::backup::put",
         "run::backup::recorder",
         "run::backup::unfinished",

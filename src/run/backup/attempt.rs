@@ -3,8 +3,9 @@
 use super::planning::{Base, Sight};
 use super::put::{Written, json};
 use super::recorder::Recorder;
+use super::source::{SendSource, flag_names, send_flags};
 use super::unfinished::{GoesOn, Unfinished};
-use super::{BackupEnv, BackupSettings, CommittedBackup};
+use super::{BackupEnv, CommittedBackup};
 use crate::catalog::get_pinned;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
@@ -13,7 +14,7 @@ use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::run::commit::object_lock::extend_keyring;
 use crate::run::commit::tidy::tidy;
 use crate::run::pool::pins::{pin, unpin};
-use crate::run::transfer::{Carried, Progress, StreamSource, TransferPlan, Transferred, transfer};
+use crate::run::transfer::{Carried, Progress, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::state::bookmark_notes::BookmarkNotes;
@@ -22,10 +23,7 @@ use crate::state::journal::AttemptJournal;
 use crate::state::journal::log::{AttemptLog, JournalRecord};
 use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
 use crate::stream::record::StreamExpectation;
-use crate::zfs::{
-    Dataset, SendBase, SendFlags, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsErrno,
-    ZfsError,
-};
+use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Snapshot, ZfsErrno};
 use bytes::Bytes;
 use futures_util::future::{OptionFuture, join};
 use jiff::Timestamp;
@@ -692,49 +690,4 @@ pub(super) fn new_id(snapshot: &Snapshot, kind: BackupKind) -> Result<BackupId, 
         snapshot.guid,
         nonce,
     ))
-}
-
-/// Returns the send flags that the settings require for this dataset.
-pub(super) fn send_flags(local: &Dataset, settings: &BackupSettings) -> SendFlags {
-    let raw = settings.raw.is_raw(local.encrypted);
-    SendFlags {
-        raw,
-        compressed: settings.compressed,
-        embedded: settings.embedded,
-        large_blocks: true,
-    }
-}
-
-pub(super) fn flag_names(flags: SendFlags) -> Vec<String> {
-    let SendFlags {
-        raw,
-        compressed,
-        embedded,
-        large_blocks,
-    } = flags;
-    let named = [
-        (raw, "raw"),
-        (compressed, "compressed"),
-        (embedded, "embedded"),
-        (large_blocks, "large-blocks"),
-    ];
-    named
-        .into_iter()
-        .filter(|(set, _)| *set)
-        .map(|(_, name)| name.to_owned())
-        .collect()
-}
-
-struct SendSource {
-    zfs: Arc<dyn Zfs>,
-    request: SendRequest,
-}
-
-impl StreamSource for SendSource {
-    fn open(&self, resume: Option<SendResume>) -> Result<SendStream, ZfsError> {
-        self.zfs.send(&SendRequest {
-            resume,
-            ..self.request.clone()
-        })
-    }
 }

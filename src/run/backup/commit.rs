@@ -1,9 +1,10 @@
 //! The commit: the steps that turn a whole, confirmed stream into a backup, the manifest last.
 
 use super::CommittedBackup;
-use super::attempt::{Attempt, Course, flag_names};
+use super::attempt::{Attempt, Course};
 use super::planning::{Sight, remember_commit};
 use super::put::{Put, Written, json};
+use super::source::flag_names;
 use crate::catalog::read_back::read_back;
 use crate::catalog::sealed::seal_small;
 use crate::catalog::{Catalog, StoredBackup};

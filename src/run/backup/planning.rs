@@ -1,6 +1,6 @@
 //! Reads what the stores and the pool hold of a dataset, and decides what to send.
 
-use super::attempt::{flag_names, send_flags};
+use super::source::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
 use crate::catalog::remembered::{self, recall, remember};
 use crate::catalog::usable::Seen;

@@ -3,9 +3,9 @@
 //! abandoned ([`super::given_up`]), with the reason.
 
 use super::BackupEnv;
-use super::attempt::{flag_names, send_flags};
 use super::given_up::give_up;
 use super::planning::{Local, Sight};
+use super::source::{flag_names, send_flags};
 use crate::catalog::CatalogError;
 use crate::catalog::{get_signed, read_pruned};
 use crate::manifest::{
