@@ -23,9 +23,9 @@ fn interrupted_killed_uploads_go_on_under_their_hold() {
     let snapshot = newest(&bench.dataset());
     interrupt(&bench, "--full", 1, "KILL");
     assert!(confirmed(&bench.path("state")) >= 1);
-    assert_eq!(
-        bench.open_uploads(),
-        1,
+    // The next chunk begins while the one before it is confirmed, so several may be open.
+    assert!(
+        bench.open_uploads() >= 1,
         "it was not killed in the middle of a chunk"
     );
     let refused = std::process::Command::new("zfs")
