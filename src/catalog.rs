@@ -66,7 +66,7 @@ pub struct StoredBackup {
 
 /// Objects under an id without a verified manifest.
 #[derive(Debug)]
-pub struct Attempt {
+pub struct StoredAttempt {
     /// The id.
     pub id: BackupId,
     /// The number of its objects.
@@ -76,7 +76,7 @@ pub struct Attempt {
     /// The time of its newest object, by the store's clock.
     pub newest: Option<jiff::Timestamp>,
     /// Why its manifest does not verify; `None` when there is no manifest.
-    pub disbelieved: Option<CatalogError>,
+    pub untrusted: Option<CatalogError>,
     /// Whether the manifest exists, or its signature, which is put just before it: the id was a
     /// backup, or within a request of becoming one.
     pub was_committed: bool,
@@ -90,7 +90,7 @@ pub struct Catalog {
     /// Backups, oldest first: by createtxg within an origin.
     pub backups: Vec<StoredBackup>,
     /// Ids without a verified manifest.
-    pub attempts: Vec<Attempt>,
+    pub attempts: Vec<StoredAttempt>,
     /// Keys under the dataset that are not of this format.
     pub unknown: Vec<ListedObject>,
     /// The time of its newest object of any kind, which is the latest known time of the store's
@@ -128,7 +128,7 @@ impl Catalog {
 
     /// Returns ids that have a manifest or its signature and are not verified backups: they were
     /// committed, or within one request of the commit.
-    pub fn lost(&self) -> impl Iterator<Item = &Attempt> {
+    pub fn lost(&self) -> impl Iterator<Item = &StoredAttempt> {
         self.attempts.iter().filter(|attempt| attempt.was_committed)
     }
 
@@ -199,10 +199,10 @@ impl Catalog {
     }
 
     /// Returns ids whose manifest does not verify: it is damaged, or another writer made it.
-    pub fn disbelieved(&self) -> impl Iterator<Item = (&BackupId, &CatalogError)> {
+    pub fn untrusted(&self) -> impl Iterator<Item = (&BackupId, &CatalogError)> {
         self.attempts
             .iter()
-            .filter_map(|attempt| Some((&attempt.id, attempt.disbelieved.as_ref()?)))
+            .filter_map(|attempt| Some((&attempt.id, attempt.untrusted.as_ref()?)))
     }
 }
 
@@ -373,9 +373,9 @@ fn by_name(
 fn attempt(
     id: BackupId,
     objects: &[(ParsedKey, ListedObject)],
-    disbelieved: Option<CatalogError>,
-) -> Attempt {
-    Attempt {
+    untrusted: Option<CatalogError>,
+) -> StoredAttempt {
+    StoredAttempt {
         id,
         objects: objects.len(),
         bytes: objects
@@ -385,7 +385,7 @@ fn attempt(
             .iter()
             .filter_map(|(_, object)| object.modified_at)
             .max(),
-        disbelieved,
+        untrusted,
         was_committed: objects
             .iter()
             .any(|(key, _)| key.object == BackupObject::Manifest),

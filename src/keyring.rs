@@ -14,7 +14,7 @@
 
 use crate::model::Digest;
 use crate::sign::{
-    Believed, BelievedList, SignatureError, SigningKey, Trust, TrustedKeys, VerifyingKey,
+    Believed, SignatureError, SigningKey, Trust, TrustedKeys, TrustedList, VerifyingKey,
 };
 use age::secrecy::{ExposeSecret, SecretString};
 use std::io::{Read, Write};
@@ -144,7 +144,7 @@ impl KeyFile {
         let bytes = believed
             .to_bytes()
             .map_err(|error| KeyringError::Seal(std::io::Error::other(error)))?;
-        self.trusted.lists = vec![BelievedList {
+        self.trusted.lists = vec![TrustedList {
             tag,
             blake3: Digest::of(&bytes),
             content: Some(Arc::new(believed)),
@@ -350,9 +350,9 @@ impl KeyFile {
     }
 }
 
-fn parse_list(text: &str) -> Option<BelievedList> {
+fn parse_list(text: &str) -> Option<TrustedList> {
     let (tag, blake3) = text.split_once('/')?;
-    Some(BelievedList {
+    Some(TrustedList {
         tag: tag.to_owned(),
         blake3: blake3.parse().ok()?,
         content: None,

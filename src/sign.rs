@@ -14,7 +14,7 @@ mod claim;
 mod trust;
 
 pub use believed::Believed;
-pub use trust::{BelievedList, Trust, TrustedKeys};
+pub use trust::{Trust, TrustedKeys, TrustedList};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine;

@@ -6,7 +6,7 @@ use crate::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
 use crate::manifest::{MANIFEST_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest, KnownStore, error_chain};
 use crate::sign::TrustedKeys;
-use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::state::remembered::{Part, RememberedManifests};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
@@ -30,7 +30,7 @@ pub(crate) async fn remember(
     for id in files.ids()?.iter().filter(|id| !wanted.contains(id)) {
         files.remove(id)?;
     }
-    let cache = ObjectCache::open(state_dir, &store.known(), dataset, Keeping::Nothing);
+    let cache = ObjectCache::open(state_dir, &store.known(), dataset, CacheMode::ReadOnly);
     for backup in whole {
         let id = &backup.manifest.id;
         let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
@@ -90,7 +90,7 @@ pub(crate) fn recall(
     if !files.exist()? {
         return Ok(None);
     }
-    let (mut backups, mut disbelieved) = (Vec::new(), 0);
+    let (mut backups, mut untrusted) = (Vec::new(), 0);
     for id in files.ids()? {
         let bytes = files.read(&id, Part::Manifest)?.unwrap_or_default();
         let signature = files.read(&id, Part::Signature)?.unwrap_or_default();
@@ -105,7 +105,7 @@ pub(crate) fn recall(
             }
             Err(error) => {
                 tracing::warn!(%id, error = error_chain(&error), "the remembered manifest is not believed");
-                disbelieved += 1;
+                untrusted += 1;
             }
         }
     }
@@ -116,5 +116,5 @@ pub(crate) fn recall(
         unknown: Vec::new(),
         newest_object_at: None,
     };
-    Ok(Some((catalog, disbelieved)))
+    Ok(Some((catalog, untrusted)))
 }

@@ -20,33 +20,33 @@ const LISTS_MAX: usize = 16;
 
 /// The backups of a dataset in one store, with the flaws in the chunks of each.
 #[derive(Debug)]
-pub struct Seen {
+pub struct UsableCatalog {
     /// The catalog of that store.
     pub catalog: Catalog,
     flaws: BTreeMap<BackupId, Option<String>>,
 }
 
-impl Seen {
+impl UsableCatalog {
     /// Checks every backup's chunks against the catalog's listing.
     ///
     /// # Errors
     /// [`CatalogError::Store`] when a chunk list could not be read: no backup can be judged then.
-    pub async fn look(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, CatalogError> {
-        Self::look_through(store, catalog, &ObjectCache::none(), |_| true).await
+    pub async fn check(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, CatalogError> {
+        Self::check_wanted(store, catalog, &ObjectCache::none(), |_| true).await
     }
 
-    /// Does the same as [`Seen::look`], but takes chunk lists from the cache, and checks only the
+    /// Does the same as [`UsableCatalog::check`], but takes chunk lists from the cache, and checks only the
     /// wanted backups. The others are unknown and therefore count as flawed.
     ///
     /// # Errors
-    /// As for [`Seen::look`].
-    pub async fn look_through(
+    /// As for [`UsableCatalog::check`].
+    pub async fn check_wanted(
         store: &dyn ObjectStore,
         catalog: Catalog,
         cache: &ObjectCache,
         wanted: impl Fn(&StoredBackup) -> bool,
     ) -> Result<Self, CatalogError> {
-        let look = |backup| async move { chunk_flaw(store, backup, cache).await };
+        let check = |backup| async move { chunk_flaw(store, backup, cache).await };
         // Collected first: a stream that made the futures lazily would tie them to its own
         // lifetime.
         let wanted: Vec<&StoredBackup> = catalog
@@ -54,8 +54,8 @@ impl Seen {
             .iter()
             .filter(|backup| wanted(backup))
             .collect();
-        let looks: Vec<_> = wanted.iter().map(|backup| look(*backup)).collect();
-        let found: Vec<Option<String>> = stream::iter(looks)
+        let checks: Vec<_> = wanted.iter().map(|backup| check(*backup)).collect();
+        let found: Vec<Option<String>> = stream::iter(checks)
             .buffered(LISTS_MAX)
             .try_collect()
             .await?;
@@ -75,11 +75,11 @@ impl Seen {
     }
 
     /// Returns the facts that planning needs of each backup, with chains that may lead through
-    /// `beside` too. Base and full are the ones that a restore would receive: if a twin replaces
+    /// `other` too. Base and full are the ones that a restore would receive: if a twin replaces
     /// the base in the manifest, a prune must keep the twin.
-    pub fn facts(&self, beside: Option<&Self>) -> Vec<BackupFacts> {
-        let (known, bases) = (manifests(self, beside), bases(self, beside));
-        let (flaws, fulls) = (self.chain_flaws(beside, &bases), fulls(&bases));
+    pub fn facts(&self, other: Option<&Self>) -> Vec<BackupFacts> {
+        let (known, bases) = (manifests(self, other), bases(self, other));
+        let (flaws, fulls) = (self.chain_flaws(other, &bases), fulls(&bases));
         let facts = |backup: &StoredBackup| {
             let id = &backup.manifest.id;
             let flaw = flaws.get(id).cloned().flatten();
@@ -101,7 +101,7 @@ impl Seen {
         self.catalog.backups.iter().map(facts).collect()
     }
 
-    /// Does the same as [`Seen::facts`], but judges each backup by its own chunks alone: its
+    /// Does the same as [`UsableCatalog::facts`], but judges each backup by its own chunks alone: its
     /// ancestors may be in another store.
     pub fn own_facts(&self) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
@@ -116,15 +116,15 @@ impl Seen {
         self.catalog.backups.iter().map(facts).collect()
     }
 
-    /// Returns the result of [`Seen::flaw`], without a second store, for every backup in this one.
+    /// Returns the result of [`UsableCatalog::flaw`], without a second store, for every backup in this one.
     pub fn flaws(&self) -> BTreeMap<&BackupId, Option<String>> {
         self.chain_flaws(None, &bases(self, None))
     }
 
     /// Returns why this backup cannot be restored from the two stores together, or `None` when it
     /// can.
-    pub fn flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
-        let mut flaws = self.chain_flaws(beside, &bases(self, beside));
+    pub fn flaw(&self, other: Option<&Self>, id: &BackupId) -> Option<String> {
+        let mut flaws = self.chain_flaws(other, &bases(self, other));
         flaws
             .remove(id)
             .unwrap_or_else(|| Some(format!("{id} is not there")))
@@ -134,7 +134,7 @@ impl Seen {
     /// backups that build on them.
     fn chain_flaws<'a>(
         &'a self,
-        beside: Option<&'a Self>,
+        other: Option<&'a Self>,
         bases: &Bases<'a>,
     ) -> BTreeMap<&'a BackupId, Option<String>> {
         let mut flaws: BTreeMap<&BackupId, Option<String>> = BTreeMap::new();
@@ -145,27 +145,27 @@ impl Seen {
             };
             flaws.insert(
                 &manifest.id,
-                before.or_else(|| self.own_flaw(beside, &manifest.id)),
+                before.or_else(|| self.own_flaw(other, &manifest.id)),
             );
         }
         flaws
     }
 
     /// Returns the flaw of the backup's own chunks. A complete copy in one store is enough.
-    fn own_flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
-        let stores = [Some(self), beside].into_iter().flatten();
+    fn own_flaw(&self, other: Option<&Self>, id: &BackupId) -> Option<String> {
+        let stores = [Some(self), other].into_iter().flatten();
         let mut flaws: Vec<&Option<String>> =
-            stores.filter_map(|seen| seen.flaws.get(id)).collect();
+            stores.filter_map(|usable| usable.flaws.get(id)).collect();
         flaws.sort_unstable();
         match flaws.first() {
             Some(best) => Option::clone(best),
-            None => Some(format!("{id} was not looked at")),
+            None => Some(format!("{id} was not read")),
         }
     }
 
     /// Returns the chain that leads to this backup, its full first; empty when the chain is broken.
-    pub fn chain(&self, beside: Option<&Self>, id: &BackupId) -> Vec<BackupId> {
-        let chain = bases(self, beside).chain(id).unwrap_or_default();
+    pub fn chain(&self, other: Option<&Self>, id: &BackupId) -> Vec<BackupId> {
+        let chain = bases(self, other).chain(id).unwrap_or_default();
         chain
             .into_iter()
             .map(|manifest| manifest.id.clone())
@@ -181,8 +181,8 @@ impl Seen {
     }
 }
 
-fn bases<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Bases<'a> {
-    Bases::find(manifests(seen, beside).into_values())
+fn bases<'a>(usable: &'a UsableCatalog, other: Option<&'a UsableCatalog>) -> Bases<'a> {
+    Bases::find(manifests(usable, other).into_values())
 }
 
 /// Returns the full that a restore of each backup would receive first. A full maps to itself.
@@ -202,10 +202,10 @@ fn fulls<'a>(bases: &Bases<'a>) -> BTreeMap<&'a BackupId, &'a BackupId> {
 /// The backups of both stores by id. Manifests are the same bytes in every store.
 type Known<'a> = BTreeMap<&'a BackupId, (&'a Manifest, Digest)>;
 
-fn manifests<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Known<'a> {
-    let stores = [Some(seen), beside].into_iter().flatten();
+fn manifests<'a>(usable: &'a UsableCatalog, other: Option<&'a UsableCatalog>) -> Known<'a> {
+    let stores = [Some(usable), other].into_iter().flatten();
     let mut known = Known::new();
-    for backup in stores.flat_map(|seen| &seen.catalog.backups) {
+    for backup in stores.flat_map(|usable| &usable.catalog.backups) {
         known
             .entry(&backup.manifest.id)
             .or_insert((&backup.manifest, backup.manifest_blake3));

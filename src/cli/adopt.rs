@@ -15,10 +15,10 @@ use crate::model::{BackupId, DatasetName, HostMark};
 use crate::plan::BackupFacts;
 use crate::plan::adopt::{HeldAttempt, Holder, Holding, find_holdings};
 use crate::plan::prune::adopt_command;
-use crate::plan::timeline::PoolSight;
+use crate::plan::timeline::PoolView;
 use crate::run::RunError;
 use crate::run::pool::select::Selected;
-use crate::run::pool::sight::pool_sight;
+use crate::run::pool::view::pool_view;
 use crate::state::adoption::{adopt as adopt_on_disk, origins_of};
 use crate::state::host_mark::known_host_mark;
 use crate::store::ObjectStore;
@@ -281,12 +281,12 @@ fn read_pool(
     selected: &Selected,
     own: &Origin,
     stores: &[Arc<dyn ObjectStore>],
-) -> Result<(PoolSight, Vec<Origin>), Failure> {
-    let mut found: Option<(PoolSight, Vec<Origin>)> = None;
+) -> Result<(PoolView, Vec<Origin>), Failure> {
+    let mut found: Option<(PoolView, Vec<Origin>)> = None;
     for store in stores {
         let (state_dir, store, stored) = (&config.state_dir, &store.known(), &selected.stored);
         let origins = origins_of(state_dir, store, stored, own)?;
-        let pool = pool_sight(zfs, &selected.dataset.name, (state_dir, store, stored), own)?;
+        let pool = pool_view(zfs, &selected.dataset.name, (state_dir, store, stored), own)?;
         match &mut found {
             None => found = Some((pool, origins)),
             Some((all, known)) => {
@@ -302,7 +302,7 @@ async fn read_holdings(
     config: &Config,
     env: &Environment,
     (stored, stores): (&DatasetName, &[Arc<dyn ObjectStore>]),
-    pool: &PoolSight,
+    pool: &PoolView,
     origins: &[Origin],
 ) -> Result<Vec<Holding>, Failure> {
     let (mut backups, mut attempts) = (Vec::new(), Vec::new());
@@ -415,7 +415,7 @@ mod tests {
             bytes: 1 << 30,
         };
         let known = BTreeSet::from([Guid(1), Guid(4)]);
-        let pool = PoolSight {
+        let pool = PoolView {
             origin: origin(1),
             known,
             adopted: BTreeSet::new(),

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::pool::select::{Selected, select_datasets};
 use crate::run::restore::drill::{
-    Comparison, DrillReport, Leftover, check_drill_allowed, clean_up, drill as run_drill,
+    AbandonedScratch, Comparison, DrillReport, check_drill_allowed, clean_up, drill as run_drill,
     find_leftovers,
 };
 use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
@@ -203,16 +203,16 @@ fn see_to_leftovers(
     }
     for leftover in clean_up(zfs, parent, locks)? {
         match leftover {
-            Leftover::Destroyed(name) => output.always(&format!(
+            AbandonedScratch::Destroyed(name) => output.always(&format!(
                 "destroyed {name}, which a drill that was killed left"
             )),
-            Leftover::Stays(_, RunError::State(StateError::Locked { holder, .. })) => {
+            AbandonedScratch::Stays(_, RunError::State(StateError::Locked { holder, .. })) => {
                 let process = holder
                     .map(|pid| format!(", process {pid}"))
                     .unwrap_or_default();
                 output.note(&format!("another drill is running below {parent}{process}"));
             }
-            Leftover::Stays(_, error) => {
+            AbandonedScratch::Stays(_, error) => {
                 output.always(&error_chain(&error));
                 error
                     .hint()

@@ -134,7 +134,7 @@ fn ask_all(init: &Init, person: &Person, output: &Output) -> Result<Answers, Fai
 }
 
 /// A dataset of an imported pool.
-struct Found {
+struct FoundDataset {
     name: DatasetName,
     used_bytes: Option<u64>,
     encrypted: bool,
@@ -143,7 +143,7 @@ struct Found {
 }
 
 /// Returns all datasets of the imported pools, or `None` when ZFS cannot be read, which is printed.
-fn look_around(output: &Output) -> Option<Vec<Found>> {
+fn look_around(output: &Output) -> Option<Vec<FoundDataset>> {
     let found = open_zfs().and_then(|zfs| find_datasets(&*zfs));
     found
         .map_err(|failure| {
@@ -153,7 +153,7 @@ fn look_around(output: &Output) -> Option<Vec<Found>> {
         .ok()
 }
 
-fn find_datasets(zfs: &dyn Zfs) -> Result<Vec<Found>, Failure> {
+fn find_datasets(zfs: &dyn Zfs) -> Result<Vec<FoundDataset>, Failure> {
     let failed = |source| RunError::File {
         operation: "read",
         path: POOLS.to_owned(),
@@ -187,7 +187,7 @@ fn find_datasets(zfs: &dyn Zfs) -> Result<Vec<Found>, Failure> {
             .into_iter()
             .filter_map(|snapshot| short(snapshot.name.to_string()))
             .collect();
-        found.push(Found {
+        found.push(FoundDataset {
             name: dataset.name,
             used_bytes,
             encrypted: dataset.encrypted,
@@ -199,7 +199,7 @@ fn find_datasets(zfs: &dyn Zfs) -> Result<Vec<Found>, Failure> {
 }
 
 fn ask_datasets(
-    found: &Option<Vec<Found>>,
+    found: &Option<Vec<FoundDataset>>,
     person: &Person,
     output: &Output,
 ) -> Result<Vec<DatasetName>, Failure> {

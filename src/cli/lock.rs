@@ -10,7 +10,7 @@ use crate::state::StateError;
 use crate::state::lockfile::{
     Holder, LockKind, LockState, TakeOutcome, read_lock, remove_lock, take_lock,
 };
-use crate::state::process::Here;
+use crate::state::process::HostBoot;
 use jiff::Timestamp;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -70,18 +70,18 @@ pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(
         return Ok(());
     }
     let loaded = context.config()?;
-    let (config, here) = (&loaded.0, Here::current());
-    let look = || read_lock(&config.lock_file, &here);
+    let (config, here) = (&loaded.0, HostBoot::current());
+    let read = || read_lock(&config.lock_file, &here);
     if need == LockNeed::Note {
-        match look() {
+        match read() {
             Ok(state) => note(context, config, &state, ""),
             Err(error) => context.output.note(&crate::run::error_chain(&error)),
         }
         return Ok(());
     }
-    let mut waiting = Waiting::new(context);
+    let mut waiting = LockWait::new(context);
     loop {
-        let state = look()?;
+        let state = read()?;
         match &state {
             LockState::Free
                 if context.global.ignore_lock
@@ -115,7 +115,7 @@ pub(super) async fn wait_for_others<T>(
     context: &Context,
     mut work: impl AsyncFnMut() -> Result<T, RunError>,
 ) -> Result<T, RunError> {
-    let mut waiting = Waiting::new(context);
+    let mut waiting = LockWait::new(context);
     loop {
         match work().await {
             Err(error @ RunError::State(StateError::Locked { .. })) => {
@@ -146,7 +146,7 @@ pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
         note(
             context,
             config,
-            &read_lock(&config.lock_file, &Here::current())?,
+            &read_lock(&config.lock_file, &HostBoot::current())?,
             "",
         );
         context
@@ -159,7 +159,7 @@ pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
     } else {
         LockKind::Manual
     };
-    let mut waiting = Waiting::new(context);
+    let mut waiting = LockWait::new(context);
     let (lock, replaced) = loop {
         let holder = Holder::current(kind, Timestamp::now())?;
         match take_lock(&config.lock_file, &holder)? {
@@ -202,7 +202,7 @@ pub(super) fn unlock(context: &Context) -> Result<(), Failure> {
     }
     let may_be_alive = |state: &LockState| matches!(state, LockState::Held(holder) if holder.kind == LockKind::Run);
     let ignore = context.global.ignore_lock;
-    let (state, removed) = remove_lock(&config.lock_file, &Here::current(), |state| {
+    let (state, removed) = remove_lock(&config.lock_file, &HostBoot::current(), |state| {
         ignore || !may_be_alive(state)
     })?;
     let about = describe(&state, config, Timestamp::now());
@@ -236,13 +236,13 @@ fn unlock_own(context: &Context) -> Result<(), Failure> {
 }
 
 /// Waits for as long as `--lock-wait` allows, then fails.
-struct Waiting<'a> {
+struct LockWait<'a> {
     context: &'a Context,
     begun: Instant,
     was_said: bool,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> LockWait<'a> {
     fn new(context: &'a Context) -> Self {
         Self {
             context,
@@ -334,7 +334,7 @@ fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -
         }
         None => format!("`zfs-backup{ignore} unlock`"),
     };
-    let is_here = |holder: &Holder| holder.here.is_same_host(&Here::current());
+    let is_here = |holder: &Holder| holder.here.is_same_host(&HostBoot::current());
     let hint = match state {
         LockState::Held(holder) if holder.kind == LockKind::Manual => {
             format!("{} removes it", unlock(""))

@@ -71,7 +71,7 @@ fn per_second(bytes: u64, time: Duration) -> u64 {
 
 /// The progress of an upload.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Step {
+pub(super) struct MeterReading {
     /// Bytes sent so far.
     pub(super) sent_bytes: u64,
     /// The estimate of all bytes; 0 when there is none. It is never exact.
@@ -84,8 +84,8 @@ pub(super) struct Step {
 
 /// Returns one line of at most 80 characters: name, progress, rates, remaining time, and the chunk
 /// in flight.
-pub(super) fn progress_line(name: &str, step: &Step) -> String {
-    let Step {
+pub(super) fn progress_line(name: &str, step: &MeterReading) -> String {
+    let MeterReading {
         sent_bytes,
         total_bytes,
         rates,
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn lines_fit_and_never_say_done() {
-        let step = |sent_bytes, total_bytes, rate, chunk| Step {
+        let step = |sent_bytes, total_bytes, rate, chunk| MeterReading {
             sent_bytes,
             total_bytes,
             rates: Rates {

@@ -1,6 +1,6 @@
 //! Progress of one upload: a moving line on a terminal, a line every half minute elsewhere.
 
-use super::meter::{Meter, Step, progress_line};
+use super::meter::{Meter, MeterReading, progress_line};
 use super::output::Output;
 use crate::run::transfer::{Progress, ProgressSink};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -86,7 +86,7 @@ impl UploadProgress {
             let total_bytes = estimate.load(Ordering::Relaxed);
             let line = progress_line(
                 &name,
-                &Step {
+                &MeterReading {
                     sent_bytes,
                     total_bytes,
                     rates,

@@ -20,9 +20,9 @@ use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::pins::unpin;
 use crate::run::pool::select::Selected;
-use crate::run::pool::sight::pool_sight;
+use crate::run::pool::view::pool_view;
 use crate::run::prune::{
-    Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
+    PruneEnv, PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
 };
 use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
@@ -40,12 +40,12 @@ pub(super) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Resul
     let (config, env) = &*context.config()?;
     let purpose = purpose_of(context, prune);
     let store = open_remote_to_delete(config, env, purpose).await?;
-    let beside = match &config.intermediate {
-        Some(_) => Beside::Intermediate(open_intermediate(config, Purpose::Read).await?),
-        None => Beside::Nothing,
+    let secondary = match &config.intermediate {
+        Some(_) => SecondaryStore::Intermediate(open_intermediate(config, Purpose::Read).await?),
+        None => SecondaryStore::Nothing,
     };
-    refuse_one_place_beside(&*store, &beside)?;
-    if let Beside::Intermediate(other) = &beside {
+    refuse_one_place_twice(&*store, &secondary)?;
+    if let SecondaryStore::Intermediate(other) = &secondary {
         check_other_store(config, StoreRole::Intermediate, &**other, purpose).await?;
     }
     let call = PruneCall {
@@ -53,7 +53,7 @@ pub(super) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Resul
         rules: &config.lifecycle_remote,
         prune,
     };
-    prune_store(context, &*open_zfs()?, store, beside, &call).await
+    prune_store(context, &*open_zfs()?, store, secondary, &call).await
 }
 
 pub(super) async fn prune_intermediate(
@@ -63,18 +63,18 @@ pub(super) async fn prune_intermediate(
     let (config, env) = &*context.config()?;
     let purpose = purpose_of(context, prune);
     let store = open_intermediate(config, purpose).await?;
-    let beside = match open_remote_if_any(config, env, Purpose::Read).await? {
-        RemoteState::None => Beside::Nothing,
-        RemoteState::Open(remote) => Beside::Remote(remote),
+    let secondary = match open_remote_if_any(config, env, Purpose::Read).await? {
+        RemoteState::None => SecondaryStore::Nothing,
+        RemoteState::Open(remote) => SecondaryStore::Remote(remote),
         RemoteState::Unreachable(why) => {
             context.output.always(&format!(
                 "the remote cannot be reached, so everything is kept: {why}"
             ));
-            Beside::Unreachable
+            SecondaryStore::Unreachable
         }
     };
-    refuse_one_place_beside(&*store, &beside)?;
-    if let Beside::Remote(other) = &beside {
+    refuse_one_place_twice(&*store, &secondary)?;
+    if let SecondaryStore::Remote(other) = &secondary {
         check_other_store(config, StoreRole::Remote, &**other, purpose).await?;
     }
     let call = PruneCall {
@@ -82,7 +82,7 @@ pub(super) async fn prune_intermediate(
         rules: &config.lifecycle_intermediate,
         prune,
     };
-    prune_store(context, &*open_zfs()?, store, beside, &call).await
+    prune_store(context, &*open_zfs()?, store, secondary, &call).await
 }
 
 /// Refuses to delete from one store because of the contents of another store, unless the other one
@@ -101,12 +101,15 @@ pub(super) async fn check_other_store(
 }
 
 /// Refuses one store under two names, before anything else is read.
-fn refuse_one_place_beside(store: &dyn ObjectStore, beside: &Beside) -> Result<(), RunError> {
-    match beside {
-        Beside::Remote(other) | Beside::Intermediate(other) => {
+fn refuse_one_place_twice(
+    store: &dyn ObjectStore,
+    secondary: &SecondaryStore,
+) -> Result<(), RunError> {
+    match secondary {
+        SecondaryStore::Remote(other) | SecondaryStore::Intermediate(other) => {
             refuse_one_place(&store.known(), &other.known())
         }
-        Beside::Nothing | Beside::Unreachable => Ok(()),
+        SecondaryStore::Nothing | SecondaryStore::Unreachable => Ok(()),
     }
 }
 
@@ -202,7 +205,7 @@ async fn prune_store(
     context: &Context,
     zfs: &dyn Zfs,
     store: Arc<dyn ObjectStore>,
-    beside: Beside,
+    secondary: SecondaryStore,
     call: &PruneCall<'_>,
 ) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
@@ -220,42 +223,43 @@ async fn prune_store(
                 origin_of(zfs, selected)?,
             );
             let origins = origins_of(place.0, place.1, place.2, &own)?;
-            let pool = pool_sight(
+            let pool = pool_view(
                 zfs,
                 &selected.dataset.name,
                 (place.0, place.1, place.2),
                 &own,
             )?;
             env.pools.insert(selected.stored.clone(), pool);
-            let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
+            let (stored, rules, secondary) =
+                (selected.stored.clone(), rules.clone(), secondary.clone());
             let task = PruneTask {
                 stored,
                 origins,
                 rules,
-                beside,
+                secondary,
             };
             if !carry_out {
-                return look(&env, &task).await;
+                return read_view(&env, &task).await;
             }
             let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
-            let PruneOutcome { look, deleted } = pruned?;
+            let PruneOutcome { view, deleted } = pruned?;
             // Release also the holds that an interrupted run left here: the record that names its
             // backups still exists.
             unpin(zfs, &selected.dataset.name, |id| {
-                deleted.contains(id) || look.is_over(id)
+                deleted.contains(id) || view.is_over(id)
             })?;
-            Ok(look)
+            Ok(view)
         };
         match work.await {
-            Ok(look) => {
+            Ok(view) => {
                 output.line(format!("{}:", selected.stored));
-                plan_lines(&look, carry_out)
+                plan_lines(&view, carry_out)
                     .iter()
                     .for_each(|line| output.line(line));
-                results.push(plan_to_json(&selected.stored, &look, step, carry_out));
-                finish(context, selected, &look, step, carry_out);
+                results.push(plan_to_json(&selected.stored, &view, step, carry_out));
+                finish(context, selected, &view, step, carry_out);
                 if carry_out {
-                    let doubts = &look.plan.doubts;
+                    let doubts = &view.plan.doubts;
                     let is_damage = doubts.iter().any(Doubt::is_damage);
                     let doubt = doubts
                         .first()
@@ -318,20 +322,20 @@ async fn count_foreign(
     Ok((objects, bytes))
 }
 
-fn finish(context: &Context, selected: &Selected, look: &PruneLook, step: &str, carried_out: bool) {
+fn finish(context: &Context, selected: &Selected, view: &PruneView, step: &str, carried_out: bool) {
     let name = &selected.dataset.name;
-    let Some(first) = look.plan.doubts.first() else {
+    let Some(first) = view.plan.doubts.first() else {
         context.done(
             name,
             if carried_out {
-                look.plan.freed_bytes()
+                view.plan.freed_bytes()
             } else {
                 0
             },
         );
         return;
     };
-    let status = if look.plan.doubts.iter().any(Doubt::is_damage) {
+    let status = if view.plan.doubts.iter().any(Doubt::is_damage) {
         status::DAMAGE
     } else {
         status::PARTIAL
@@ -345,7 +349,7 @@ fn finish(context: &Context, selected: &Selected, look: &PruneLook, step: &str, 
             status,
         },
     );
-    let rest = &look.plan.doubts[1..];
+    let rest = &view.plan.doubts[1..];
     for doubt in rest.iter().take(DOUBTS_PRINTED_MAX) {
         context.output.error_text(
             &format!("{}: {doubt}", selected.stored),

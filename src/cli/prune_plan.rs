@@ -6,7 +6,7 @@ use crate::model::{BackupId, BackupKind, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::prune::{Doubt, Proof, PrunePlan};
 use crate::plan::retention::{Reason, chains_newest_first, in_order};
-use crate::run::prune::PruneLook;
+use crate::run::prune::PruneView;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -24,11 +24,11 @@ struct Row<'a> {
 }
 
 /// Returns the plan of one dataset.
-pub(super) fn plan_lines(look: &PruneLook, carried_out: bool) -> Vec<String> {
+pub(super) fn plan_lines(view: &PruneView, carried_out: bool) -> Vec<String> {
     lines_of(
-        &look.facts,
-        &look.plan,
-        look.catalog.unknown.len(),
+        &view.facts,
+        &view.plan,
+        view.catalog.unknown.len(),
         carried_out,
     )
 }
@@ -230,11 +230,11 @@ fn fitting(reasons: &[String], room: usize) -> String {
 /// Returns every verdict, for programs.
 pub(super) fn plan_to_json(
     stored: &DatasetName,
-    look: &PruneLook,
+    view: &PruneView,
     step: &str,
     carried_out: bool,
 ) -> Value {
-    let plan = &look.plan;
+    let plan = &view.plan;
     let text = |reasons: &[Reason]| reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
     let keep: Vec<_> = plan
         .keep
@@ -266,7 +266,7 @@ pub(super) fn plan_to_json(
     json!({
         "dataset": stored, "keep": keep, "delete": delete, "delete_leftovers": leftovers, "left_alone": left,
         "doubts": plan.doubts.iter().map(doubt).collect::<Vec<_>>(), "freed_bytes": plan.freed_bytes(),
-        "unknown_objects": look.catalog.unknown.len(), "carried_out": carried_out,
+        "unknown_objects": view.catalog.unknown.len(), "carried_out": carried_out,
     })
 }
 

@@ -10,8 +10,7 @@ use super::{Failure, remember, status};
 use crate::plan::snapshots::find_snapshots_doubt;
 use crate::run::clock::ClockCheck;
 use crate::run::pool::prune_snapshots::{
-    SnapshotOutcome, SnapshotStore, SnapshotsEnv, look_at_snapshots,
-    prune_snapshots as prune_dataset,
+    SnapshotOutcome, SnapshotStore, SnapshotsEnv, judge_snapshots, prune_snapshots as prune_dataset,
 };
 use crate::run::pool::select::Selected;
 use crate::zfs::Zfs;
@@ -90,7 +89,7 @@ pub(super) async fn prune_snapshots_of(
     for selected in &datasets {
         let outcomes = match carry_out {
             true => wait_for_others(context, async || prune_dataset(&env, selected).await).await,
-            false => look_at_snapshots(&env, selected).await.map(|verdicts| {
+            false => judge_snapshots(&env, selected).await.map(|verdicts| {
                 verdicts
                     .into_iter()
                     .map(|verdict| SnapshotOutcome {

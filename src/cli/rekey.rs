@@ -177,7 +177,7 @@ fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
         value["believed"] = done.collected.iter().map(collected_json).collect();
         value
     });
-    if done.taken_up {
+    if done.resumed {
         output.note("an earlier run, or another host, had begun this: its keys are used");
     }
     match change {
@@ -232,7 +232,7 @@ fn report_collected(collected: &[CollectedDataset], trusted: &str, output: &Outp
                 found.dataset, found.unfinished
             ));
         }
-        for key in &found.disbelieved {
+        for key in &found.untrusted {
             output.line(format!("not {trusted:<10} {key}: it does not verify"));
         }
     }
@@ -245,7 +245,7 @@ fn collected_json(found: &CollectedDataset) -> serde_json::Value {
         "backups": found.backups,
         "newest": found.newest,
         "unfinished": found.unfinished,
-        "not_believed": found.disbelieved,
+        "not_believed": found.untrusted,
     })
 }
 

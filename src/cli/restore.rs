@@ -13,7 +13,7 @@ use crate::manifest::ChunkEntry;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::restore::{
     PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreLock,
-    RestorePoint, RestoreSet, ResumeChoice, Rollback, VisibleSteps, WentOn, check_allowed,
+    RestorePoint, RestoreSet, ResumeChoice, ResumedReceive, Rollback, VisibleSteps, check_allowed,
     check_target, fetch_requests, find_interrupted, find_restore_backup, find_restore_set,
     find_restore_tree, left_readonly, lock_folder, lock_target, restore_as_planned,
     restore_to_writer, visible_steps,
@@ -104,7 +104,7 @@ fn receive_options(restore: &Restore) -> Result<ReceiveOptions, Failure> {
     let resume = if restore.restart {
         ResumeChoice::Restart
     } else {
-        ResumeChoice::GoOn
+        ResumeChoice::Resume
     };
     Ok(ReceiveOptions {
         properties,
@@ -182,14 +182,14 @@ async fn restore_one(
             .as_ref()
             .map(|zfs| check_target(&**zfs, target, set, options))
             .transpose()?;
-        let went_on = find_went_on(context, set, plan.as_ref(), keys).await?;
-        print_plan(set, plan.as_ref(), went_on.as_ref(), output);
+        let resumed = find_resumed(context, set, plan.as_ref(), keys).await?;
+        print_plan(set, plan.as_ref(), resumed.as_ref(), output);
         let rollback = plan
             .as_ref()
             .and_then(|plan| plan.rollback.as_ref())
             .map(rollback_json);
         output.json(|| {
-            let goes_on = went_on.as_ref().map(went_on_json);
+            let goes_on = resumed.as_ref().map(resumed_json);
             json!({ "backups": manifests(set), "goes_on": goes_on, "rollback": rollback })
         });
         return Ok(());
@@ -221,8 +221,8 @@ async fn restore_one(
     .await?;
     say_received(&*zfs, &received, target, output);
     let visible = say_visible(&*zfs, target, output);
-    let went_on = received.went_on.as_ref().map(went_on_json);
-    output.json(|| json!({ "received": received.snapshots, "went_on": went_on, "to_mount": visible.commands }));
+    let resumed = received.resumed.as_ref().map(resumed_json);
+    output.json(|| json!({ "received": received.snapshots, "went_on": resumed, "to_mount": visible.commands }));
     Ok(())
 }
 
@@ -260,8 +260,8 @@ pub(super) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) 
 }
 
 fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output: &Output) {
-    if let Some(went_on) = &received.went_on {
-        output.line(words_of(went_on));
+    if let Some(resumed) = &received.resumed {
+        output.line(words_of(resumed));
     }
     received
         .snapshots
@@ -287,13 +287,13 @@ fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output
     }
 }
 
-fn words_of(went_on: &WentOn) -> String {
-    let WentOn {
+fn words_of(resumed: &ResumedReceive) -> String {
+    let ResumedReceive {
         id,
         position,
         stream_bytes,
         fetch_bytes,
-    } = went_on;
+    } = resumed;
     let (position, stream) = (bytes(*position), bytes(*stream_bytes));
     format!(
         "interrupted before; {id} goes on at {position} of {stream}, and {} are fetched",
@@ -301,25 +301,25 @@ fn words_of(went_on: &WentOn) -> String {
     )
 }
 
-fn went_on_json(went_on: &WentOn) -> serde_json::Value {
+fn resumed_json(resumed: &ResumedReceive) -> serde_json::Value {
     json!({
-        "id": went_on.id,
-        "position": went_on.position,
-        "stream_bytes": went_on.stream_bytes,
-        "fetch_bytes": went_on.fetch_bytes,
+        "id": resumed.id,
+        "position": resumed.position,
+        "stream_bytes": resumed.stream_bytes,
+        "fetch_bytes": resumed.fetch_bytes,
     })
 }
 
 /// Returns where the restore would resume. Prints the reason when it would start over.
-async fn find_went_on(
+async fn find_resumed(
     context: &Context,
     set: &RestoreSet,
     plan: Option<&ReceivePlan>,
     keys: &KeyFile,
-) -> Result<Option<WentOn>, Failure> {
+) -> Result<Option<ResumedReceive>, Failure> {
     let Some(plan) = plan else { return Ok(None) };
     match find_interrupted(set, plan, keys, &context.stop).await {
-        Err(error @ RunError::CannotTakeUp { .. }) => {
+        Err(error @ RunError::CannotResumeReceive { .. }) => {
             context.output.always(&format!(
                 "{}: it would start over",
                 crate::run::error_chain(&error)
@@ -396,7 +396,7 @@ pub(super) fn manifests(set: &RestoreSet) -> serde_json::Value {
 pub(super) fn print_plan(
     set: &RestoreSet,
     plan: Option<&ReceivePlan>,
-    went_on: Option<&WentOn>,
+    resumed: Option<&ResumedReceive>,
     output: &Output,
 ) {
     let skipped = plan.map_or(0, |plan| plan.skipped);
@@ -424,13 +424,13 @@ pub(super) fn print_plan(
             "  of {name}: {count} chunks, {} from {from}, {stream} of stream",
             bytes(sealed)
         ));
-        let went_on = went_on.filter(|_| number == skipped);
-        if let Some(went_on) = went_on {
-            output.line(format!("  {}", words_of(went_on)));
+        let resumed = resumed.filter(|_| number == skipped);
+        if let Some(resumed) = resumed {
+            output.line(format!("  {}", words_of(resumed)));
         }
-        let chunks = went_on.map_or(&backup.chunks[..], |went_on| chunks_from(backup, went_on));
+        let chunks = resumed.map_or(&backup.chunks[..], |resumed| chunks_from(backup, resumed));
         (objects, requests) = (objects + chunks.len(), requests + fetch_requests(chunks));
-        stored += went_on.map_or(sealed, |went_on| went_on.fetch_bytes);
+        stored += resumed.map_or(sealed, |resumed| resumed.fetch_bytes);
     }
     output.line(format!(
         "to fetch: {} in {objects} objects by {requests} requests",
@@ -451,8 +451,8 @@ pub(super) fn print_plan(
     }
 }
 
-fn chunks_from<'a>(backup: &'a RestoreBackup, went_on: &WentOn) -> &'a [ChunkEntry] {
-    let first = usize::try_from(went_on.position / backup.manifest.split_bytes.max(1))
+fn chunks_from<'a>(backup: &'a RestoreBackup, resumed: &ResumedReceive) -> &'a [ChunkEntry] {
+    let first = usize::try_from(resumed.position / backup.manifest.split_bytes.max(1))
         .unwrap_or(usize::MAX);
     backup.chunks.get(first..).unwrap_or_default()
 }

@@ -12,9 +12,9 @@ use super::views::{
 };
 use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, trusted_keys};
 use super::{Failure, remember};
-use crate::catalog::usable::Seen;
+use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{
-    Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started,
+    Catalog, StoredAttempt, StoredBackup, list_datasets, read_catalog_through, read_started,
 };
 use crate::config::Config;
 use crate::model::DatasetName;
@@ -27,7 +27,7 @@ use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::is_held;
 use crate::state::history::Records;
-use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::ObjectStore;
 use crate::store::key::dataset_prefix;
 use crate::zfs::Zfs;
@@ -95,7 +95,7 @@ pub(super) async fn survey_host(
         let answer = match open_configured(config.clone(), env.clone(), true).await {
             Ok(side) => {
                 survey
-                    .store(&side, show, Place::Intermediate, deep, context)
+                    .store(&side, show, Shelf::Intermediate, deep, context)
                     .await
             }
             Err(failure) => survey.unanswered(&failure, output),
@@ -110,7 +110,7 @@ pub(super) async fn survey_host(
         let answer = match open_configured(config.clone(), env.clone(), false).await {
             Ok(side) => {
                 survey
-                    .store(&side, show, Place::Remote, deep, context)
+                    .store(&side, show, Shelf::Remote, deep, context)
                     .await
             }
             Err(failure) => survey.unanswered(&failure, output),
@@ -129,7 +129,7 @@ pub(super) async fn survey_host(
 
 /// The store that a view belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Shelf {
     Intermediate,
     Remote,
 }
@@ -262,7 +262,7 @@ impl Survey {
         &mut self,
         side: &ReadSide,
         show: &Show,
-        place: Place,
+        place: Shelf,
         deep: bool,
         context: &Context,
     ) -> StoreAnswer {
@@ -279,9 +279,9 @@ impl Survey {
         let mut datasets = std::mem::take(&mut self.overview.datasets);
         for dataset in &mut datasets {
             let keeping = if context.global.dry_run {
-                Keeping::Nothing
+                CacheMode::ReadOnly
             } else {
-                Keeping::New
+                CacheMode::ReadWrite
             };
             let cache = side
                 .config
@@ -301,18 +301,18 @@ impl Survey {
             if let Some((config, _)) = &side.config {
                 view.note_ends(config.resume_days);
             }
-            let counts = place == Place::Remote || dataset.only_intermediate;
+            let counts = place == Shelf::Remote || dataset.only_intermediate;
             if let (Some((config, _)), true, false) = (&side.config, counts, context.global.dry_run)
             {
                 remember::seen(config, &*side.store, &catalog);
             }
             match place {
-                Place::Intermediate => dataset.intermediate = Some(view),
-                Place::Remote => dataset.remote = Some(view),
+                Shelf::Intermediate => dataset.intermediate = Some(view),
+                Shelf::Remote => dataset.remote = Some(view),
             }
         }
         self.overview.datasets = datasets;
-        if place == Place::Remote && show.datasets.is_empty() {
+        if place == Shelf::Remote && show.datasets.is_empty() {
             let foreign = list_datasets(&*side.store).await;
             let foreign = self
                 .keep(foreign, &mut Vec::new(), output)
@@ -424,7 +424,7 @@ async fn store_view(
     let wanted = |backup: &StoredBackup| {
         deep || Some(&backup.manifest.chain.full_id) == newest_chain.as_ref()
     };
-    let seen = Seen::look_through(store, catalog, cache, wanted).await?;
+    let seen = UsableCatalog::check_wanted(store, catalog, cache, wanted).await?;
     let (catalog, flaws) = (&seen.catalog, seen.flaws());
     let mut backups = Vec::new();
     for (number, backup) in catalog.backups.iter().enumerate() {
@@ -479,7 +479,7 @@ async fn store_view(
 async fn attempt_view(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
-    attempt: &Attempt,
+    attempt: &StoredAttempt,
     trusted: &TrustedKeys,
 ) -> Result<AttemptView, RunError> {
     let (started, distrust) = match read_started(store, dataset, &attempt.id, trusted).await {
@@ -497,7 +497,7 @@ async fn attempt_view(
         given_up_at: None,
         was_committed: attempt.was_committed,
         disbelieved: attempt
-            .disbelieved
+            .untrusted
             .as_ref()
             .map(|error| error_chain(error))
             .or(distrust),

@@ -165,17 +165,17 @@ async fn dry_run(
                 plans.push(plan_json(named, &planned));
                 let UploadPlan {
                     plan,
-                    mut disbelieved,
+                    mut untrusted,
                     ..
                 } = planned;
-                disbelieved.extend(
+                untrusted.extend(
                     plan.refused
                         .into_iter()
                         .map(|(id, gap)| (id, refusal(&named.stored, &gap))),
                 );
-                match disbelieved.is_empty() {
+                match untrusted.is_empty() {
                     true => context.done(&named.in_pool, 0),
-                    false => fail_all(context, named, disbelieved),
+                    false => fail_all(context, named, untrusted),
                 }
             }
             Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),

@@ -5,8 +5,8 @@ use super::{Choices, Target};
 use crate::model::{DatasetName, KnownStore};
 use crate::state::journal::log::{JournalRecord, line_of_log, records_of_log};
 use crate::state::lockfile::{Holder, LockKind, LockState, read_lock};
-use crate::state::manifests::{Keeping, ObjectCache};
-use crate::state::process::Here;
+use crate::state::manifests::{CacheMode, ObjectCache};
+use crate::state::process::HostBoot;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -128,7 +128,7 @@ fn records() -> Vec<JournalRecord> {
         JournalRecord::Closing {
             private: vec![2; 9],
         },
-        JournalRecord::GivenUp {
+        JournalRecord::Abandoned {
             why: "its snapshot is gone".to_owned(),
         },
     ]
@@ -168,7 +168,12 @@ fn cache_file(input: &[u8]) {
     let state_dir = &*FOLDER;
     let dataset: DatasetName = "tank/a".parse().expect("the name is one");
     let _ = std::fs::remove_dir_all(state_dir.join("cache"));
-    drop(ObjectCache::open(state_dir, &store, &dataset, Keeping::New));
+    drop(ObjectCache::open(
+        state_dir,
+        &store,
+        &dataset,
+        CacheMode::ReadWrite,
+    ));
     let files = std::fs::read_dir(state_dir.join("cache")).expect("opening a cache makes it");
     for file in files.flatten() {
         let mut bytes = std::fs::read(file.path()).expect("it is a file");
@@ -179,14 +184,19 @@ fn cache_file(input: &[u8]) {
             state_dir,
             &store,
             &dataset,
-            Keeping::Nothing,
+            CacheMode::ReadOnly,
         ));
         let untouched = std::fs::read(file.path()).expect("it is a file");
         assert_eq!(
             untouched, bytes,
             "a cache that keeps nothing changed its file"
         );
-        drop(ObjectCache::open(state_dir, &store, &dataset, Keeping::New));
+        drop(ObjectCache::open(
+            state_dir,
+            &store,
+            &dataset,
+            CacheMode::ReadWrite,
+        ));
         let left = std::fs::read(file.path()).expect("it is a file");
         assert!(
             bytes.starts_with(&left) && left.starts_with(&heading),
@@ -197,7 +207,7 @@ fn cache_file(input: &[u8]) {
 
 /// Reads any bytes as the lockfile: never free, and stale only for an ended run of this host.
 fn lockfile(input: &[u8]) {
-    static HERE: LazyLock<Here> = LazyLock::new(Here::current);
+    static HERE: LazyLock<HostBoot> = LazyLock::new(HostBoot::current);
     let path = FOLDER.join("lock");
     std::fs::write(&path, input).expect("memory is not full");
     match read_lock(&path, &HERE).expect("a file can be read") {

@@ -2,7 +2,7 @@
 //! made them seems to be active.
 
 use super::BackupFacts;
-use super::timeline::{PoolSight, Timeline};
+use super::timeline::{PoolView, Timeline};
 use crate::manifest::Origin;
 use crate::model::{BackupId, Guid, HostMark};
 use jiff::Timestamp;
@@ -119,7 +119,7 @@ impl Holding {
 pub fn find_holdings(
     backups: &[BackupFacts],
     attempts: &[HeldAttempt],
-    pool: &PoolSight,
+    pool: &PoolView,
     origins: &[Origin],
 ) -> Vec<Holding> {
     let strays = Timeline::new(backups).strays(pool);

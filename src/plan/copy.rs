@@ -16,7 +16,7 @@ pub struct CopyInput<'a> {
     /// The backups of the remote, with their flaws.
     pub remote: &'a [BackupFacts],
     /// Ids whose manifest in the remote is invalid or untrusted.
-    pub disbelieved: &'a BTreeSet<BackupId>,
+    pub untrusted: &'a BTreeSet<BackupId>,
     /// Ids whose deletion from the remote a signed prune record explains.
     pub pruned: &'a BTreeSet<BackupId>,
     /// The backups that the rules of the remote would delete at once.
@@ -139,9 +139,9 @@ pub fn plan_copy(input: &CopyInput<'_>) -> CopyPlan {
     };
     for facts in input.local {
         match planner.verdicts.remove(&facts.id) {
-            Some(Verdict::Left(reason)) => plan.left.push((facts.id.clone(), reason)),
-            Some(Verdict::Refused(gap)) => plan.refused.push((facts.id.clone(), gap)),
-            Some(Verdict::Copy) | None => {}
+            Some(CopyVerdict::Left(reason)) => plan.left.push((facts.id.clone(), reason)),
+            Some(CopyVerdict::Refused(gap)) => plan.refused.push((facts.id.clone(), gap)),
+            Some(CopyVerdict::Copy) | None => {}
         }
     }
     plan
@@ -179,7 +179,7 @@ pub fn doomed(
 }
 
 #[derive(Clone)]
-enum Verdict {
+enum CopyVerdict {
     Copy,
     Left(LeftReason),
     Refused(CopyGap),
@@ -188,7 +188,7 @@ enum Verdict {
 struct Planner<'a> {
     input: &'a CopyInput<'a>,
     local: BTreeMap<&'a BackupId, &'a BackupFacts>,
-    verdicts: BTreeMap<&'a BackupId, Verdict>,
+    verdicts: BTreeMap<&'a BackupId, CopyVerdict>,
     order: Vec<CopyStep>,
 }
 
@@ -204,10 +204,10 @@ impl<'a> Planner<'a> {
     }
 
     /// Returns the verdict that does not depend on the base.
-    fn standing(&self, facts: &BackupFacts) -> Option<Verdict> {
+    fn standing(&self, facts: &BackupFacts) -> Option<CopyVerdict> {
         let CopyInput {
             remote,
-            disbelieved,
+            untrusted,
             pruned,
             would_be_pruned,
             all,
@@ -216,25 +216,27 @@ impl<'a> Planner<'a> {
         let id = &facts.id;
         if let Some(there) = remote.iter().find(|there| there.id == *id) {
             return Some(match there.manifest_blake3 == facts.manifest_blake3 {
-                true => Verdict::Left(LeftReason::Committed),
-                false => Verdict::Refused(CopyGap::Differs { id: id.clone() }),
+                true => CopyVerdict::Left(LeftReason::Committed),
+                false => CopyVerdict::Refused(CopyGap::Differs { id: id.clone() }),
             });
         }
-        if disbelieved.contains(id) {
-            return Some(Verdict::Refused(CopyGap::Differs { id: id.clone() }));
+        if untrusted.contains(id) {
+            return Some(CopyVerdict::Refused(CopyGap::Differs { id: id.clone() }));
         }
         if let Some(twin) = remote
             .iter()
             .find(|there| there.is_usable() && are_twins(there, facts))
         {
-            return Some(Verdict::Left(LeftReason::Twin {
+            return Some(CopyVerdict::Left(LeftReason::Twin {
                 of: twin.id.clone(),
             }));
         }
         match () {
             () if all => None,
-            () if pruned.contains(id) => Some(Verdict::Left(LeftReason::Pruned)),
-            () if would_be_pruned.contains(id) => Some(Verdict::Left(LeftReason::WouldBePruned)),
+            () if pruned.contains(id) => Some(CopyVerdict::Left(LeftReason::Pruned)),
+            () if would_be_pruned.contains(id) => {
+                Some(CopyVerdict::Left(LeftReason::WouldBePruned))
+            }
             () => None,
         }
     }
@@ -246,16 +248,17 @@ impl<'a> Planner<'a> {
             of: facts.id.clone(),
             parent: facts.id.clone(),
         };
-        self.verdicts.insert(&facts.id, Verdict::Refused(circle));
+        self.verdicts
+            .insert(&facts.id, CopyVerdict::Refused(circle));
         let verdict = match self.parent(facts) {
             Ok(parent) => {
                 self.order.push(CopyStep {
                     id: facts.id.clone(),
                     parent,
                 });
-                Verdict::Copy
+                CopyVerdict::Copy
             }
-            Err(gap) => Verdict::Refused(gap),
+            Err(gap) => CopyVerdict::Refused(gap),
         };
         self.verdicts.insert(&facts.id, verdict);
     }
@@ -295,14 +298,16 @@ impl<'a> Planner<'a> {
             });
         };
         self.decide(base);
-        if let Some(Verdict::Left(LeftReason::WouldBePruned)) = self.verdicts.get(parent) {
+        if let Some(CopyVerdict::Left(LeftReason::WouldBePruned)) = self.verdicts.get(parent) {
             self.demand(base);
         }
         let parent = parent.clone();
         match self.verdicts.get(&parent) {
-            Some(Verdict::Copy | Verdict::Left(LeftReason::Committed)) => Ok(Some(parent)),
-            Some(Verdict::Left(LeftReason::Twin { of })) => Ok(Some(of.clone())),
-            Some(Verdict::Left(LeftReason::Pruned)) => Err(CopyGap::PrunedParent { of, parent }),
+            Some(CopyVerdict::Copy | CopyVerdict::Left(LeftReason::Committed)) => Ok(Some(parent)),
+            Some(CopyVerdict::Left(LeftReason::Twin { of })) => Ok(Some(of.clone())),
+            Some(CopyVerdict::Left(LeftReason::Pruned)) => {
+                Err(CopyGap::PrunedParent { of, parent })
+            }
             _ => Err(CopyGap::ParentNotCopied { of, parent }),
         }
     }

@@ -16,7 +16,7 @@ pub use other::OtherPrune;
 use super::BackupFacts;
 use super::clock::ClockDoubt;
 use super::retention::{Reason, in_order};
-use super::timeline::PoolSight;
+use super::timeline::PoolView;
 use super::twin::{attempt_bases, facts_stand_in_as_base};
 use crate::config::RetentionRules;
 use crate::manifest::Origin;
@@ -40,7 +40,7 @@ pub struct Leftover {
     /// The reason why a manifest version behind a delete marker cannot be excluded; else `None`.
     pub versions_unseen: Option<String>,
     /// The reason why the manifest is invalid or untrusted, if there is one.
-    pub disbelieved: Option<Unreadable>,
+    pub untrusted: Option<Unreadable>,
     /// The content of the first object.
     pub started: StartedFact,
 }
@@ -72,7 +72,7 @@ pub enum StartedFact {
 
 /// The second store that holds these backups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beside<'a> {
+pub enum SecondaryFacts<'a> {
     /// No second store: this is the remote, or an intermediate directory without a remote.
     Nothing,
     /// The remote and its backups. Only for an intermediate directory.
@@ -122,7 +122,7 @@ pub struct PruneInput<'a> {
     /// The other ids that have objects.
     pub leftovers: &'a [Leftover],
     /// The second store that holds these backups.
-    pub beside: Beside<'a>,
+    pub secondary: SecondaryFacts<'a>,
     /// The retention rules.
     pub rules: &'a RetentionRules,
     /// The present time.
@@ -136,7 +136,7 @@ pub struct PruneInput<'a> {
     /// The origins whose backups may be deleted: the dataset's own and the adopted ones.
     pub origins: &'a [Origin],
     /// The backups that the pool knows, if the pool can be read.
-    pub pool: Option<&'a PoolSight>,
+    pub pool: Option<&'a PoolView>,
     /// The backups that signed prune records name.
     pub pruned: &'a BTreeMap<BackupId, Pruned>,
     /// The backups of the intermediate directory, if this store is the remote: a backup that waits
@@ -342,7 +342,7 @@ fn sort_leftovers(input: &PruneInput<'_>) -> (Vec<DoomedLeftover>, Vec<LeftAlone
 /// Returns the proof that a leftover is no backup and will never become one, or the reason why
 /// there is no proof.
 fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
-    if let Some(unreadable) = &leftover.disbelieved {
+    if let Some(unreadable) = &leftover.untrusted {
         return Err(format!(
             "its manifest is invalid or untrusted: {}",
             unreadable.reason
@@ -406,7 +406,7 @@ pub fn follower<'a>(
 
 /// The dataset's backups and attempts in the second configured store.
 #[derive(Debug, Clone, Copy)]
-pub struct Waiting<'a> {
+pub struct SecondaryBackups<'a> {
     /// The whole backups in that store.
     pub facts: &'a [BackupFacts],
     /// The attempts in that store.
@@ -416,7 +416,7 @@ pub struct Waiting<'a> {
 /// Returns a backup or an attempt that waits in the intermediate directory and can be received only
 /// after `id` in the remote: no other backup in either store can be its base.
 pub fn waiting_follower<'a>(
-    waiting: Waiting<'a>,
+    waiting: SecondaryBackups<'a>,
     remote: &[BackupFacts],
     pruned: &BTreeMap<BackupId, Pruned>,
     id: &BackupId,

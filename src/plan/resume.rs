@@ -47,7 +47,7 @@ pub struct ResumeFacts<'a> {
     /// The dataset's backups in the target.
     pub target: &'a [BackupFacts],
     /// The dataset's backups in the second store, where bases may be too.
-    pub beside: &'a [BackupFacts],
+    pub remote: &'a [BackupFacts],
     /// The reason why some backups may not be visible; `None` if all are.
     pub unseen: Option<&'a str>,
 }
@@ -56,7 +56,7 @@ pub struct ResumeFacts<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResumeVerdict {
     /// The upload is resumed.
-    GoOn {
+    Resume {
         /// The snapshot, with its present name.
         snapshot: Box<Snapshot>,
         /// The base, as it is in the pool now.
@@ -74,7 +74,7 @@ pub enum ResumeVerdict {
         why: String,
     },
     /// The upload cannot be resumed, now or ever.
-    GiveUp {
+    Abandon {
         /// The reason, as a sentence about the upload.
         why: String,
     },
@@ -105,17 +105,17 @@ pub fn judge_unfinished(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> 
     let sources = checked.and_then(|()| find_sources(upload, now));
     let (snapshot, base) = match sources {
         Ok(sources) => sources,
-        Err(why) => return ResumeVerdict::GiveUp { why },
+        Err(why) => return ResumeVerdict::Abandon { why },
     };
     match (check_base(upload, now), now.unseen) {
-        (Ok(()), _) => ResumeVerdict::GoOn {
+        (Ok(()), _) => ResumeVerdict::Resume {
             snapshot: Box::new(snapshot),
             base,
         },
         (Err(why), Some(unseen)) => ResumeVerdict::Wait {
             why: format!("{why}; but {unseen}"),
         },
-        (Err(why), None) => ResumeVerdict::GiveUp { why },
+        (Err(why), None) => ResumeVerdict::Abandon { why },
     }
 }
 
@@ -130,7 +130,7 @@ fn check_base(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(),
     match now
         .target
         .iter()
-        .chain(now.beside)
+        .chain(now.remote)
         .find(is_base)
         .map(|stored| &stored.flaw)
     {

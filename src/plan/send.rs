@@ -67,7 +67,7 @@ pub struct SendFacts<'a> {
     pub target: &'a [BackupFacts],
     /// The dataset's backups in the remote, if the target is the intermediate directory: they may
     /// be bases too.
-    pub beside: &'a [BackupFacts],
+    pub remote: &'a [BackupFacts],
     /// The reason why some backups may not be visible. With a reason, an empty list does not count
     /// as "empty".
     pub unseen: Option<&'a str>,
@@ -150,14 +150,14 @@ pub struct BaseLoss {
     /// The newest stored backup: its snapshot and its flaw.
     pub newest: Option<(SnapshotRef, Option<String>)>,
     /// The form in which the pool has that snapshot.
-    pub here: Here,
+    pub here: LocalBase,
     /// The reason why some backups may not be visible.
     pub unseen: Option<String>,
 }
 
 /// The form in which a dataset has a stored snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Here {
+pub enum LocalBase {
     /// The snapshot itself.
     Snapshot,
     /// A bookmark of it.
@@ -254,7 +254,7 @@ pub fn plan_send(
 }
 
 fn all<'a>(facts: &SendFacts<'a>) -> impl Iterator<Item = &'a BackupFacts> {
-    facts.target.iter().chain(facts.beside)
+    facts.target.iter().chain(facts.remote)
 }
 
 /// Returns the backup that makes the dataset up to date. `--full` demands a full in this store,
@@ -376,11 +376,11 @@ fn base_loss(facts: &SendFacts<'_>) -> BaseLoss {
         newest: newest.map(|backup| (backup.snapshot.clone(), backup.flaw.clone())),
         here: match here {
             None if newest.is_some_and(|newest| has_redacted(facts, newest.snapshot.guid)) => {
-                Here::Redacted
+                LocalBase::Redacted
             }
-            None => Here::Neither,
-            Some((SendBase::Snapshot(_), _)) => Here::Snapshot,
-            Some((SendBase::Bookmark(_), _)) => Here::Bookmark,
+            None => LocalBase::Neither,
+            Some((SendBase::Snapshot(_), _)) => LocalBase::Snapshot,
+            Some((SendBase::Bookmark(_), _)) => LocalBase::Bookmark,
         },
         unseen: facts.unseen.map(str::to_owned),
     }

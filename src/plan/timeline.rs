@@ -27,7 +27,7 @@ const PREVIOUS_MAX: usize = 16;
 
 /// The backups of one dataset that a pool knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolSight {
+pub struct PoolView {
     /// The dataset and the pool.
     pub origin: Origin,
     /// The guids of its snapshots and bookmarks.
@@ -188,7 +188,7 @@ impl<'a> Timeline<'a> {
     /// Returns the backups of the pool's origin that are not of its time line, newest first. The
     /// list is empty when the pool knows no backup at all, because nothing then distinguishes the
     /// time lines.
-    pub fn strays(&self, pool: &PoolSight) -> Vec<Stray<'a>> {
+    pub fn strays(&self, pool: &PoolView) -> Vec<Stray<'a>> {
         let known = self.line_of(
             self.0
                 .keys()
@@ -392,7 +392,7 @@ impl<'a> Timeline<'a> {
 /// Returns the [`Making::previous`](super::Making) of a new backup of `snapshot`: the newest
 /// backups that the pool knows or that were adopted, without those from which another one of them
 /// follows.
-pub fn previous_of(facts: &[BackupFacts], pool: &PoolSight, snapshot: Guid) -> Vec<BackupId> {
+pub fn previous_of(facts: &[BackupFacts], pool: &PoolView, snapshot: Guid) -> Vec<BackupId> {
     let timeline = Timeline::new(facts);
     let is_known = |moment: &&Moment<'_>| {
         let is_adopted = moment

@@ -9,10 +9,10 @@
 //! the journal -> release the holds -> destroy bookmarks that nothing needs any more. A failure
 //! before the manifest leaves no backup, and the next run resumes from that point.
 
+mod abandon;
 mod attempt;
 mod chain;
 mod commit;
-mod given_up;
 mod planning;
 mod put;
 mod recommit;
@@ -31,22 +31,22 @@ use crate::plan::resume::ResumeVerdict;
 use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::run::pool::select::Selected;
 use crate::state::dataset_lock::lock_dataset;
-use crate::state::manifests::Keeping;
+use crate::state::manifests::CacheMode;
 use crate::state::stored_name::record_place;
 use crate::store::{Evidence, ObjectStore};
 use crate::stream::seal::Compression;
 use crate::zfs::Zfs;
+use abandon::{abandon, abandon_id, settle};
 use attempt::Attempt;
-use given_up::{give_up, give_up_id, settle};
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
-use planning::{Base, Local, Sight, decide, look, remember_remote};
+use planning::{Base, Local, StoresView, decide, read_stores, remember_remote};
 use recommit::end_commits;
 use release::release_bookmarks;
 use std::path::PathBuf;
 use std::sync::Arc;
-use unfinished::{GoesOn, find_unfinished, judge_all, stored_of};
+use unfinished::{ResumableUpload, find_unfinished, judge_all, stored_of};
 
 /// Settings of a backup.
 #[derive(Debug, Clone)]
@@ -222,8 +222,8 @@ pub async fn plan_backup(
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
-    let sight = look(env, &selected.stored, Keeping::Nothing).await?;
-    decide(env, &Local::read(&*env.zfs, selected)?, &sight, requested)
+    let stores = read_stores(env, &selected.stored, CacheMode::ReadOnly).await?;
+    decide(env, &Local::read(&*env.zfs, selected)?, &stores, requested)
 }
 
 /// Lists the interrupted uploads that [`back_up`] would resume or leave, in its order. Changes
@@ -236,19 +236,19 @@ pub async fn plan_resumes(
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<Vec<PlannedResume>, RunError> {
-    let sight = look(env, &selected.stored, Keeping::Nothing).await?;
-    let mut judged = judge_all(env, selected, &sight, requested).await?;
+    let stores = read_stores(env, &selected.stored, CacheMode::ReadOnly).await?;
+    let mut judged = judge_all(env, selected, &stores, requested).await?;
     judged.sort_by_key(|(upload, _)| upload.order());
     let plan = judged.into_iter().filter_map(|(upload, verdict)| {
         let carried = upload.carried();
         let why_not = match verdict {
             // The upload is a backup already, or was one.
             ResumeVerdict::Over { .. } => return None,
-            ResumeVerdict::GoOn { .. } if env.settings.restart => {
+            ResumeVerdict::Resume { .. } if env.settings.restart => {
                 Some("a restart was asked for".to_owned())
             }
-            ResumeVerdict::GoOn { .. } => None,
-            ResumeVerdict::Wait { why } | ResumeVerdict::GiveUp { why } => Some(why),
+            ResumeVerdict::Resume { .. } => None,
+            ResumeVerdict::Wait { why } | ResumeVerdict::Abandon { why } => Some(why),
         };
         Some(PlannedResume {
             id: upload.id().clone(),
@@ -280,16 +280,16 @@ pub async fn back_up(
         &env.store.known(),
         &selected.stored,
     )?;
-    let mut sight = look(env, &selected.stored, Keeping::New).await?;
-    remember_remote(env, &selected.stored, &sight).await;
+    let mut stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
+    remember_remote(env, &selected.stored, &stores).await;
     // Check that the dataset still exists with the same guid before touching its holds.
     Local::read(&*env.zfs, selected)?;
-    settle(env, selected, &sight).await?;
-    let mut ended = end_commits(env, selected, &sight).await?;
+    settle(env, selected, &stores).await?;
+    let mut ended = end_commits(env, selected, &stores).await?;
     if !ended.is_empty() {
-        sight = look(env, &selected.stored, Keeping::New).await?;
+        stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
     }
-    let result = match end_uploads(env, selected, requested, &mut sight, &mut ended).await {
+    let result = match end_uploads(env, selected, requested, &mut stores, &mut ended).await {
         Ok(()) => {
             let has_full = ended.iter().any(|backup| backup.manifest.base.is_none());
             let follows = match requested {
@@ -297,7 +297,7 @@ pub async fn back_up(
                 RequestedKind::Full if has_full => RequestedKind::Lifecycle,
                 requested => requested,
             };
-            back_up_newest(env, selected, follows, &sight).await
+            back_up_newest(env, selected, follows, &stores).await
         }
         Err(error) => Err(error),
     };
@@ -342,15 +342,15 @@ async fn end_uploads(
     env: &BackupEnv,
     selected: &Selected,
     requested: RequestedKind,
-    sight: &mut Sight,
+    stores: &mut StoresView,
     ended: &mut Vec<CommittedBackup>,
 ) -> Result<(), RunError> {
     let mut may_overtake = requested == RequestedKind::Lifecycle;
     loop {
-        let unfinished = find_unfinished(env, selected, sight, requested).await?;
+        let unfinished = find_unfinished(env, selected, stores, requested).await?;
         if env.settings.restart {
-            for GoesOn { upload, .. } in &unfinished {
-                give_up(env, selected, upload, "a restart was asked for").await?;
+            for ResumableUpload { upload, .. } in &unfinished {
+                abandon(env, selected, upload, "a restart was asked for").await?;
             }
             return Ok(());
         }
@@ -360,9 +360,9 @@ async fn end_uploads(
         // A full may take many nights, but tonight's incremental on the chain before it takes
         // minutes: make the incremental first.
         if goes_on.upload.started.base.is_none() && std::mem::take(&mut may_overtake) {
-            if let Some(committed) = overtake(env, selected, sight).await? {
+            if let Some(committed) = overtake(env, selected, stores).await? {
                 ended.push(committed);
-                *sight = look(env, &selected.stored, Keeping::New).await?;
+                *stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
             }
             continue;
         }
@@ -377,18 +377,18 @@ async fn end_uploads(
             env,
             (local.dataset, selected.stored.clone()),
             goes_on,
-            sight,
+            stores,
         )?;
-        match attempt.run(sight).await {
+        match attempt.run(stores).await {
             Ok(committed) => {
-                release_bookmarks(env, selected, sight, &committed.manifest).await;
+                release_bookmarks(env, selected, stores, &committed.manifest).await;
                 ended.push(committed);
-                *sight = look(env, &selected.stored, Keeping::New).await?;
+                *stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
             }
             Err(error) if attempt.is_pointless() || has_lost(&attempt) => {
                 let why = error_chain(&error);
                 tracing::warn!(id = %attempt.id, "an unfinished upload is given up, and a new one begins: {why}");
-                give_up_id(env, selected, &attempt.id, &why)?;
+                abandon_id(env, selected, &attempt.id, &why)?;
                 if *env.stop.borrow() {
                     return Err(error);
                 }
@@ -403,10 +403,10 @@ async fn end_uploads(
 async fn overtake(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
 ) -> Result<Option<CommittedBackup>, RunError> {
     let local = Local::read(&*env.zfs, selected)?;
-    match decide(env, &local, sight, RequestedKind::Incremental) {
+    match decide(env, &local, stores, RequestedKind::Incremental) {
         Ok(PlannedBackup {
             plan: SendPlan::Incremental { .. },
             ..
@@ -414,7 +414,7 @@ async fn overtake(
         Ok(_) | Err(RunError::Refused { .. }) => return Ok(None),
         Err(error) => return Err(error),
     }
-    match back_up_newest(env, selected, RequestedKind::Incremental, sight).await? {
+    match back_up_newest(env, selected, RequestedKind::Incremental, stores).await? {
         BackupOutcome::Committed(committed) => Ok(Some(*committed)),
         BackupOutcome::UpToDate(_)
         | BackupOutcome::Paused(_)
@@ -426,13 +426,13 @@ async fn back_up_newest(
     env: &BackupEnv,
     selected: &Selected,
     requested: RequestedKind,
-    sight: &Sight,
+    stores: &StoresView,
 ) -> Result<BackupOutcome, RunError> {
     let started_at = (env.now)();
     let mut is_first_try = true;
     let committed = loop {
         let local = Local::read(&*env.zfs, selected)?;
-        let planned = decide(env, &local, sight, requested)?;
+        let planned = decide(env, &local, stores, requested)?;
         if let SendPlan::UpToDate { id } = planned.plan {
             return Ok(BackupOutcome::UpToDate(id));
         }
@@ -442,13 +442,13 @@ async fn back_up_newest(
             &selected.stored,
         )?;
         (env.planned)(&planned);
-        let attempt = prepare(env, selected, local, planned.plan, sight, started_at)?;
-        match attempt.run(sight).await {
+        let attempt = prepare(env, selected, local, planned.plan, stores, started_at)?;
+        match attempt.run(stores).await {
             Ok(committed) => break committed,
             Err(error) => {
                 let is_lost = has_lost(&attempt);
                 if attempt.is_pointless() || is_lost {
-                    give_up_id(env, selected, &attempt.id, &error_chain(&error))?;
+                    abandon_id(env, selected, &attempt.id, &error_chain(&error))?;
                 }
                 if !is_first_try || *env.stop.borrow() || !is_lost {
                     return Err(error);
@@ -462,7 +462,7 @@ async fn back_up_newest(
             }
         }
     };
-    release_bookmarks(env, selected, sight, &committed.manifest).await;
+    release_bookmarks(env, selected, stores, &committed.manifest).await;
     Ok(BackupOutcome::Committed(Box::new(committed)))
 }
 
@@ -477,7 +477,7 @@ fn prepare<'a>(
     selected: &Selected,
     local: Local,
     plan: SendPlan,
-    sight: &Sight,
+    stores: &StoresView,
     started_at: Timestamp,
 ) -> Result<Attempt<'a>, RunError> {
     let (snapshot, base, before) = match plan {
@@ -492,9 +492,9 @@ fn prepare<'a>(
                     "run it again",
                 )
             };
-            let stored = sight.backup(&backup).ok_or_else(unknown)?;
+            let stored = stores.backup(&backup).ok_or_else(unknown)?;
             let (manifest, manifest_blake3) = (stored.manifest.clone(), stored.manifest_blake3);
-            let before = sight.target.chain(sight.beside.seen(), &backup.id);
+            let before = stores.target.chain(stores.remote.usable(), &backup.id);
             (
                 snapshot,
                 Some(Base {

@@ -10,7 +10,7 @@ use crate::plan::clock::{
 };
 use crate::state::dir::{create_folder, replace_file};
 use crate::state::error::{StateError, failed};
-use crate::state::process::{Here, process_started};
+use crate::state::process::{HostBoot, process_started};
 use crate::store::ObjectStore;
 use crate::zfs::is_clock_synchronised;
 use jiff::Timestamp;
@@ -43,7 +43,7 @@ pub struct ClockCheck {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredNote {
     format: u32,
     clock: ClockReading,
 }
@@ -133,7 +133,7 @@ impl ClockCheck {
         let path = note_path(state_dir);
         let write = || -> std::io::Result<()> {
             create_folder(state_dir)?;
-            let stored = Stored {
+            let stored = StoredNote {
                 format: FORMAT,
                 clock: self.reading.clone(),
             };
@@ -180,7 +180,7 @@ fn read_clocks() -> ClockReading {
     ClockReading {
         wall: Timestamp::now(),
         since_boot_seconds: clock_gettime(ClockId::Boottime).tv_sec,
-        boot_id: Here::current().boot_id,
+        boot_id: HostBoot::current().boot_id,
         is_synchronised: is_clock_synchronised(),
     }
 }
@@ -193,7 +193,7 @@ fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, StateError> {
         Err(source) => return Err(failed("read", &path, source)),
     };
     let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
-    let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| {
+    let stored: StoredNote = serde_json::from_slice(&bytes).map_err(|error| {
         wrong(format!(
             "{error}; if this host's clock is right, --clock-is-right rewrites the note"
         ))

@@ -17,7 +17,7 @@ use super::RunError;
 use super::identity::refuse_one_place;
 use super::keys::WriterKeys;
 use super::transfer::{Progress, ProgressSink, Stop};
-use crate::catalog::usable::Seen;
+use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, StoredBackup, read_catalog, read_prune_records};
 use crate::manifest::LiveEntry;
 use crate::model::{BackupId, DatasetName};
@@ -71,7 +71,7 @@ pub struct UploadPlan {
     /// The decisions.
     pub plan: CopyPlan,
     /// Backups of the directory whose manifest does not verify.
-    pub disbelieved: Vec<(BackupId, RunError)>,
+    pub untrusted: Vec<(BackupId, RunError)>,
     from: Catalog,
     live: Vec<LiveEntry>,
     records: BTreeSet<ObjectKey>,
@@ -127,16 +127,16 @@ pub async fn plan_upload(
 ) -> Result<UploadPlan, RunError> {
     refuse_one_place(&from.known(), &to.known())?;
     let mut source = read_catalog(from, dataset, trusted).await?;
-    let disbelieved = source.attempts.iter_mut();
-    let disbelieved = disbelieved
-        .filter_map(|attempt| Some((attempt.id.clone(), attempt.disbelieved.take()?.into())));
-    let disbelieved = disbelieved.collect();
+    let untrusted = source.attempts.iter_mut();
+    let untrusted = untrusted
+        .filter_map(|attempt| Some((attempt.id.clone(), attempt.untrusted.take()?.into())));
+    let untrusted = untrusted.collect();
     let local: Vec<BackupFacts> = source.backups.iter().map(facts_of).collect();
     if local.is_empty() {
         let (plan, live, records) = Default::default();
         return Ok(UploadPlan {
             plan,
-            disbelieved,
+            untrusted,
             from: source,
             live,
             records,
@@ -146,10 +146,10 @@ pub async fn plan_upload(
     let records = read_prune_records(to, dataset, trusted, None).await?;
     let target = read_catalog(to, dataset, trusted).await?;
     let live = target.backups.iter().map(live_entry).collect();
-    let doubted = target.disbelieved().map(|(id, _)| id.clone()).collect();
+    let doubted = target.untrusted().map(|(id, _)| id.clone()).collect();
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
     let remote = match never_there {
-        true => Seen::look(to, target).await?.facts(None),
+        true => UsableCatalog::check(to, target).await?.facts(None),
         // The remote has every backup: skip the check of its chunks, which is the task of
         // `verify-checksums`.
         false => target.backups.iter().map(facts_of).collect(),
@@ -168,14 +168,14 @@ pub async fn plan_upload(
     let plan = plan_copy(&CopyInput {
         local: &local,
         remote: &remote,
-        disbelieved: &doubted,
+        untrusted: &doubted,
         pruned: &pruned,
         would_be_pruned: &would_be_pruned,
         all: rules.all,
     });
     Ok(UploadPlan {
         plan,
-        disbelieved,
+        untrusted,
         from: source,
         live,
         records,
@@ -213,14 +213,14 @@ pub async fn upload_dataset(
     let planned = plan_upload(&*env.from, &*env.to, &env.keys.trusted, dataset, rules).await?;
     let UploadPlan {
         plan,
-        disbelieved,
+        untrusted,
         from,
         mut live,
         records,
     } = planned;
     let mut report = UploadReport {
         left: plan.left,
-        failed: disbelieved,
+        failed: untrusted,
         ..UploadReport::default()
     };
     report.failed.extend(

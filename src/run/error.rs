@@ -163,7 +163,7 @@ pub enum RunError {
     },
     /// The stored stream does not fit the part that an interrupted restore has received.
     #[error("go on with the interrupted restore of {id}")]
-    CannotTakeUp {
+    CannotResumeReceive {
         /// The backup.
         id: String,
         /// The difference.

@@ -5,5 +5,5 @@ pub mod inside;
 pub mod pins;
 pub mod prune_snapshots;
 pub mod select;
-pub mod sight;
 pub mod snapshot;
+pub mod view;

@@ -16,13 +16,15 @@
 mod at_work;
 mod delete;
 mod forget;
-mod look;
 mod record;
+mod view;
 
-pub use forget::{Forgotten, forget, forget_beside, look_at, look_at_beside};
-use look::look_afresh;
-pub(super) use look::read_leftovers;
-pub use look::{Beside, PruneLook, look};
+pub use forget::{
+    Forgotten, forget, forget_with_intermediate, look_at, plan_forget_with_intermediate,
+};
+pub(super) use view::read_leftovers;
+use view::read_view_uncached;
+pub use view::{PruneView, SecondaryStore, read_view};
 
 use super::RunError;
 use super::clock::{ClockCheck, store_clocks};
@@ -32,7 +34,7 @@ use crate::manifest::{Origin, PrunedEntry};
 use crate::model::{BackupId, DatasetName};
 use crate::plan::clock::{AHEAD_SECONDS_MAX, StoreClock};
 use crate::plan::prune::{Proof, PrunePlan};
-use crate::plan::timeline::PoolSight;
+use crate::plan::timeline::PoolView;
 use crate::sign::{SigningKey, TrustedKeys};
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::forget_attempt;
@@ -59,7 +61,7 @@ pub struct PruneEnv {
     pub resume_days: u32,
     /// The backups that the pool knows, by the dataset's name in the store. For a dataset without
     /// an entry the prune does not compare with a pool, and does not notice other time lines.
-    pub pools: BTreeMap<DatasetName, PoolSight>,
+    pub pools: BTreeMap<DatasetName, PoolView>,
     /// The present time.
     pub now: Timestamp,
     /// Whether the present time can be trusted.
@@ -71,7 +73,7 @@ pub struct PruneEnv {
 impl PruneEnv {
     /// Returns the days without a new object after which the objects of an attempt are deleted:
     /// `resume_days`, or the days of the store's object lock if those are more.
-    fn given_up_days(&self) -> u32 {
+    fn abandon_days(&self) -> u32 {
         self.resume_days
             .max(self.store.object_lock().map_or(0, |lock| lock.days))
     }
@@ -86,14 +88,14 @@ pub struct PruneTask {
     /// The rules for what to keep.
     pub rules: RetentionRules,
     /// The second store that may hold the dataset's backups.
-    pub beside: Beside,
+    pub secondary: SecondaryStore,
 }
 
 /// The result of a prune.
 #[derive(Debug)]
 pub struct PruneOutcome {
     /// The plan that was carried out.
-    pub look: PruneLook,
+    pub view: PruneView,
     /// The backups and leftovers that were deleted.
     pub deleted: Vec<BackupId>,
 }
@@ -107,9 +109,9 @@ pub struct PruneOutcome {
 /// the next prune finishes.
 pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), &task.stored)?;
-    let mut first = look(env, task).await?;
+    let mut first = read_view(env, task).await?;
     if !first.plan.is_empty() {
-        first = look_afresh(env, task).await?;
+        first = read_view_uncached(env, task).await?;
     }
     OwnRecords::read(env, &task.stored)?.note_future(env, &first.records)?;
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
@@ -124,12 +126,12 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
             remove_dead_uploads(env, task, &first).await?;
         }
         return Ok(PruneOutcome {
-            look: first,
+            view: first,
             deleted: Vec::new(),
         });
     }
     let record = put_record(env, &task.stored, entries(&first)).await?;
-    let second = look_afresh(env, task).await?;
+    let second = read_view_uncached(env, task).await?;
     if let Err(why) = check_again(env, &first.plan, &second) {
         record.withdraw(env).await?;
         return Err(RunError::refused(
@@ -158,7 +160,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
     }
     remove_dead_uploads(env, task, &second).await?;
     Ok(PruneOutcome {
-        look: first,
+        view: first,
         deleted,
     })
 }
@@ -166,12 +168,12 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
 impl PruneEnv {
     /// Returns the times by the clocks of the pruned store and of the second store, if they have
     /// clocks.
-    async fn store_clocks(&self, beside: &Beside) -> Result<Vec<StoreClock>, RunError> {
-        let beside = match beside {
-            Beside::Remote(store) | Beside::Intermediate(store) => Some(&**store),
-            Beside::Nothing | Beside::Unreachable => None,
+    async fn store_clocks(&self, secondary: &SecondaryStore) -> Result<Vec<StoreClock>, RunError> {
+        let secondary = match secondary {
+            SecondaryStore::Remote(store) | SecondaryStore::Intermediate(store) => Some(&**store),
+            SecondaryStore::Nothing | SecondaryStore::Unreachable => None,
         };
-        store_clocks([Some(&*self.store), beside].into_iter().flatten()).await
+        store_clocks([Some(&*self.store), secondary].into_iter().flatten()).await
     }
 
     fn check_stop(&self) -> Result<(), RunError> {
@@ -183,20 +185,20 @@ impl PruneEnv {
     }
 }
 
-fn entries(look: &PruneLook) -> Vec<PrunedEntry> {
-    let hash = |id: &BackupId| look.catalog.backup(id).map(|backup| backup.manifest_blake3);
+fn entries(view: &PruneView) -> Vec<PrunedEntry> {
+    let hash = |id: &BackupId| view.catalog.backup(id).map(|backup| backup.manifest_blake3);
     let entry = |id: &BackupId| PrunedEntry {
         id: id.clone(),
         manifest_blake3: hash(id),
     };
-    look.plan.doomed_ids().into_iter().map(entry).collect()
+    view.plan.doomed_ids().into_iter().map(entry).collect()
 }
 
 /// Checks that a second reading, made after the record was put, still plans all deletions of the
 /// first one. Returns the difference as an error.
-fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneLook) -> Result<(), String> {
+fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneView) -> Result<(), String> {
     if let Some(doubt) = second.plan.doubts.first() {
-        return Err(format!("it changed while it was looked at: {doubt}"));
+        return Err(format!("it changed while it was viewed at: {doubt}"));
     }
     let wanted = second.plan.doomed_ids();
     if let Some(id) = first
@@ -205,7 +207,7 @@ fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneLook) -> Result<
         .find(|id| !wanted.contains(*id))
     {
         return Err(format!(
-            "it changed while it was looked at, and {id} stays now"
+            "it changed while it was viewed at, and {id} stays now"
         ));
     }
     // The record was put just now, so its date is the store's present time. Deletions by age must

@@ -29,7 +29,7 @@ pub use properties::{PropertyChoice, PropertyError};
 pub use reading::plain::fetch_requests;
 pub use reading::reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{
-    ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_as_planned,
+    ReceiveOptions, Received, ResumeChoice, ResumedReceive, find_interrupted, restore_as_planned,
     restore_to_dataset,
 };
 pub use rollback::{LostSnapshot, Rollback};

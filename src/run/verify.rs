@@ -14,7 +14,7 @@ use crate::sign::TrustedKeys;
 use crate::state::history::OwnCommit;
 use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
-use backup::{Found, verify_backup};
+use backup::{BackupFindings, verify_backup};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -120,7 +120,8 @@ pub async fn verify_dataset(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<VerifyReport, RunError> {
-    let (_, _, mut report) = look(store, dataset, trusted, &VerifyOptions::default()).await?;
+    let (_, _, mut report) =
+        read_for_verify(store, dataset, trusted, &VerifyOptions::default()).await?;
     report.settle(store, dataset, trusted).await?;
     Ok(report)
 }
@@ -136,7 +137,7 @@ pub async fn verify_with(
     trusted: &TrustedKeys,
     options: &VerifyOptions<'_>,
 ) -> Result<VerifyReport, RunError> {
-    let (catalog, chunks, mut report) = look(&*store, dataset, trusted, options).await?;
+    let (catalog, chunks, mut report) = read_for_verify(&*store, dataset, trusted, options).await?;
     if let Some(read) = &options.read {
         let (read, damage) =
             data::read_chunks_of(&store, &catalog, chunks, read, &report.damage).await?;
@@ -152,7 +153,7 @@ type ChunksOf = Vec<Vec<crate::manifest::ChunkEntry>>;
 
 /// Makes all checks except the second check of damage (`settle`). Returns the catalog, the chunks
 /// of each backup, and the findings.
-async fn look(
+async fn read_for_verify(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
@@ -180,7 +181,7 @@ async fn look(
     let mut verified = stream::iter(work).buffered(BACKUPS_MAX);
     let mut chunks = Vec::new();
     while let Some(found) = verified.next().await {
-        let Found {
+        let BackupFindings {
             objects,
             damage,
             extra,
@@ -212,7 +213,7 @@ impl VerifyReport {
         let elsewhere = |id: &BackupId| intermediate.and_then(|catalog| catalog.backup(id));
         for attempt in &catalog.attempts {
             let prefix = backup_prefix(&catalog.dataset, &attempt.id);
-            let reason = match &attempt.disbelieved {
+            let reason = match &attempt.untrusted {
                 Some(CatalogError::Damaged { reason, .. }) if reason == MISSING => {
                     MISSING.to_owned()
                 }

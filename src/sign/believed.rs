@@ -19,7 +19,7 @@ const TYPE: &str = "believed";
 pub struct Believed(BTreeMap<String, BTreeMap<String, Vec<Digest>>>);
 
 #[derive(Serialize, Deserialize)]
-struct Stored<T> {
+struct StoredList<T> {
     format: u32,
     requires: Vec<String>,
     #[serde(rename = "type")]
@@ -83,7 +83,7 @@ impl Believed {
     /// # Errors
     /// This type has no error; serde's signature has one.
     pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let stored = Stored {
+        let stored = StoredList {
             format: FORMAT,
             requires: Vec::new(),
             object_type: TYPE.to_owned(),
@@ -100,7 +100,7 @@ impl Believed {
     /// # Errors
     /// A sentence naming the fault: the bytes are no JSON of this type, or have a later format.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let stored: Stored<BTreeMap<String, BTreeMap<String, Vec<Digest>>>> =
+        let stored: StoredList<BTreeMap<String, BTreeMap<String, Vec<Digest>>>> =
             serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         match (
             stored.format == FORMAT && stored.object_type == TYPE,

@@ -61,7 +61,7 @@ impl Signature<'_> {
 mod tests {
     use super::*;
     use crate::model::Digest;
-    use crate::sign::{Believed, BelievedList, SigningKey, Trust};
+    use crate::sign::{Believed, SigningKey, Trust, TrustedList};
     use std::sync::Arc;
 
     #[test]
@@ -74,7 +74,7 @@ mod tests {
         list.insert("a/manifest.json", Digest::of(b"bytes"));
         let mut trusted = TrustedKeys::new(vec![new.verifying_key().clone()]);
         trusted.add(old.verifying_key().clone(), Trust::Retired);
-        trusted.lists = vec![BelievedList {
+        trusted.lists = vec![TrustedList {
             tag: "t".into(),
             blake3: Digest::of(b""),
             content: Some(Arc::new(list)),

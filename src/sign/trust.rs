@@ -22,7 +22,7 @@ pub enum Trust {
 
 /// A list of the objects that retired keys signed before they were retired, as a keyring names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BelievedList {
+pub struct TrustedList {
     /// The tag of the keyring folder that holds the list.
     pub tag: String,
     /// The hash of the list's stored bytes.
@@ -36,7 +36,7 @@ pub struct BelievedList {
 pub struct TrustedKeys {
     keys: Vec<(VerifyingKey, Trust)>,
     /// The lists of objects for which retired keys stay trusted. Membership in any of them counts.
-    pub lists: Vec<BelievedList>,
+    pub lists: Vec<TrustedList>,
 }
 
 impl TrustedKeys {
@@ -230,7 +230,7 @@ impl TrustedKeys {
     }
 }
 
-impl BelievedList {
+impl TrustedList {
     /// Returns the list's path below the folder of all keyrings.
     pub fn name(&self) -> String {
         format!("{}/believed-{}.json", self.tag, self.blake3)
@@ -287,7 +287,7 @@ mod tests {
                         &by.sign(signed_type, place, bytes).unwrap(),
                     )
                 };
-                let pinned = BelievedList {
+                let pinned = TrustedList {
                     tag: "t".into(),
                     blake3: Digest::of(b""),
                     content: None,
@@ -306,7 +306,7 @@ mod tests {
                 );
                 let (mut lost, mut with_list) = (trusted.clone(), trusted.clone());
                 lost.lists.push(pinned.clone());
-                with_list.lists.push(BelievedList {
+                with_list.lists.push(TrustedList {
                     content: Some(Arc::new(list.clone())),
                     ..pinned
                 });
@@ -333,13 +333,13 @@ mod tests {
         }
     }
 
-    fn list(name: &str, content: Option<&str>) -> BelievedList {
+    fn list(name: &str, content: Option<&str>) -> TrustedList {
         let listed = |key: &str| {
             let mut list = Believed::default();
             list.insert(key, Digest::of(b"listed"));
             Arc::new(list)
         };
-        BelievedList {
+        TrustedList {
             tag: "t".into(),
             blake3: Digest::of(name.as_bytes()),
             content: content.map(listed),

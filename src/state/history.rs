@@ -122,7 +122,7 @@ pub struct FailureNote {
 
 /// The content of a file.
 #[derive(Serialize, Deserialize)]
-struct Stored<T> {
+struct StoredEvent<T> {
     format: u32,
     dataset: DatasetName,
     store: String,
@@ -308,7 +308,7 @@ impl Records {
     fn load_stored<T: DeserializeOwned>(
         &self,
         event: &str,
-    ) -> Result<Option<Stored<T>>, StateError> {
+    ) -> Result<Option<StoredEvent<T>>, StateError> {
         let path = self.path(event);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -316,7 +316,7 @@ impl Records {
             Err(source) => return Err(failed("read", &path, source)),
         };
         let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
-        let stored: Stored<T> =
+        let stored: StoredEvent<T> =
             serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if stored.format != FORMAT {
             return Err(wrong(format!(
@@ -350,7 +350,7 @@ impl Records {
         let path = self.path(event);
         let (dataset, store) = (self.dataset.clone(), self.store.id.to_string());
         let written = || -> std::io::Result<()> {
-            let bytes = serde_json::to_vec_pretty(&Stored {
+            let bytes = serde_json::to_vec_pretty(&StoredEvent {
                 format: FORMAT,
                 dataset,
                 store,
@@ -393,7 +393,7 @@ pub(crate) fn recent_committers(
             }
             Err(source) => return Err(failed("read", &path, source)),
         };
-        let stored: Stored<CommitNote> = serde_json::from_slice(&bytes)
+        let stored: StoredEvent<CommitNote> = serde_json::from_slice(&bytes)
             .map_err(|error| failed("understand", &path, error.into()))?;
         if stored.dataset == *dataset && stored.event.committed_at >= since {
             stores.push(stored.store);

@@ -2,7 +2,7 @@
 
 use super::dir::{create_folder, create_new};
 use super::error::{StateError, failed};
-use super::process::Here;
+use super::process::HostBoot;
 use crate::model::HostMark;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs::{self, File};
@@ -49,7 +49,7 @@ pub fn known_host_mark(state_dir: &Path) -> Result<Option<HostMark>, StateError>
             return Err(failed("read", &path, source));
         }
     };
-    let machine = Here::current().machine;
+    let machine = HostBoot::current().machine;
     let mark = text
         .strip_suffix('\n')
         .and_then(|id| format!("{machine:0>16}-{id}").parse().ok());

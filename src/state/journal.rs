@@ -97,7 +97,7 @@ impl AttemptJournal {
     ///
     /// # Errors
     /// [`StateError::File`]; then nothing may be put.
-    pub fn begin_or_go_on(
+    pub fn begin_or_reopen(
         state_dir: &Path,
         store: &KnownStore,
         dataset: &DatasetName,
@@ -111,7 +111,7 @@ impl AttemptJournal {
             let file = journal.file(state);
             if file
                 .try_exists()
-                .map_err(|source| failed("look at", &file, source))?
+                .map_err(|source| failed("inspect", &file, source))?
             {
                 return Ok(journal);
             }
@@ -127,7 +127,7 @@ impl AttemptJournal {
         let (file, committing) = (self.file(BEGUN), self.file(COMMITTING));
         if !committing
             .try_exists()
-            .map_err(|source| failed("look at", &committing, source))?
+            .map_err(|source| failed("inspect", &committing, source))?
         {
             std::fs::rename(&file, &committing)
                 .map_err(|source| failed("rename", &file, source))?;
@@ -267,10 +267,10 @@ impl JournaledAttempt {
     }
 
     /// Returns whether the attempt was abandoned.
-    pub fn is_given_up(&self) -> bool {
+    pub fn is_abandoned(&self) -> bool {
         self.records()
             .iter()
-            .any(|record| matches!(record, JournalRecord::GivenUp { .. }))
+            .any(|record| matches!(record, JournalRecord::Abandoned { .. }))
     }
 
     /// Opens the log behind the last valid record.
@@ -292,9 +292,9 @@ impl JournaledAttempt {
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub fn give_up(&self, why: &str) -> Result<(), StateError> {
+    pub fn abandon(&self, why: &str) -> Result<(), StateError> {
         let (_, mut log) = self.go_on()?;
-        log.append(&JournalRecord::GivenUp {
+        log.append(&JournalRecord::Abandoned {
             why: why.to_owned(),
         })
     }
@@ -334,7 +334,7 @@ pub struct KnownAttempt {
     /// The name of this host's state folder for that dataset and store.
     pub folder: String,
     /// Whether the attempt was abandoned.
-    pub is_given_up: bool,
+    pub is_abandoned: bool,
 }
 
 /// Finds an attempt in all journals of this host, for every store and dataset, because several
@@ -358,16 +358,16 @@ pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAtt
             let path = journals.join(&folder).join(format!("{id}.{state}"));
             if path
                 .try_exists()
-                .map_err(|source| failed("look at", &path, source))?
+                .map_err(|source| failed("inspect", &path, source))?
             {
                 let log = read_log(&path)?;
-                let is_given_up = log
+                let is_abandoned = log
                     .records
                     .iter()
-                    .any(|record| matches!(record, JournalRecord::GivenUp { .. }));
+                    .any(|record| matches!(record, JournalRecord::Abandoned { .. }));
                 found.push(KnownAttempt {
                     folder: folder.to_string_lossy().into_owned(),
-                    is_given_up,
+                    is_abandoned,
                 });
             }
         }
@@ -461,11 +461,11 @@ mod tests {
         log.append(&chunk).unwrap();
         let found = read().remove(0);
         assert_eq!(
-            (found.committing, found.is_given_up(), found.records()),
+            (found.committing, found.is_abandoned(), found.records()),
             (true, false, &[plan, chunk][..])
         );
-        found.give_up("tired").unwrap();
-        assert!(read()[0].is_given_up());
+        found.abandon("tired").unwrap();
+        assert!(read()[0].is_abandoned());
         journal.committed().unwrap();
         assert!(read().is_empty());
     }
@@ -475,8 +475,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
-        let go_on =
-            || AttemptJournal::begin_or_go_on(state.path(), &store("s3:b"), &dataset, &id).unwrap();
+        let go_on = || {
+            AttemptJournal::begin_or_reopen(state.path(), &store("s3:b"), &dataset, &id).unwrap()
+        };
         let never = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
         drop(go_on());
         assert_eq!(go_on().kept_receipt().unwrap(), None);

@@ -9,7 +9,7 @@
 
 use super::dir::create_folder;
 use super::error::{StateError, failed};
-use super::process::{Here, is_gone, process_started, user_name};
+use super::process::{HostBoot, is_gone, process_started, user_name};
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
@@ -52,7 +52,7 @@ pub struct Holder {
     pub pid_started: Option<u64>,
     /// Host, boot and namespace of that process.
     #[serde(flatten)]
-    pub here: Here,
+    pub here: HostBoot,
     /// The user who made the lock.
     pub user: String,
     /// The command line of that process.
@@ -75,7 +75,7 @@ impl Holder {
             kind,
             pid,
             pid_started: process_started(pid),
-            here: Here::current(),
+            here: HostBoot::current(),
             user: user_name(),
             command: shell_words::join(std::env::args()),
             locked_at,
@@ -86,7 +86,7 @@ impl Holder {
     /// Returns whether the run that made this lock is surely over: its host was rebooted, or its
     /// process is gone. A lock that cannot be judged from `here` is not stale: a lock of another
     /// host, of another container, or made by hand.
-    fn is_stale(&self, here: &Here, is_gone: impl Fn(u32, u64) -> bool) -> bool {
+    fn is_stale(&self, here: &HostBoot, is_gone: impl Fn(u32, u64) -> bool) -> bool {
         if self.kind == LockKind::Manual || !self.here.is_same_host(here) {
             return false;
         }
@@ -180,7 +180,7 @@ impl Drop for HeldLock {
 /// # Errors
 /// [`StateError::File`] when the lockfile cannot be read: no caller may continue as if it were
 /// free.
-pub fn read_lock(path: &Path, here: &Here) -> Result<LockState, StateError> {
+pub fn read_lock(path: &Path, here: &HostBoot) -> Result<LockState, StateError> {
     match open(path, OFlags::RDONLY)? {
         None => Ok(LockState::Free),
         Some(file) => read_state(&file, path, here),
@@ -232,7 +232,7 @@ pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, StateError
 /// [`StateError::File`].
 pub fn remove_lock(
     path: &Path,
-    here: &Here,
+    here: &HostBoot,
     may_remove: impl Fn(&LockState) -> bool,
 ) -> Result<(LockState, bool), StateError> {
     for _ in 0..ROUNDS_MAX {
@@ -338,7 +338,7 @@ fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, StateE
     }
 }
 
-fn read_state(file: &File, path: &Path, here: &Here) -> Result<LockState, StateError> {
+fn read_state(file: &File, path: &Path, here: &HostBoot) -> Result<LockState, StateError> {
     let about = file
         .metadata()
         .map_err(|source| failed("read", path, source))?;

@@ -68,7 +68,7 @@ struct CacheFile {
     writes: bool,
     end: u64,
     dead_bytes: u64,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, CacheEntry>,
 }
 
 /// The first line of the file.
@@ -81,7 +81,7 @@ struct Heading {
 
 /// The line before the bytes of an object.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Line {
+struct CacheLine {
     key: String,
     bytes: u64,
     modified_at: Option<Timestamp>,
@@ -89,7 +89,7 @@ struct Line {
 }
 
 #[derive(Debug, Clone)]
-struct Entry {
+struct CacheEntry {
     bytes: u64,
     modified_at: Option<Timestamp>,
     blake3: Digest,
@@ -99,7 +99,7 @@ struct Entry {
     body_at: u64,
 }
 
-impl Entry {
+impl CacheEntry {
     /// Returns the length of the line, the bytes, and the line feed behind them.
     fn record_bytes(&self) -> u64 {
         self.body_at - self.line_at + self.bytes + 1
@@ -108,11 +108,11 @@ impl Entry {
 
 /// Whether objects that are read are added to the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keeping {
-    /// New objects are added.
-    New,
+pub enum CacheMode {
+    /// ReadWrite objects are added.
+    ReadWrite,
     /// No file on this host is changed (`--dry-run`).
-    Nothing,
+    ReadOnly,
 }
 
 impl ObjectCache {
@@ -128,7 +128,7 @@ impl ObjectCache {
         state_dir: &Path,
         store: &KnownStore,
         dataset: &DatasetName,
-        keeping: Keeping,
+        keeping: CacheMode,
     ) -> Self {
         let path = path_of(state_dir, store, dataset);
         let heading = Heading {
@@ -175,7 +175,7 @@ impl ObjectCache {
         {
             let (key, blake3) = (listed.key.clone(), Digest::of(bytes));
             file.append(
-                &Line {
+                &CacheLine {
                     key,
                     bytes: listed.bytes,
                     modified_at: listed.modified_at,
@@ -201,7 +201,7 @@ impl ObjectCache {
     pub(crate) fn put_pinned(&self, key: &str, blake3: Digest, bytes: &[u8]) {
         if let Some(mut file) = self.lock().filter(|file| file.writes) {
             file.append(
-                &Line {
+                &CacheLine {
                     key: key.to_owned(),
                     bytes: bytes.len() as u64,
                     modified_at: None,
@@ -239,10 +239,10 @@ pub(crate) fn path_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetNam
 }
 
 impl CacheFile {
-    fn open(path: &Path, heading: Heading, keeping: Keeping) -> Result<Self> {
+    fn open(path: &Path, heading: Heading, keeping: CacheMode) -> Result<Self> {
         let (file, writes) = match keeping {
-            Keeping::New => open_locked(path)?,
-            Keeping::Nothing => (File::open(path)?, false),
+            CacheMode::ReadWrite => open_locked(path)?,
+            CacheMode::ReadOnly => (File::open(path)?, false),
         };
         let (dead_bytes, entries) = (0, BTreeMap::new());
         let mut cache = Self {
@@ -276,7 +276,7 @@ impl CacheFile {
             return Ok(());
         }
         self.end = text.len() as u64;
-        while let Some(Line {
+        while let Some(CacheLine {
             key,
             bytes,
             modified_at,
@@ -284,7 +284,7 @@ impl CacheFile {
         }) = next_line(&mut reader, &mut text)?
         {
             let (line_at, body_at) = (self.end, self.end + text.len() as u64);
-            let entry = Entry {
+            let entry = CacheEntry {
                 bytes,
                 modified_at,
                 blake3,
@@ -304,19 +304,19 @@ impl CacheFile {
         Ok(())
     }
 
-    fn insert(&mut self, key: String, entry: Entry) {
+    fn insert(&mut self, key: String, entry: CacheEntry) {
         let before = self.entries.insert(key, entry);
         self.dead_bytes += before.map_or(0, |before| before.record_bytes());
     }
 
-    fn get(&self, key: &str, is_it: impl Fn(&Entry) -> bool) -> Option<Bytes> {
+    fn get(&self, key: &str, is_it: impl Fn(&CacheEntry) -> bool) -> Option<Bytes> {
         let entry = self.entries.get(key).filter(|entry| is_it(entry))?;
         let mut body = vec![0; usize::try_from(entry.bytes).ok()?];
         self.file.read_exact_at(&mut body, entry.body_at).ok()?;
         (Digest::of(&body) == entry.blake3).then(|| body.into())
     }
 
-    fn append(&mut self, line: &Line, bytes: &[u8]) {
+    fn append(&mut self, line: &CacheLine, bytes: &[u8]) {
         if let Err(error) = self.try_append(line, bytes) {
             let path = self.path.display();
             tracing::debug!(%path, error = error_chain(&error), "what is read from here on is not kept");
@@ -326,7 +326,7 @@ impl CacheFile {
         }
     }
 
-    fn try_append(&mut self, line: &Line, bytes: &[u8]) -> Result<()> {
+    fn try_append(&mut self, line: &CacheLine, bytes: &[u8]) -> Result<()> {
         let mut record = serde_json::to_vec(line)?;
         record.push(b'\n');
         let (line_at, body_at) = (self.end, self.end + record.len() as u64);
@@ -337,7 +337,7 @@ impl CacheFile {
         }
         self.file.write_all_at(&record, line_at)?;
         self.end += record.len() as u64;
-        let Line {
+        let CacheLine {
             bytes,
             modified_at,
             blake3,
@@ -345,7 +345,7 @@ impl CacheFile {
         } = *line;
         self.insert(
             line.key.clone(),
-            Entry {
+            CacheEntry {
                 bytes,
                 modified_at,
                 blake3,
@@ -356,7 +356,7 @@ impl CacheFile {
         Ok(())
     }
 
-    fn retain(&mut self, keep: impl Fn(&str, &Entry) -> bool) {
+    fn retain(&mut self, keep: impl Fn(&str, &CacheEntry) -> bool) {
         let mut dead_bytes = 0;
         self.entries.retain(|key, entry| {
             let keeps = keep(key, entry);
@@ -393,7 +393,7 @@ impl CacheFile {
             let body_at = end + (entry.body_at - entry.line_at);
             entries.insert(
                 key.clone(),
-                Entry {
+                CacheEntry {
                     line_at: end,
                     body_at,
                     ..entry.clone()

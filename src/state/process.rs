@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A boot of a host, as seen from one process namespace. A value that cannot be read is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Here {
+pub struct HostBoot {
     /// The host's name.
     pub host: String,
     /// A hash of `/etc/machine-id`: hosts that were installed from one image often have one name.
@@ -21,7 +21,7 @@ pub struct Here {
     pub pid_namespace: String,
 }
 
-impl Here {
+impl HostBoot {
     /// Returns the values of this process.
     pub fn current() -> Self {
         let text = |path: &str| {
@@ -128,7 +128,7 @@ mod tests {
             is_gone(own, started + 1),
             "the id of a process that started at another time"
         );
-        let here = Here::current();
+        let here = HostBoot::current();
         assert!(
             !here.host.is_empty() && here.boot_id.len() == 36,
             "{here:?}"

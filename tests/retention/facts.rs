@@ -9,10 +9,10 @@ use zfs_backup::model::{BackupId, BackupKind, Digest, Guid};
 use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{
-    Beside, Leftover, Live, Lock, OtherPrune, PruneInput, PrunePlan, Pruned, StartedFact,
+    Leftover, Live, Lock, OtherPrune, PruneInput, PrunePlan, Pruned, SecondaryFacts, StartedFact,
     plan_prune,
 };
-use zfs_backup::plan::timeline::PoolSight;
+use zfs_backup::plan::timeline::PoolView;
 
 pub(crate) fn at(text: &str) -> Timestamp {
     match text.len() {
@@ -39,7 +39,7 @@ pub(crate) struct Shelf {
     pub(crate) clock: Option<ClockDoubt>,
     pub(crate) other_prune: Option<OtherPrune>,
     pub(crate) origins: Vec<Origin>,
-    pub(crate) pool: Option<PoolSight>,
+    pub(crate) pool: Option<PoolView>,
     pub(crate) pruned: BTreeMap<BackupId, Pruned>,
     pub(crate) waiting: Vec<BackupFacts>,
     pub(crate) waiting_attempts: Vec<Leftover>,
@@ -124,7 +124,7 @@ impl Shelf {
             newest: Some(at(newest)),
             was_committed: false,
             versions_unseen: None,
-            disbelieved: None,
+            untrusted: None,
             started: StartedFact::Signed {
                 base: base.cloned(),
                 origin: origin(1),
@@ -177,14 +177,14 @@ impl Shelf {
     }
 
     pub(crate) fn plan(&self) -> PrunePlan {
-        self.plan_beside(Beside::Nothing)
+        self.plan_beside(SecondaryFacts::Nothing)
     }
 
-    pub(crate) fn plan_beside(&self, beside: Beside<'_>) -> PrunePlan {
+    pub(crate) fn plan_beside(&self, secondary: SecondaryFacts<'_>) -> PrunePlan {
         plan_prune(&PruneInput {
             facts: &self.facts,
             leftovers: &self.leftovers,
-            beside,
+            secondary,
             rules: &self.rules,
             now: self.now,
             store_clock: self.store_clock,

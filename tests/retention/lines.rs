@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::{BackupId, Guid, HostMark};
 use zfs_backup::plan::prune::Doubt;
-use zfs_backup::plan::timeline::PoolSight;
+use zfs_backup::plan::timeline::PoolView;
 
 /// A full of both lines, then two fulls of a future that was abandoned, then one of the pool as it
 /// was rewound: its transaction group is the smallest of the three.
@@ -24,7 +24,7 @@ fn rewound() -> (Shelf, [BackupId; 4]) {
     }
     shelf.get_mut(&abandoned[1]).made.previous = Some(vec![abandoned[0].clone()]);
     let known = BTreeSet::from([Guid(10), Guid(150)]);
-    shelf.pool = Some(PoolSight {
+    shelf.pool = Some(PoolView {
         origin: origin(1),
         known,
         adopted: BTreeSet::new(),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
-use zfs_backup::plan::prune::{Beside, PrunePlan};
+use zfs_backup::plan::prune::{PrunePlan, SecondaryFacts};
 use zfs_backup::plan::retention::{chains_newest_first, decide_retention, in_order};
 
 fn any_rules() -> impl Strategy<Value = RetentionRules> {
@@ -190,7 +190,7 @@ proptest! {
         // Usable there is only what has all its ancestors there.
         let present: BTreeSet<BackupId> = remote.facts.iter().map(|backup| backup.id.clone()).collect();
         let mut local = shelf.clone();
-        // Beside a remote a flaw is a backup's own.
+        // SecondaryFacts a remote a flaw is a backup's own.
         for backup in &mut local.facts {
             backup.flaw = None;
         }
@@ -204,7 +204,7 @@ proptest! {
             }
         }
         let none = Default::default();
-        let plan = local.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+        let plan = local.plan_beside(SecondaryFacts::Remote { facts: &remote.facts, pruned: &none });
         let kept = kept_ids(&plan);
         let usable_there =
             |id: &BackupId| remote.facts.iter().any(|backup| backup.id == *id && backup.is_usable());

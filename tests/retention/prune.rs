@@ -6,8 +6,8 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{
-    Beside, Live, Lock, OtherPrune, Proof, PrunePlan, StartedFact, Unreadable, Waiting, follower,
-    waiting_follower,
+    Live, Lock, OtherPrune, Proof, PrunePlan, SecondaryBackups, SecondaryFacts, StartedFact,
+    Unreadable, follower, waiting_follower,
 };
 
 fn last_chains(count: u32) -> RetentionRules {
@@ -144,7 +144,7 @@ fn a_manifest_that_is_not_believed_keeps_everything() {
     let (mut shelf, _) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", None);
     for damage in [true, false] {
-        shelf.leftover(&id).disbelieved = Some(Unreadable {
+        shelf.leftover(&id).untrusted = Some(Unreadable {
             reason: "its format is 2".to_owned(),
             damage,
         });
@@ -382,7 +382,7 @@ fn waiting() -> (Shelf, Shelf, BackupId, BackupId) {
 }
 
 fn found_waiting(here: &Shelf, remote: &Shelf, id: &BackupId) -> Option<BackupId> {
-    let waiting = Waiting {
+    let waiting = SecondaryBackups {
         facts: &here.facts,
         leftovers: &here.leftovers,
     };
@@ -699,7 +699,7 @@ fn beside_a_remote_only_what_it_has_committed_goes() {
     let (shelf, chains) = intermediate();
     let none = Default::default();
     let plan = |remote: &Shelf| {
-        shelf.plan_beside(Beside::Remote {
+        shelf.plan_beside(SecondaryFacts::Remote {
             facts: &remote.facts,
             pruned: &none,
         })
@@ -731,7 +731,7 @@ fn beside_a_remote_a_backup_that_is_not_usable_there_is_not_committed() {
     let none = Default::default();
     let mut remote = shelf.clone();
     remote.damage(&chains[0][1]);
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &none,
     });
@@ -739,7 +739,7 @@ fn beside_a_remote_a_backup_that_is_not_usable_there_is_not_committed() {
     // Nor is one whose manifest is another.
     let mut remote = shelf.clone();
     remote.get_mut(&chains[0][2]).manifest_blake3 = zfs_backup::model::Digest::of(b"other");
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &none,
     });
@@ -762,14 +762,14 @@ fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor
     };
     // A leaf.
     replace(&mut remote, &chains[0][2]);
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &none,
     });
     assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20 i31");
     // The base of what is kept: its manifest names that id.
     replace(&mut remote, &chains[2][1]);
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &none,
     });
@@ -789,7 +789,7 @@ fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor
         replace(&mut remote, &chains[0][2]);
         let twin = remote.facts[2].id.clone();
         change(remote.get_mut(&twin));
-        let plan = shelf.plan_beside(Beside::Remote {
+        let plan = shelf.plan_beside(SecondaryFacts::Remote {
             facts: &remote.facts,
             pruned: &none,
         });
@@ -808,7 +808,7 @@ fn what_the_remote_had_and_pruned_may_go_here_and_its_absence_keeps_ancestors() 
         .iter()
         .for_each(|id| remote.record(id, "2026-03-20"));
     remote.record(&chains[2][1], "2026-03-20");
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &remote.pruned,
     });
@@ -824,7 +824,7 @@ fn what_the_remote_had_and_pruned_may_go_here_and_its_absence_keeps_ancestors() 
         .get_mut(&chains[0][2])
         .unwrap()
         .manifest_blake3 = other;
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &remote.pruned,
     });
@@ -834,7 +834,7 @@ fn what_the_remote_had_and_pruned_may_go_here_and_its_absence_keeps_ancestors() 
 #[test]
 fn an_unreachable_remote_keeps_everything() {
     let (shelf, chains) = intermediate();
-    let plan = shelf.plan_beside(Beside::Unreachable);
+    let plan = shelf.plan_beside(SecondaryFacts::Unreachable);
     assert_eq!((deleted(&plan).as_str(), doubts(&plan).len()), ("", 0));
     assert_eq!(reasons(&plan, &chains[0][0]), "the remote is unreachable");
 }
@@ -846,7 +846,7 @@ fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
     let remote = shelf.clone();
     // Pruned here earlier; the remote has it.
     shelf.facts.retain(|backup| backup.id != chains[2][1]);
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &none,
     });
@@ -857,7 +857,7 @@ fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
     poorer
         .facts
         .retain(|backup| backup.id != chains[2][1] && backup.id != chains[2][2]);
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &poorer.facts,
         pruned: &none,
     });
@@ -866,7 +866,7 @@ fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
     let mut with_twin = remote.clone();
     let base = with_twin.get_mut(&chains[2][1]);
     base.id = BackupId::new(base.snapshot.created_at, BackupKind::Incr, Guid(31), 0xffff);
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &with_twin.facts,
         pruned: &none,
     });
@@ -879,7 +879,7 @@ fn beside_a_remote_that_has_them_whole_damaged_backups_may_all_go() {
     let remote = shelf.clone();
     shelf.rules = last_chains(0);
     chains.iter().flatten().for_each(|id| shelf.damage(id));
-    let plan = shelf.plan_beside(Beside::Remote {
+    let plan = shelf.plan_beside(SecondaryFacts::Remote {
         facts: &remote.facts,
         pruned: &Default::default(),
     });
@@ -901,7 +901,7 @@ fn a_base_with_another_place_in_the_chain_keeps_everything() {
             .facts
             .retain(|backup| !chains[2].contains(&backup.id));
         change(shelf.get_mut(&chains[2][1]), &chains[1][0]);
-        let plan = shelf.plan_beside(Beside::Remote {
+        let plan = shelf.plan_beside(SecondaryFacts::Remote {
             facts: &remote.facts,
             pruned: &Default::default(),
         });

@@ -52,7 +52,7 @@ async fn assert_only_disbelieved(world: &World, manifest: &Manifest) {
     let catalog = world.catalog().await;
     assert!(catalog.backup(&manifest.id).is_none());
     assert_eq!(
-        catalog.disbelieved().map(|(id, _)| id).collect::<Vec<_>>(),
+        catalog.untrusted().map(|(id, _)| id).collect::<Vec<_>>(),
         [&manifest.id]
     );
     let damaged = world.verify().await.damage;

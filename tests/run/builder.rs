@@ -24,7 +24,7 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::{
-    Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
+    PruneEnv, PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
 };
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::sign::SignedType;
@@ -194,19 +194,19 @@ impl Yard {
         }
     }
 
-    pub(crate) fn task(&self, rules: &RetentionRules, beside: Beside) -> PruneTask {
+    pub(crate) fn task(&self, rules: &RetentionRules, secondary: SecondaryStore) -> PruneTask {
         let origins = vec![Self::origin(0), Self::origin(1)];
         PruneTask {
             stored: self.dataset.clone(),
             origins,
             rules: rules.clone(),
-            beside,
+            secondary,
         }
     }
 
-    pub(crate) async fn look(&self, rules: &RetentionRules) -> PruneLook {
+    pub(crate) async fn read_view(&self, rules: &RetentionRules) -> PruneView {
         let env = self.env(0, Arc::new(self.store.clone()), never());
-        look(&env, &self.task(rules, Beside::Nothing))
+        read_view(&env, &self.task(rules, SecondaryStore::Nothing))
             .await
             .unwrap()
     }
@@ -217,7 +217,7 @@ impl Yard {
         rules: &RetentionRules,
     ) -> Result<PruneOutcome, RunError> {
         let env = self.env(host, Arc::new(self.store.clone()), never());
-        prune_dataset(&env, &self.task(rules, Beside::Nothing)).await
+        prune_dataset(&env, &self.task(rules, SecondaryStore::Nothing)).await
     }
 
     pub(crate) async fn prune(&self, rules: &RetentionRules) -> PruneOutcome {

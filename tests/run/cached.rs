@@ -7,15 +7,15 @@ use crate::stock::{READ_OF_EACH, stocked};
 use crate::world::{World, key_of, noise};
 use std::fs;
 use std::path::{Path, PathBuf};
-use zfs_backup::catalog::usable::Seen;
+use zfs_backup::catalog::usable::UsableCatalog;
 use zfs_backup::catalog::{Catalog, read_catalog_through};
 use zfs_backup::config::RetentionRules;
 use zfs_backup::manifest::{Manifest, Origin};
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, plan_backup};
-use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
-use zfs_backup::state::manifests::{Keeping, ObjectCache};
+use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
+use zfs_backup::state::manifests::{CacheMode, ObjectCache};
 use zfs_backup::store::ObjectStore;
 use zfs_backup::store::memory::Operation;
 use zfs_backup::zfs::Zfs;
@@ -43,7 +43,7 @@ fn cache(world: &World) -> ObjectCache {
         &world.settings.state_dir,
         &world.store.known(),
         &world.dataset,
-        Keeping::New,
+        CacheMode::ReadWrite,
     )
 }
 
@@ -58,7 +58,7 @@ pub(crate) async fn catalog(world: &World) -> (Catalog, Vec<Option<String>>) {
     let catalog = read_catalog_through(&world.store, &world.dataset, &world.keys.trusted, &cache)
         .await
         .unwrap();
-    let seen = Seen::look_through(&world.store, catalog, &cache, |_| true)
+    let seen = UsableCatalog::check_wanted(&world.store, catalog, &cache, |_| true)
         .await
         .unwrap();
     let flaws = seen.flaws().into_values().collect();
@@ -75,7 +75,7 @@ pub(crate) fn prune_task(world: &World) -> PruneTask {
         stored: world.dataset.clone(),
         origins,
         rules: RetentionRules::default(),
-        beside: Beside::Nothing,
+        secondary: SecondaryStore::Nothing,
     }
 }
 
@@ -114,7 +114,7 @@ async fn what_was_read_once_is_never_fetched_again_to_plan() {
     let (read, flaws) = catalog(&world).await;
     assert_eq!((read.backups.len(), flaws), (BACKUPS, vec![None; BACKUPS]));
     assert_eq!(asked(&world), (0, 1, 0));
-    look(&world.prune_env(crate::world::now()), &prune_task(&world))
+    read_view(&world.prune_env(crate::world::now()), &prune_task(&world))
         .await
         .unwrap();
     assert_eq!(asked(&world), (2, 2, 0));
@@ -167,7 +167,7 @@ async fn every_answer_is_the_same_with_and_without_what_is_kept() {
         .collect()
     };
     assert_eq!(ids(&kept), ids(&fresh));
-    let seen = Seen::look(&world.store, fresh).await.unwrap();
+    let seen = UsableCatalog::check(&world.store, fresh).await.unwrap();
     assert_eq!(seen.flaws().into_values().collect::<Vec<_>>(), flaws);
     // What a listing shows of damage is seen with it too: a chunk, a list, a manifest, a signature
     // that are not there.
@@ -183,7 +183,7 @@ async fn every_answer_is_the_same_with_and_without_what_is_kept() {
         let whole = world.store.object(&key).unwrap();
         world.store.lose(&key);
         let (kept, flaws) = catalog(&world).await;
-        let seen = Seen::look(&world.store, world.catalog().await)
+        let seen = UsableCatalog::check(&world.store, world.catalog().await)
             .await
             .unwrap();
         assert_eq!(ids(&kept), ids(&seen.catalog), "{object}");
@@ -242,7 +242,7 @@ async fn a_kept_manifest_that_was_changed_is_fetched_anew_and_never_believed() {
         world.store.clear_events();
         let (read, _) = catalog(&world).await;
         assert_eq!(read.backup(&manifest.id).unwrap().manifest, manifest);
-        assert_eq!(read.disbelieved().count(), 0);
+        assert_eq!(read.untrusted().count(), 0);
         assert_eq!(asked(&world).0, 2, "that one and its signature");
     }
     // Keys that are trusted no more make what is kept worth nothing.
@@ -254,7 +254,7 @@ async fn a_kept_manifest_that_was_changed_is_fetched_anew_and_never_believed() {
     )
     .await
     .unwrap();
-    assert_eq!((read.backups.len(), read.disbelieved().count()), (0, 3));
+    assert_eq!((read.backups.len(), read.untrusted().count()), (0, 3));
 }
 
 /// Puts other bytes of the same length under a key in the file, with their hash.
@@ -291,10 +291,13 @@ async fn a_prune_reads_the_store_itself_before_it_deletes() {
     let old: Vec<BackupId> = yard.chain(2).await;
     let new: Vec<BackupId> = yard.chain(2).await;
     let rules = last_chains(1);
-    assert_eq!(yard.look(&rules).await.plan.doomed_ids().len(), old.len());
+    assert_eq!(
+        yard.read_view(&rules).await.plan.doomed_ids().len(),
+        old.len()
+    );
     let manifest = yard.key(&new[0], "manifest.json");
     assert!(yard.store.flip(&manifest, 100));
-    let planned = yard.look(&rules).await;
+    let planned = yard.read_view(&rules).await;
     assert_eq!(
         (planned.plan.doomed_ids().len(), planned.plan.doubts.len()),
         (old.len(), 0),
@@ -302,7 +305,7 @@ async fn a_prune_reads_the_store_itself_before_it_deletes() {
     );
     let before = yard.store.keys();
     let outcome = yard.prune(&rules).await;
-    assert!(outcome.deleted.is_empty() && !outcome.look.plan.doubts.is_empty());
+    assert!(outcome.deleted.is_empty() && !outcome.view.plan.doubts.is_empty());
     assert_eq!(yard.store.keys(), before);
     assert!(yard.store.flip(&manifest, 100));
     assert_eq!(yard.prune(&rules).await.deleted.len(), old.len());

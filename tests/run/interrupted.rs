@@ -18,7 +18,7 @@ use zfs_backup::model::{BackupId, BackupKind};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up};
 use zfs_backup::run::pool::pins::pinned;
-use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
+use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
 use zfs_backup::state::journal::{read_attempts, unended};
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
@@ -960,10 +960,10 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
         dataset_guid: world.selected().dataset.guid,
         pool_guid,
     }];
-    let (stored, rules, beside) = (
+    let (stored, rules, secondary) = (
         world.dataset.clone(),
         RetentionRules::default(),
-        Beside::Nothing,
+        SecondaryStore::Nothing,
     );
     let outcome = prune_dataset(
         &env,
@@ -971,7 +971,7 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
             stored,
             origins,
             rules,
-            beside,
+            secondary,
         },
     )
     .await
@@ -995,22 +995,22 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
     .unwrap();
     world.assert_no_holds();
     // The record is the proof for a run that comes after a crash in between.
-    let (stored, rules, beside) = (
+    let (stored, rules, secondary) = (
         world.dataset.clone(),
         RetentionRules::default(),
-        Beside::Nothing,
+        SecondaryStore::Nothing,
     );
     let origins = vec![Origin {
         dataset_guid: world.selected().dataset.guid,
         pool_guid,
     }];
-    let again = look(
+    let again = read_view(
         &env,
         &PruneTask {
             stored,
             origins,
             rules,
-            beside,
+            secondary,
         },
     )
     .await

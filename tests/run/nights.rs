@@ -12,7 +12,7 @@ use zfs_backup::plan::copy::doomed;
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::copy::{UploadEnv, UploadRules, upload_dataset};
 use zfs_backup::run::pool::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
-use zfs_backup::run::prune::{Beside, prune_dataset};
+use zfs_backup::run::prune::{SecondaryStore, prune_dataset};
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -77,11 +77,12 @@ impl Host {
             ..Default::default()
         };
         let env = self.yard.env(0, Arc::new(self.here.clone()), never());
-        let task = self
-            .yard
-            .task(&rules, Beside::Remote(Arc::new(self.remote.clone())));
+        let task = self.yard.task(
+            &rules,
+            SecondaryStore::Remote(Arc::new(self.remote.clone())),
+        );
         let outcome = prune_dataset(&env, &task).await.unwrap();
-        assert_eq!(outcome.look.plan.doubts, []);
+        assert_eq!(outcome.view.plan.doubts, []);
         outcome.deleted.len()
     }
 
@@ -89,10 +90,10 @@ impl Host {
         let env = self.yard.env(0, Arc::new(self.remote.clone()), never());
         let task = self.yard.task(
             &remote_rules(),
-            Beside::Intermediate(Arc::new(self.here.clone())),
+            SecondaryStore::Intermediate(Arc::new(self.here.clone())),
         );
         let outcome = prune_dataset(&env, &task).await.unwrap();
-        assert_eq!(outcome.look.plan.doubts, []);
+        assert_eq!(outcome.view.plan.doubts, []);
         outcome.deleted.len()
     }
 

@@ -13,7 +13,7 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::prune::Proof;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::prune::{Beside, PruneEnv, forget, look_at, prune_dataset};
+use zfs_backup::run::prune::{PruneEnv, SecondaryStore, forget, look_at, prune_dataset};
 use zfs_backup::state::StateError;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -119,7 +119,7 @@ async fn the_record_names_what_goes_with_its_manifest() {
     assert!(old.iter().all(|id| text.contains(id.as_str())), "{text}");
     assert!(!text.contains("null"), "{text}");
     // A gap that a record explains is none.
-    assert_eq!(yard.look(&last_chains(1)).await.plan.doubts, []);
+    assert_eq!(yard.read_view(&last_chains(1)).await.plan.doubts, []);
     let report =
         zfs_backup::run::verify::verify_dataset(&yard.store, &yard.dataset, &yard.keys.trusted)
             .await
@@ -138,11 +138,11 @@ async fn the_record_names_what_goes_with_its_manifest() {
 async fn looking_changes_nothing() {
     let (yard, old, _) = two_chains().await;
     let before = yard.store.keys();
-    let look = yard.look(&last_chains(1)).await;
-    assert_eq!(look.plan.delete.len(), 3);
-    assert!(look.is_over(&old[0]));
+    let view = yard.read_view(&last_chains(1)).await;
+    assert_eq!(view.plan.delete.len(), 3);
+    assert!(view.is_over(&old[0]));
     let unknown = "20260101T000000Z-full-00000000000000ff-00000000000000ff";
-    assert!(!look.is_over(&unknown.parse().unwrap()));
+    assert!(!view.is_over(&unknown.parse().unwrap()));
     assert_eq!(yard.store.keys(), before);
 }
 
@@ -182,7 +182,7 @@ async fn whichever_call_fails_the_next_prune_finishes() {
             assert_eq!(left[..], old[..left.len()], "call {n}");
             yard.assert_restores(left).await;
             let second = yard.try_prune(0, &last_chains(1)).await.unwrap();
-            assert_eq!(second.look.plan.doubts, [], "call {n}: {fault:?}");
+            assert_eq!(second.view.plan.doubts, [], "call {n}: {fault:?}");
             assert_eq!(
                 yard.ids(),
                 new.iter().cloned().collect(),
@@ -205,7 +205,7 @@ async fn a_prune_stops_between_backups() {
         }
     });
     let env = yard.env(0, Arc::new(store), stop);
-    let error = prune_dataset(&env, &yard.task(&last_chains(1), Beside::Nothing))
+    let error = prune_dataset(&env, &yard.task(&last_chains(1), SecondaryStore::Nothing))
         .await
         .unwrap_err();
     assert!(matches!(error, RunError::Interrupted));
@@ -311,7 +311,7 @@ async fn a_manifest_that_is_damaged_forged_or_hidden_keeps_everything() {
             let before = yard.keys_but_records();
             let outcome = yard.prune(&last_chains(1)).await;
             if !traceless {
-                assert!(!outcome.look.plan.doubts.is_empty(), "{what}, {victim}");
+                assert!(!outcome.view.plan.doubts.is_empty(), "{what}, {victim}");
                 assert_eq!(yard.keys_but_records(), before, "{what}, {victim}");
             }
             assert!(yard.ids().contains(&all[victim]), "{what}, {victim}");
@@ -342,7 +342,7 @@ async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() 
     // A host that did not begin it has no proof.
     assert!(yard.try_prune(1, &keep).await.unwrap().deleted.is_empty());
     let outcome = yard.prune(&keep).await;
-    assert_eq!(outcome.look.plan.delete_leftovers[0].proof, Proof::Journal);
+    assert_eq!(outcome.view.plan.delete_leftovers[0].proof, Proof::Journal);
     assert_eq!(outcome.deleted, std::slice::from_ref(&attempt));
     assert!(!yard.ids().contains(&attempt));
     let known = zfs_backup::state::journal::never_committing(
@@ -394,7 +394,7 @@ async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_
     let keep = RetentionRules::default();
     let outcome = yard.prune(&keep).await;
     let doubts: Vec<String> = outcome
-        .look
+        .view
         .plan
         .doubts
         .iter()
@@ -413,7 +413,7 @@ async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_
     yard.store.fail(denied);
     let outcome = yard.prune(&keep).await;
     let left = outcome
-        .look
+        .view
         .plan
         .left_alone
         .iter()
@@ -452,7 +452,7 @@ async fn a_clock_that_is_ahead_of_the_stores_deletes_nothing() {
     let before = yard.store.keys();
     let outcome = yard.try_prune(0, &within).await.unwrap();
     let doubts: Vec<String> = outcome
-        .look
+        .view
         .plan
         .doubts
         .iter()
@@ -468,7 +468,7 @@ async fn a_clock_that_is_ahead_of_the_stores_deletes_nothing() {
     // A store that does not tell its clock dates the record by it.
     let silent = Arc::new(Hooked::new(&yard.store, |_, _| {}));
     let env = yard.env(0, silent, never());
-    let error = prune_dataset(&env, &yard.task(&within, Beside::Nothing))
+    let error = prune_dataset(&env, &yard.task(&within, SecondaryStore::Nothing))
         .await
         .unwrap_err();
     assert!(
@@ -481,7 +481,7 @@ async fn a_clock_that_is_ahead_of_the_stores_deletes_nothing() {
     // A clock that is behind is told by the snapshots.
     yard.hosts[0].1 = -hours(24 * 365);
     let outcome = yard.prune(&last_chains(1)).await;
-    assert!(outcome.deleted.is_empty() && !outcome.look.plan.doubts.is_empty());
+    assert!(outcome.deleted.is_empty() && !outcome.view.plan.doubts.is_empty());
 }
 
 #[tokio::test]
@@ -565,7 +565,7 @@ async fn a_record_of_a_backup_that_stays_is_made_void() {
         assert!(yard.store.lose(&yard.key(&old[2], object)));
     }
     let outcome = yard.prune(&last_chains(1)).await;
-    assert!(outcome.deleted.is_empty() && !outcome.look.plan.doubts.is_empty());
+    assert!(outcome.deleted.is_empty() && !outcome.view.plan.doubts.is_empty());
     yard.assert_restores(new).await;
 }
 
@@ -596,7 +596,7 @@ async fn a_record_keeps_what_else_it_names_when_a_part_is_made_void() {
 /// sees it and stops, or the other sees the record and does not go on.
 #[tokio::test]
 async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
-    let (mut went_on, mut stopped) = (0, 0);
+    let (mut resumed, mut stopped) = (0, 0);
     for n in 1.. {
         let (yard, old, new) = two_chains().await;
         let yard = Arc::new(Mutex::new(yard));
@@ -605,7 +605,7 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
             (
                 yard.store.clone(),
                 yard.env(0, Arc::new(yard.store.clone()), never()),
-                yard.task(&last_chains(1), Beside::Nothing),
+                yard.task(&last_chains(1), SecondaryStore::Nothing),
             )
         };
         let (calls, result) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(None)));
@@ -646,7 +646,7 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
         let uploaded = result.lock().unwrap().take().unwrap();
         match uploaded {
             Ok(id) => {
-                went_on += 1;
+                resumed += 1;
                 // Seen from the beginning it makes its chain the newest; seen later it stops the
                 // prune.
                 let deleted = pruned.map_or_else(|_| Vec::new(), |outcome| outcome.deleted);
@@ -671,8 +671,8 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
         }
     }
     assert!(
-        went_on > 5 && stopped > 5,
-        "{went_on} went on, {stopped} stopped"
+        resumed > 5 && stopped > 5,
+        "{resumed} went on, {stopped} stopped"
     );
 }
 
@@ -689,28 +689,28 @@ async fn prune_intermediate_asks_the_remote_for_each_backup() {
         last_incrementals: Some(1),
         ..Default::default()
     };
-    let prune = async |yard: &Yard, beside| {
+    let prune = async |yard: &Yard, secondary| {
         prune_dataset(
             &yard.env(0, Arc::new(here.clone()), never()),
-            &yard.task(&rules, beside),
+            &yard.task(&rules, secondary),
         )
         .await
     };
-    let beside = |remote: &MemoryStore| Beside::Remote(Arc::new(remote.clone()));
+    let secondary = |remote: &MemoryStore| SecondaryStore::Remote(Arc::new(remote.clone()));
     // A night in which nothing reached the remote, and a listing that fails.
     let fresh = yard.put(Some(&new[2])).await;
     let all = yard.ids();
     assert!(
-        prune(&yard, Beside::Unreachable)
+        prune(&yard, SecondaryStore::Unreachable)
             .await
             .unwrap()
             .deleted
             .is_empty()
     );
     remote.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::List));
-    prune(&yard, beside(&remote)).await.unwrap_err();
+    prune(&yard, secondary(&remote)).await.unwrap_err();
     assert!(
-        prune(&yard, beside(&memory_store(1024)))
+        prune(&yard, secondary(&memory_store(1024)))
             .await
             .unwrap()
             .deleted
@@ -724,8 +724,8 @@ async fn prune_intermediate_asks_the_remote_for_each_backup() {
         .find(|key| key.contains(old[1].as_str()) && key.ends_with(".zfs.age"))
         .unwrap();
     remote.lose(&hole);
-    let outcome = prune(&yard, beside(&remote)).await.unwrap();
-    assert_eq!(outcome.look.plan.doubts, []);
+    let outcome = prune(&yard, secondary(&remote)).await.unwrap();
+    assert_eq!(outcome.view.plan.doubts, []);
     let left: BTreeSet<BackupId> = [&old[1], &old[2], &new[0], &fresh]
         .into_iter()
         .cloned()
@@ -769,7 +769,7 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     forget(&env(&yard), &yard.dataset, &new[2]).await.unwrap();
     yard.assert_restores([&old[..2], &new[..2]].concat()).await;
     assert_eq!(
-        yard.look(&last_chains(1)).await.plan.doubts,
+        yard.read_view(&last_chains(1)).await.plan.doubts,
         [],
         "records explain the gaps"
     );

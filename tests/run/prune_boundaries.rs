@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
-use zfs_backup::run::prune::{Beside, forget, look_at, prune_dataset};
+use zfs_backup::run::prune::{SecondaryStore, forget, look_at, prune_dataset};
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, ObjectStore, StoreErrorKind};
 
@@ -19,7 +19,7 @@ async fn objects_that_take_long_to_delete_are_gone_before_the_next_kind_goes() {
     let (yard, old, _) = two_chains().await;
     yard.store.clear_events();
     let env = yard.env(0, Arc::new(Hooked::new(&yard.store, |_, _| {})), never());
-    prune_dataset(&env, &yard.task(&last_chains(1), Beside::Nothing))
+    prune_dataset(&env, &yard.task(&last_chains(1), SecondaryStore::Nothing))
         .await
         .unwrap();
     let prefix = yard.key(&old[1], "");
@@ -50,7 +50,7 @@ async fn what_the_store_locked_is_not_pruned_until_the_lock_ends() {
     let before = yard.store.keys();
     let outcome = yard.prune(&last_chains(1)).await;
     assert_eq!(outcome.deleted, []);
-    let kept = &outcome.look.plan.keep[0];
+    let kept = &outcome.view.plan.keep[0];
     assert_eq!(kept.id, old[0]);
     assert!(
         kept.reasons[0]
@@ -75,12 +75,12 @@ async fn a_prune_of_the_remote_keeps_the_chain_of_what_waits_to_be_copied() {
         .export(&intermediate, catalog.backup(&old[2]).cloned())
         .await;
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let beside = Beside::Intermediate(Arc::new(intermediate));
-    let outcome = prune_dataset(&env, &yard.task(&last_chains(1), beside))
+    let secondary = SecondaryStore::Intermediate(Arc::new(intermediate));
+    let outcome = prune_dataset(&env, &yard.task(&last_chains(1), secondary))
         .await
         .unwrap();
     assert_eq!(outcome.deleted, []);
-    let why = outcome.look.plan.keep[0].reasons[0].to_string();
+    let why = outcome.view.plan.keep[0].reasons[0].to_string();
     assert!(why.contains(child.as_str()), "{why}");
 }
 
@@ -106,7 +106,7 @@ async fn a_clock_that_is_a_day_ahead_of_the_stores_prunes() {
     yard.hosts[0].1 = hours(24);
     let silent = Arc::new(Hooked::new(&yard.store, |_, _| {}));
     let env = yard.env(0, silent, never());
-    let outcome = prune_dataset(&env, &yard.task(&last_chains(1), Beside::Nothing))
+    let outcome = prune_dataset(&env, &yard.task(&last_chains(1), SecondaryStore::Nothing))
         .await
         .unwrap();
     assert_eq!(outcome.deleted.len(), old.len());
@@ -134,7 +134,7 @@ async fn a_manifest_that_comes_while_its_leftover_goes_stays() {
         }
     });
     let env = yard.env(0, Arc::new(store), never());
-    prune_dataset(&env, &yard.task(&last_chains(1), Beside::Nothing))
+    prune_dataset(&env, &yard.task(&last_chains(1), SecondaryStore::Nothing))
         .await
         .unwrap();
     assert!(yard.store.object(&manifest).is_some());
@@ -169,7 +169,7 @@ async fn an_unfinished_upload_of_an_attempt_that_may_go_on_stays() {
     yard.store.plant(newer.as_str(), Bytes::from_static(b"x"));
     yard.put(None).await;
     let outcome = yard.prune(&RetentionRules::default()).await;
-    assert_eq!(outcome.look.plan.left_alone[0].id, attempt);
+    assert_eq!(outcome.view.plan.left_alone[0].id, attempt);
     assert_eq!(yard.store.unfinished("").await.unwrap().len(), 1);
 }
 

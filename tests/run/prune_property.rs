@@ -15,7 +15,7 @@ use zfs_backup::config::{Age, RetentionRules};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::model::BackupId;
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::prune::{Beside, look, prune_dataset};
+use zfs_backup::run::prune::{SecondaryStore, prune_dataset, read_view};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::Fault;
 
@@ -206,9 +206,9 @@ impl Watched {
                 .extend(unlisted.iter().map(|index| index.get(&keys).clone()));
         }
         let env = self.yard.env(host, Arc::new(store), crate::world::never());
-        let task = self.yard.task(rules, Beside::Nothing);
-        let allowed: BTreeSet<BackupId> = match look(&env, &task).await {
-            Ok(look) => look.plan.doomed_ids().into_iter().cloned().collect(),
+        let task = self.yard.task(rules, SecondaryStore::Nothing);
+        let allowed: BTreeSet<BackupId> = match read_view(&env, &task).await {
+            Ok(view) => view.plan.doomed_ids().into_iter().cloned().collect(),
             Err(_) => BTreeSet::new(),
         };
         if let Some(n) = crash {

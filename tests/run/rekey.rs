@@ -129,9 +129,7 @@ async fn a_new_passphrase_opens_the_same_keys_and_the_old_one_still_does() {
         .collect();
     let done = host.change(Change::Passphrase).await.unwrap();
     assert!(
-        !done.taken_up
-            && done.places.len() == 2
-            && done.places[0].1.as_str().ends_with("/0002.age")
+        !done.resumed && done.places.len() == 2 && done.places[0].1.as_str().ends_with("/0002.age")
     );
     for (bytes, key) in before {
         assert_eq!(host.stores[0].object(&key), bytes, "{key} was changed");
@@ -153,10 +151,7 @@ async fn a_new_passphrase_opens_the_same_keys_and_the_old_one_still_does() {
         "the next backup carries a keyring of the old passphrase"
     );
     let again = host.change(Change::Passphrase).await.unwrap();
-    assert!(
-        again.taken_up,
-        "the same change again makes another keyring"
-    );
+    assert!(again.resumed, "the same change again makes another keyring");
     assert_eq!(host.keyrings(), [2, 2]);
     // A fresh host takes the newest.
     let fresh = TempDir::new().unwrap();
@@ -179,7 +174,7 @@ async fn rotated_keys_open_old_backups_and_every_host_takes_the_newest() {
     // lies.
     for _ in 0..4 {
         let done = host.change(Change::Keys).await.unwrap();
-        assert!(!done.taken_up);
+        assert!(!done.resumed);
         assert!(
             !seen.contains(&host.recipient()),
             "the recipient is not new"
@@ -249,7 +244,7 @@ async fn another_host_of_the_store_takes_rotated_keys_over() {
     let error = other.change(Change::Passphrase).await.err().unwrap();
     assert!(error.to_string().contains("rotation"), "{error}");
     let done = other.change(Change::Keys).await.unwrap();
-    assert!(done.taken_up && other.recipient() == host.recipient());
+    assert!(done.resumed && other.recipient() == host.recipient());
     other.assert_works().await;
     assert_eq!(host.keyrings(), [2, 2]);
 }

@@ -201,7 +201,7 @@ async fn a_restore_cut_at_any_byte_goes_on_and_ends_in_the_same() {
                     panic!("{what} {number} {at}: {}", error_chain(&error))
                 });
                 assert!(
-                    received.went_on.is_some(),
+                    received.resumed.is_some(),
                     "{what}: backup {number} cut at {at} of {length}, at {point:?}"
                 );
                 assert_eq!(received.snapshots.len(), 2 - number);
@@ -273,7 +273,7 @@ async fn what_was_received_is_not_fetched_again() {
     );
     world.store.clear_events();
     let received = go_on(&world, &target).await.unwrap();
-    assert_eq!(received.went_on, Some(found));
+    assert_eq!(received.resumed, Some(found));
     assert_whole(&world, &target, &points);
     let fetched: BTreeSet<usize> = (0..chunks.len())
         .filter(|index| {
@@ -442,7 +442,7 @@ async fn an_interrupted_rollback_goes_on_when_it_is_asked_for_again() {
     assert!(refused.to_string().contains("exists already"), "{refused}");
     assert!(world.zfs.receive_point(&target).is_some());
     let received = restore(&world, &target, &rollback()).await.unwrap();
-    assert!(received.went_on.is_some());
+    assert!(received.resumed.is_some());
     assert_whole(&world, &target, &points);
 }
 
@@ -463,7 +463,7 @@ async fn restart_gives_up_what_is_ours_and_nothing_else() {
         let plan = check_target(&world.zfs, &target, &set, &restart()).unwrap();
         assert!(plan.gives_up && plan.skipped == 0 && plan.unfinished.is_none());
         let received = restore(&world, &target, &restart()).await.unwrap();
-        assert_eq!((received.snapshots.len(), received.went_on), (2, None));
+        assert_eq!((received.snapshots.len(), received.resumed), (2, None));
         assert_whole(&world, &target, &points);
         destroy(&world, &target);
     }
@@ -566,7 +566,7 @@ async fn where_the_kernel_refuses_it_starts_over_if_that_is_ours() {
             if starts_over {
                 let received = received.unwrap();
                 assert_eq!(
-                    (received.snapshots.len(), received.went_on),
+                    (received.snapshots.len(), received.resumed),
                     (2 - number, None)
                 );
                 assert_whole(&world, &target, &points);
@@ -610,7 +610,7 @@ async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
     );
     assert!(world.zfs.receive_point(&target).is_some());
     world.store.plant(&key, whole);
-    assert!(go_on(&world, &target).await.unwrap().went_on.is_some());
+    assert!(go_on(&world, &target).await.unwrap().resumed.is_some());
     assert_whole(&world, &target, &points);
 }
 
@@ -673,6 +673,6 @@ async fn another_night_in_between_is_received_behind_the_one_that_goes_on() {
         world.zfs.files(&world.dataset),
     ));
     let received = go_on(&world, &target).await.unwrap();
-    assert!(received.went_on.is_some() && received.snapshots.len() == 2);
+    assert!(received.resumed.is_some() && received.snapshots.len() == 2);
     assert_whole(&world, &target, &points);
 }

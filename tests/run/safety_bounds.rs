@@ -20,11 +20,11 @@ use zfs_backup::manifest::{FORMAT, PRUNE_RECORD_BYTES_MAX, PruneRecord, to_store
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::run::keys::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{open_keyrings, stored_keyrings};
-use zfs_backup::run::prune::look;
+use zfs_backup::run::prune::read_view;
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::sign::SignedType;
-use zfs_backup::state::manifests::{Keeping, ObjectCache};
+use zfs_backup::state::manifests::{CacheMode, ObjectCache};
 use zfs_backup::store::memory::{MemoryStore, Operation};
 use zfs_backup::store::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
@@ -256,7 +256,7 @@ async fn an_object_without_a_signature_of_ours_is_never_fetched() {
         .await
         .unwrap();
     assert_eq!(
-        (catalog.backups.len(), catalog.disbelieved().count()),
+        (catalog.backups.len(), catalog.untrusted().count()),
         (1, 40)
     );
     assert_eq!(records(&world, &store).await, []);
@@ -349,7 +349,7 @@ async fn receipts_and_chunk_lists_have_limits_that_fit_their_backup() {
 
 async fn catalog_through(world: &World) -> Catalog {
     let (state, place) = (&world.settings.state_dir, world.store.known());
-    let cache = ObjectCache::open(state, &place, &world.dataset, Keeping::New);
+    let cache = ObjectCache::open(state, &place, &world.dataset, CacheMode::ReadWrite);
     read_catalog_through(&world.store, &world.dataset, &world.keys.trusted, &cache)
         .await
         .unwrap()
@@ -369,20 +369,20 @@ async fn what_is_not_trusted_is_not_fetched_again_until_it_changes() {
         );
     }
     world.store.clear_events();
-    let disbelieved = async || {
+    let untrusted = async || {
         let catalog = catalog_through(&world).await;
         assert_eq!(catalog.backups.len(), 1);
-        (catalog.disbelieved().count(), fetched(&world.store).len())
+        (catalog.untrusted().count(), fetched(&world.store).len())
     };
-    assert_eq!(disbelieved().await, (20, 22));
-    assert_eq!(disbelieved().await, (20, 0));
+    assert_eq!(untrusted().await, (20, 22));
+    assert_eq!(untrusted().await, (20, 0));
     // A rewritten object is fetched again.
     world
         .store
         .set_clock(Some(now() + SignedDuration::from_hours(5)));
     plant(&world, 7, "manifest.json.minisig", &b"no signature"[..]);
-    assert_eq!(disbelieved().await, (20, 1));
-    assert_eq!(disbelieved().await, (20, 0));
+    assert_eq!(untrusted().await, (20, 1));
+    assert_eq!(untrusted().await, (20, 0));
     // Trust is evaluated on each use: without our keys nothing verifies, and with them everything
     // verifies again.
     let (place, nobody) = (
@@ -393,13 +393,13 @@ async fn what_is_not_trusted_is_not_fetched_again_until_it_changes() {
         &world.settings.state_dir,
         &place,
         &world.dataset,
-        Keeping::Nothing,
+        CacheMode::ReadOnly,
     );
     let catalog = read_catalog_through(&world.store, &world.dataset, &nobody, &cache)
         .await
         .unwrap();
     assert_eq!(
-        (catalog.backups.len(), catalog.disbelieved().count()),
+        (catalog.backups.len(), catalog.untrusted().count()),
         (0, 21)
     );
     drop(cache);
@@ -461,10 +461,10 @@ async fn first_objects_of_attempts_are_read_together_and_not_all_at_once() {
     let store = Counting::new(&world.store);
     let mut env = world.prune_env(now() + SignedDuration::from_hours(24 * 30));
     env.store = Arc::new(store.clone());
-    let looked = look(&env, &crate::cached::prune_task(&world))
+    let viewed = read_view(&env, &crate::cached::prune_task(&world))
         .await
         .unwrap();
-    assert_eq!(looked.catalog.attempts.len(), 100);
+    assert_eq!(viewed.catalog.attempts.len(), 100);
     assert!(
         (8..=16).contains(&store.calls.most()),
         "{} calls at once",

@@ -22,9 +22,9 @@ use zfs_backup::run::identity::{Place, Purpose, accept, identify, known_at};
 use zfs_backup::run::pool::holds::{KnownAttempts, over_in, release_holds};
 use zfs_backup::run::pool::pins::HOLD_PREFIX;
 use zfs_backup::run::pool::prune_snapshots::{
-    SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
+    SnapshotStore, SnapshotsEnv, judge_snapshots, prune_snapshots,
 };
-use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
+use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::verify::{Damage, VerifyOptions, verify_with};
 use zfs_backup::run::{RunError, error_chain};
@@ -52,7 +52,7 @@ fn assert_one_place<T: std::fmt::Debug>(result: Result<T, RunError>) {
 
 fn last_incremental(
     world: &World,
-    beside: Beside,
+    secondary: SecondaryStore,
     origin: zfs_backup::manifest::Origin,
 ) -> PruneTask {
     let rules = RetentionRules {
@@ -63,7 +63,7 @@ fn last_incremental(
         stored: world.dataset.clone(),
         origins: vec![origin],
         rules,
-        beside,
+        secondary,
     }
 }
 
@@ -83,13 +83,13 @@ async fn one_store_under_two_names_is_refused_by_all_that_relies_on_two() {
     world.store.set_clock(Some(at));
     let origin = world.catalog().await.backups[0].manifest.origin.clone();
     let before = world.store.keys();
-    for beside in [
-        Beside::Remote(world.shared_store()),
-        Beside::Intermediate(world.shared_store()),
+    for secondary in [
+        SecondaryStore::Remote(world.shared_store()),
+        SecondaryStore::Intermediate(world.shared_store()),
     ] {
-        let task = last_incremental(&world, beside, origin.clone());
+        let task = last_incremental(&world, secondary, origin.clone());
         assert_one_place(prune_dataset(&world.prune_env(at), &task).await);
-        assert_one_place(look(&world.prune_env(at), &task).await);
+        assert_one_place(read_view(&world.prune_env(at), &task).await);
     }
     let snapshots = SnapshotsEnv {
         zfs: Arc::new(world.zfs.clone()),
@@ -107,7 +107,7 @@ async fn one_store_under_two_names_is_refused_by_all_that_relies_on_two() {
         now: at,
         clock: ClockCheck::vouched_at(at),
     };
-    assert_one_place(look_at_snapshots(&snapshots, &world.selected()).await);
+    assert_one_place(judge_snapshots(&snapshots, &world.selected()).await);
     assert_one_place(prune_snapshots(&snapshots, &world.selected()).await);
     // Also where the other one is known by what is remembered of it alone.
     for store in [Ok(world.shared_store()), Err("no route to host".to_owned())] {
@@ -479,7 +479,7 @@ async fn the_same_bucket_name_elsewhere_leaves_the_upload_alone() {
     back_up(&env, &world.selected(), RequestedKind::Lifecycle)
         .await
         .unwrap();
-    assert!(attempts().len() == 1 && !attempts()[0].is_given_up());
+    assert!(attempts().len() == 1 && !attempts()[0].is_abandoned());
     let holds = world.zfs.holds(&world.newest_snapshot()).unwrap();
     assert!(
         holds.contains_key(&format!("{HOLD_PREFIX}{id}")),
@@ -713,7 +713,7 @@ async fn old_state_moves_only_to_the_store_that_proves_to_be_meant() {
     for nonce in 1..=3 {
         AttemptJournal::begin(&state, &old, &world.dataset, &id(nonce)).unwrap();
     }
-    AttemptJournal::begin_or_go_on(&state, &old, &world.dataset, &id(2))
+    AttemptJournal::begin_or_reopen(&state, &old, &world.dataset, &id(2))
         .unwrap()
         .committing()
         .unwrap();
@@ -849,7 +849,7 @@ async fn nothing_deletes_the_identity_and_nobody_reports_it() {
     let at: jiff::Timestamp = "2026-02-10T00:00:00Z".parse().unwrap();
     world.store.set_clock(Some(at));
     let origin = world.catalog().await.backups[0].manifest.origin.clone();
-    let task = last_incremental(&world, Beside::Nothing, origin);
+    let task = last_incremental(&world, SecondaryStore::Nothing, origin);
     prune_dataset(&world.prune_env(at), &task).await.unwrap();
     let report = world.verify().await;
     assert!(

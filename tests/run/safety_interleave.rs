@@ -27,7 +27,7 @@ use zfs_backup::run::copy::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::prune_snapshots::{SnapshotOutcome, prune_snapshots};
 use zfs_backup::run::prune::{
-    Beside, PruneEnv, PruneOutcome, PruneTask, forget_beside, prune_dataset,
+    PruneEnv, PruneOutcome, PruneTask, SecondaryStore, forget_with_intermediate, prune_dataset,
 };
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
@@ -215,7 +215,7 @@ impl Done {
             }
             Self::Prune(Ok(outcome)) => format!(
                 "deleted {:?}, {:?}",
-                outcome.deleted, outcome.look.plan.doubts
+                outcome.deleted, outcome.view.plan.doubts
             ),
             done => done
                 .error()
@@ -290,13 +290,14 @@ impl Command {
             }
             Self::PruneRemote { rules } => {
                 let env = site.prune_env(host, actor, Place::Remote);
-                let beside = Beside::Intermediate(site.store(Place::Intermediate(host), actor));
-                prune(site, host, &env, &task(site, rules, beside)).await
+                let secondary =
+                    SecondaryStore::Intermediate(site.store(Place::Intermediate(host), actor));
+                prune(site, host, &env, &task(site, rules, secondary)).await
             }
             Self::PruneIntermediate { rules } => {
                 let env = site.prune_env(host, actor, Place::Intermediate(host));
-                let beside = Beside::Remote(site.store(Place::Remote, actor));
-                prune(site, host, &env, &task(site, rules, beside)).await
+                let secondary = SecondaryStore::Remote(site.store(Place::Remote, actor));
+                prune(site, host, &env, &task(site, rules, secondary)).await
             }
             Self::ForgetInRemote { .. } | Self::ForgetInIntermediate { .. } => {
                 let Job::Forget(id) = job else {
@@ -305,8 +306,8 @@ impl Command {
                 let env = site.prune_env(host, actor, self.place(host));
                 let intermediate = site.store(Place::Intermediate(host), actor);
                 let is_remote = matches!(self, Self::ForgetInRemote { .. });
-                let beside = is_remote.then_some(&*intermediate);
-                let forgotten = forget_beside(&env, &site.dataset, id, beside)
+                let secondary = is_remote.then_some(&*intermediate);
+                let forgotten = forget_with_intermediate(&env, &site.dataset, id, secondary)
                     .await
                     .map(drop);
                 if forgotten.is_ok() {
@@ -339,7 +340,7 @@ impl Op {
             let outcome = command.run(site, actor, self.host, &job).await;
             let planned = match &outcome {
                 Done::Prune(Ok(outcome)) => Some((
-                    outcome.look.plan.doomed_ids(),
+                    outcome.view.plan.doomed_ids(),
                     outcome.deleted.iter().collect(),
                 )),
                 _ => None,
@@ -359,18 +360,18 @@ impl Op {
 /// Prunes, and lets go what was held for what went.
 async fn prune(site: &TwoHosts, host: usize, env: &PruneEnv, task: &PruneTask) -> Done {
     let outcome = prune_dataset(env, task).await;
-    if let Ok(PruneOutcome { look, deleted }) = &outcome {
-        site.unpin(host, |id| deleted.contains(id) || look.is_over(id));
+    if let Ok(PruneOutcome { view, deleted }) = &outcome {
+        site.unpin(host, |id| deleted.contains(id) || view.is_over(id));
     }
     Done::Prune(outcome)
 }
 
-fn task(site: &TwoHosts, rules: &RetentionRules, beside: Beside) -> PruneTask {
+fn task(site: &TwoHosts, rules: &RetentionRules, secondary: SecondaryStore) -> PruneTask {
     PruneTask {
         stored: site.dataset.clone(),
         origins: site.origins(),
         rules: rules.clone(),
-        beside,
+        secondary,
     }
 }
 
@@ -723,14 +724,14 @@ async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_besi
         yard.try_prune(0, &RetentionRules::default())
             .await
             .unwrap()
-            .look
+            .view
             .plan
             .doubts,
         []
     );
     let outcome = yard.try_prune(0, &one_chain).await.unwrap();
     let doubts: Vec<String> = outcome
-        .look
+        .view
         .plan
         .doubts
         .iter()
@@ -741,7 +742,7 @@ async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_besi
         "{doubts:?}"
     );
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let error = forget_beside(&env, &yard.dataset, &new[1], None)
+    let error = forget_with_intermediate(&env, &yard.dataset, &new[1], None)
         .await
         .unwrap_err();
     assert!(
@@ -805,7 +806,7 @@ async fn a_record_dated_in_the_future_stops_other_hosts_for_two_days_only() {
     for wait in [0, 47] {
         yard.wait(hours(wait));
         let outcome = yard.try_prune(0, &one_chain).await.unwrap();
-        let doubt = &outcome.look.plan.doubts[0];
+        let doubt = &outcome.view.plan.doubts[0];
         assert!(doubt.to_string().contains("in the future"), "{doubt}");
         let hint = doubt.hint("prune-remote", &yard.dataset);
         assert!(
@@ -814,14 +815,14 @@ async fn a_record_dated_in_the_future_stops_other_hosts_for_two_days_only() {
             "{hint}"
         );
         let env = yard.env(0, Arc::new(yard.store.clone()), never());
-        let error = forget_beside(&env, &yard.dataset, &new[1], None)
+        let error = forget_with_intermediate(&env, &yard.dataset, &new[1], None)
             .await
             .unwrap_err();
         assert!(error.hint().unwrap().contains(&record), "{error}");
     }
     yard.wait(hours(2));
     let outcome = yard.try_prune(0, &one_chain).await.unwrap();
-    assert_eq!(outcome.deleted.len(), old.len(), "{:?}", outcome.look.plan);
+    assert_eq!(outcome.deleted.len(), old.len(), "{:?}", outcome.view.plan);
     yard.assert_restores(new).await;
 }
 
@@ -838,7 +839,7 @@ async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote()
         .export(&intermediate, catalog.backup(&full).cloned())
         .await;
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let error = forget_beside(&env, &yard.dataset, &full, Some(&intermediate))
+    let error = forget_with_intermediate(&env, &yard.dataset, &full, Some(&intermediate))
         .await
         .unwrap_err();
     assert!(
@@ -851,10 +852,10 @@ async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote()
     yard.assert_restores([full.clone()]).await;
     // Once the child is gone, or is in the remote itself, the directory does not matter.
     let here = yard.env(0, Arc::new(intermediate.clone()), never());
-    forget_beside(&here, &yard.dataset, &child, None)
+    forget_with_intermediate(&here, &yard.dataset, &child, None)
         .await
         .unwrap();
-    forget_beside(&env, &yard.dataset, &full, Some(&intermediate))
+    forget_with_intermediate(&env, &yard.dataset, &full, Some(&intermediate))
         .await
         .unwrap();
     assert!(yard.ids().is_empty());

@@ -18,9 +18,9 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::pool::select::Selected;
-use zfs_backup::run::pool::sight::pool_sight;
 use zfs_backup::run::pool::snapshot::take_snapshots;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, prune_dataset};
+use zfs_backup::run::pool::view::pool_view;
+use zfs_backup::run::prune::{PruneEnv, PruneOutcome, PruneTask, SecondaryStore, prune_dataset};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, find_restore_tree};
 use zfs_backup::state::adoption::adopt;
 use zfs_backup::state::host_mark::{host_mark, known_host_mark};
@@ -44,7 +44,7 @@ fn env(world: &World) -> PruneEnv {
     world.store.set_clock(Some(env.now));
     let (dataset, state) = (&world.dataset, &*world.settings.state_dir);
     let place = (state, &world.store.known(), dataset);
-    let sight = pool_sight(&world.zfs, dataset, place, &origin(world)).unwrap();
+    let sight = pool_view(&world.zfs, dataset, place, &origin(world)).unwrap();
     env.pools.insert(dataset.clone(), sight);
     env
 }
@@ -70,7 +70,7 @@ async fn prune(world: &World) -> PruneOutcome {
             last_chains: Some(1),
             ..Default::default()
         },
-        beside: Beside::Nothing,
+        secondary: SecondaryStore::Nothing,
     };
     prune_dataset(&env(world), &task).await.unwrap()
 }
@@ -80,7 +80,7 @@ async fn prune(world: &World) -> PruneOutcome {
 async fn assert_doubts(world: &World, newest: &[&Manifest]) {
     let done = prune(world).await;
     assert_eq!(done.deleted, []);
-    let doubts = &done.look.plan.doubts;
+    let doubts = &done.view.plan.doubts;
     let ids: Vec<&BackupId> = doubts
         .iter()
         .map(|doubt| match doubt {
@@ -146,7 +146,7 @@ async fn assert_newest(world: &World, manifest: &Manifest) {
 }
 
 async fn assert_silent(world: &World) {
-    assert_eq!(prune(world).await.look.plan.doubts, []);
+    assert_eq!(prune(world).await.view.plan.doubts, []);
 }
 
 async fn full(world: &World, number: u64) -> Manifest {
@@ -268,7 +268,7 @@ async fn what_was_taken_over_is_pruned_and_what_its_host_makes_later_is_a_doubt_
     let ids = theirs.clone().map(|manifest| manifest.id);
     take_over(&world, &ids);
     let done = prune(&world).await;
-    assert_eq!(done.look.plan.doubts, []);
+    assert_eq!(done.view.plan.doubts, []);
     let gone: BTreeSet<BackupId> = [shared.id].into_iter().chain(ids).collect();
     assert_eq!(done.deleted.iter().cloned().collect::<BTreeSet<_>>(), gone);
     assert_newest(&world, &ours).await;
@@ -320,7 +320,7 @@ async fn a_pool_rewound_to_a_checkpoint_is_a_doubt_and_a_question_until_it_is_ta
     let ids = abandoned.map(|manifest| manifest.id);
     take_over(&world, &ids);
     let done = prune(&world).await;
-    assert_eq!(done.look.plan.doubts, []);
+    assert_eq!(done.view.plan.doubts, []);
     let gone: BTreeSet<BackupId> = [shared.id].into_iter().chain(ids).collect();
     assert_eq!(done.deleted.iter().cloned().collect::<BTreeSet<_>>(), gone);
     assert_newest(&world, &real).await;
@@ -498,7 +498,7 @@ async fn chains_of_a_cloned_machine_do_not_push_ours_out() {
     let done = prune(&world).await;
     assert_eq!(done.deleted, []);
     assert!(
-        matches!(&done.look.plan.doubts[..], [Doubt::OtherLine { id, .. }] if *id == theirs[1].id)
+        matches!(&done.view.plan.doubts[..], [Doubt::OtherLine { id, .. }] if *id == theirs[1].id)
     );
     // By another host, which says what it comes after.
     let mark: HostMark = "00000000deadbeef-0000000000000001".parse().unwrap();

@@ -22,9 +22,9 @@ use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::pool::pins::HOLD_PREFIX;
 use zfs_backup::run::pool::prune_snapshots::{
-    SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
+    SnapshotStore, SnapshotsEnv, judge_snapshots, prune_snapshots,
 };
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, forget, prune_dataset};
+use zfs_backup::run::prune::{PruneEnv, PruneTask, SecondaryStore, forget, prune_dataset};
 use zfs_backup::sign::SignedType;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -77,7 +77,7 @@ fn snapshots_env(world: &World, now: Timestamp, clock: ClockCheck) -> SnapshotsE
 }
 
 async fn verdicts(world: &World, now: Timestamp, clock: ClockCheck) -> Vec<SnapshotVerdict> {
-    look_at_snapshots(&snapshots_env(world, now, clock), &world.selected())
+    judge_snapshots(&snapshots_env(world, now, clock), &world.selected())
         .await
         .unwrap()
 }
@@ -95,7 +95,7 @@ fn task(world: &World, from: &Manifest, rules: &RetentionRules) -> PruneTask {
         stored: world.dataset.clone(),
         origins: vec![from.origin.clone()],
         rules: rules.clone(),
-        beside: Beside::Nothing,
+        secondary: SecondaryStore::Nothing,
     }
 }
 
@@ -239,7 +239,7 @@ async fn a_clock_years_ahead_destroys_no_snapshot() {
         oldest_days: 36_500,
         ..snapshots_env(&world, ahead, alone_at(ahead))
     };
-    let found = look_at_snapshots(&young, &world.selected()).await.unwrap();
+    let found = judge_snapshots(&young, &world.selected()).await.unwrap();
     assert_eq!(find_snapshots_doubt(&found, "prune-snapshots"), None);
 }
 
@@ -276,7 +276,7 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
     let begun = alone_at(time("2026-01-04T12:00:00Z"));
     let done = prune("2026-01-04T12:00:00Z", begun).await;
     assert_eq!(
-        (done.deleted.len(), done.look.clock.clone()),
+        (done.deleted.len(), done.view.clock.clone()),
         (0, Ok(ClockTrust::Confirmed))
     );
     let note = ClockCheck::read(state_dir, false).unwrap().note.unwrap();
@@ -294,11 +294,11 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
     for _ in 0..2 {
         let done = prune("2040-01-20T00:00:00Z", jumped.clone()).await;
         assert!(
-            matches!(&done.look.plan.doubts[..], [Doubt::Clock(_)]),
+            matches!(&done.view.plan.doubts[..], [Doubt::Clock(_)]),
             "{:?}",
-            done.look.plan.doubts
+            done.view.plan.doubts
         );
-        assert!(done.deleted.is_empty() && !done.look.plan.doubts[0].is_damage());
+        assert!(done.deleted.is_empty() && !done.view.plan.doubts[0].is_damage());
         assert_eq!(
             ClockCheck::read(state_dir, false).unwrap().note,
             Some(note.clone()),
@@ -317,12 +317,12 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
     let done = prune("2026-07-20T00:00:00Z", off.clone()).await;
     assert!(
         done.deleted.is_empty()
-            && done.look.plan.doubts[0]
+            && done.view.plan.doubts[0]
                 .to_string()
                 .contains("after the last run")
     );
     assert!(
-        done.look.plan.doubts[0]
+        done.view.plan.doubts[0]
             .hint("prune-remote", &world.dataset)
             .contains("prune-remote -y --clock-is-right")
     );
@@ -334,7 +334,7 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
         },
     )
     .await;
-    assert_eq!((done.deleted.len(), done.look.plan.doubts.len()), (3, 0));
+    assert_eq!((done.deleted.len(), done.view.plan.doubts.len()), (3, 0));
     let note = ClockCheck::read(state_dir, false).unwrap().note;
     assert_eq!(note.clone().unwrap().wall, time("2026-07-20T00:00:00Z"));
     let next = ClockReading {
@@ -351,7 +351,7 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
     )
     .await;
     assert_eq!(
-        (done.look.clock, done.look.plan.doubts.len()),
+        (done.view.clock, done.view.plan.doubts.len()),
         (Ok(ClockTrust::Confirmed), 0)
     );
 }
@@ -373,7 +373,7 @@ async fn the_remotes_clock_decides_for_the_intermediate_directory_too() {
     };
     for (at, deleted) in [("2026-02-10T00:00:00Z", 0), ("2040-01-19T23:00:00Z", 1)] {
         remote.set_clock(Some(time(at)));
-        let beside = Beside::Remote(Arc::new(remote.clone()));
+        let secondary = SecondaryStore::Remote(Arc::new(remote.clone()));
         let env = PruneEnv {
             clock: alone_at(ahead),
             ..world.prune_env(ahead)
@@ -381,7 +381,7 @@ async fn the_remotes_clock_decides_for_the_intermediate_directory_too() {
         let done = prune_dataset(
             &env,
             &PruneTask {
-                beside,
+                secondary,
                 ..task(&world, &first, &rules)
             },
         )
@@ -391,9 +391,9 @@ async fn the_remotes_clock_decides_for_the_intermediate_directory_too() {
             done.deleted.len(),
             deleted,
             "{at}: {:?}",
-            done.look.plan.doubts
+            done.view.plan.doubts
         );
-        assert_eq!(done.look.plan.doubts.len(), 1 - deleted);
+        assert_eq!(done.view.plan.doubts.len(), 1 - deleted);
     }
 }
 
@@ -492,7 +492,7 @@ async fn a_user_property_alone_makes_no_snapshot_ours() {
         prefix: "new_".into(),
         ..snapshots_env(&world, later, ClockCheck::vouched_at(later))
     };
-    let found = look_at_snapshots(&env, &world.selected()).await.unwrap();
+    let found = judge_snapshots(&env, &world.selected()).await.unwrap();
     assert!(
         doomed(&found).is_empty() && found.len() == names.len() + 3,
         "{found:?}"
@@ -503,8 +503,8 @@ async fn a_user_property_alone_makes_no_snapshot_ours() {
 async fn one_planted_object_keeps_no_snapshot() {
     let world = world_of_nights(4).await;
     let later = time("2026-12-08T00:00:00Z");
-    let look = async || verdicts(&world, later, ClockCheck::vouched_at(later)).await;
-    let before = look().await;
+    let view = async || verdicts(&world, later, ClockCheck::vouched_at(later)).await;
+    let before = view().await;
     assert!(doomed(&before).len() >= 3, "{before:?}");
     let id = BackupId::new(now(), BackupKind::Incr, Guid(0xdead), 1);
     let prefix = format!("{}/@{id}", world.dataset);
@@ -515,7 +515,7 @@ async fn one_planted_object_keeps_no_snapshot() {
     ] {
         world.store.plant(&format!("{prefix}/{object}"), &b"x"[..]);
         world.store.clear_events();
-        assert_eq!(look().await, before, "{object}");
+        assert_eq!(view().await, before, "{object}");
         let fetched = world
             .store
             .events()
@@ -528,7 +528,7 @@ async fn one_planted_object_keeps_no_snapshot() {
     // not say which.
     let (state_dir, place) = (&world.settings.state_dir, world.store.known());
     let journal = AttemptJournal::begin(state_dir, &place, &world.dataset, &id).unwrap();
-    let found = look().await;
+    let found = view().await;
     assert!(doomed(&found).is_empty() && !found.is_empty());
     let doubt = find_snapshots_doubt(&found, "prune-snapshots").unwrap();
     assert!(
@@ -537,12 +537,12 @@ async fn one_planted_object_keeps_no_snapshot() {
     );
     // Also one that was about to commit.
     journal.committing().unwrap();
-    assert!(find_snapshots_doubt(&look().await, "prune-snapshots").is_some());
+    assert!(find_snapshots_doubt(&view().await, "prune-snapshots").is_some());
 
     // With its hold in the pool all that it needs is held.
     let held = &world.zfs.snapshots(&world.dataset).unwrap()[0].name;
     world.zfs.hold(held, &format!("{HOLD_PREFIX}{id}")).unwrap();
-    let found = look().await;
+    let found = view().await;
     assert_eq!(find_snapshots_doubt(&found, "prune-snapshots"), None);
     let free: Vec<_> = doomed(&before)
         .into_iter()
@@ -667,7 +667,7 @@ async fn objects_that_are_newer_than_the_record_by_the_stores_clock_are_of_someb
             .await
             .unwrap();
         assert!(done.deleted.is_empty(), "{:?}", done.deleted);
-        let left = &done.look.plan.left_alone;
+        let left = &done.view.plan.left_alone;
         assert!(
             left[0].id == again.id && left[0].why.contains("newer objects exist"),
             "{left:?}"

@@ -12,7 +12,7 @@ use zfs_backup::config::DatasetSelection;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{DatasetName, SnapshotName};
 use zfs_backup::run::pool::select::select_datasets;
-use zfs_backup::run::restore::drill::{Leftover, clean_up, drill};
+use zfs_backup::run::restore::drill::{AbandonedScratch, clean_up, drill};
 use zfs_backup::run::restore::{
     RESTORING_PROPERTY, ReceiveOptions, RestorePoint, RestoreSet, ResumeChoice, SCRATCH_PROPERTY,
     check_target, lock_target, restore_as_planned, restore_to_dataset,
@@ -140,7 +140,7 @@ async fn lose_a_race(world: &World, options: &ReceiveOptions) -> (RunError, bool
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_loser_of_two_restores_leaves_what_the_winner_received() {
     for resume in [
-        ResumeChoice::GoOn,
+        ResumeChoice::Resume,
         ResumeChoice::Restart,
         ResumeChoice::Never,
     ] {
@@ -446,7 +446,7 @@ async fn what_changed_since_the_list_was_shown_is_not_destroyed() {
                 }
             };
             let again = check_target(&world.zfs, &target, &set, &rollback()).unwrap();
-            assert_eq!(plan, again, "a look changes nothing");
+            assert_eq!(plan, again, "a view changes nothing");
             match before_the_look {
                 true => happens(&world.zfs),
                 // The look has dataset, snapshots and bookmarks; that before the deed too.
@@ -596,7 +596,7 @@ async fn what_appears_while_a_rollback_receives_stops_it_and_stays() {
             .await
             .unwrap();
         assert!(
-            done.went_on.is_some(),
+            done.resumed.is_some(),
             "{change}: all of it was fetched again"
         );
         assert!(world.zfs.files(&target) == points[1].1);
@@ -746,7 +746,7 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     assert!(
         matches!(
             &found[..],
-            [Leftover::Stays(
+            [AbandonedScratch::Stays(
                 _,
                 RunError::State(StateError::Locked { .. })
             )]
@@ -756,17 +756,23 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     drop(held);
     assert!(matches!(
         &clean_up(&world.zfs, &name("tank"), None).unwrap()[..],
-        [Leftover::Stays(..)]
+        [AbandonedScratch::Stays(..)]
     ));
     assert!(scratch_of(&world).is_some());
     // Somebody's snapshot on it keeps all of it.
     let theirs = take(&world, &scratch, "theirs");
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
-    assert!(matches!(&found[..], [Leftover::Stays(..)]), "{found:?}");
+    assert!(
+        matches!(&found[..], [AbandonedScratch::Stays(..)]),
+        "{found:?}"
+    );
     assert_eq!(shorts(&world, &scratch).len(), 3);
     world.zfs.destroy_snapshots(&[theirs]).unwrap();
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
-    assert!(matches!(&found[..], [Leftover::Destroyed(_)]), "{found:?}");
+    assert!(
+        matches!(&found[..], [AbandonedScratch::Destroyed(_)]),
+        "{found:?}"
+    );
     assert_eq!(scratch_of(&world), None);
     // A dataset with such a name but no mark is never destroyed.
     world.zfs.create(
@@ -775,7 +781,7 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     );
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
     assert!(
-        matches!(&found[..], [Leftover::Stays(..)]) && scratch_of(&world).is_some(),
+        matches!(&found[..], [AbandonedScratch::Stays(..)]) && scratch_of(&world).is_some(),
         "{found:?}"
     );
 }
@@ -794,7 +800,7 @@ async fn a_scratch_mark_on_a_dataset_with_another_name_destroys_nothing() {
         text(&format!("0123456789abcdef {guid}")),
     );
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
-    let [Leftover::Stays(stays, error)] = &found[..] else {
+    let [AbandonedScratch::Stays(stays, error)] = &found[..] else {
         panic!("{found:?}")
     };
     assert_eq!(*stays, theirs);
@@ -824,7 +830,7 @@ async fn a_left_scratch_dataset_that_was_written_to_stays() {
         .zfs
         .write_file(&scratch, 900, b"written after the drill");
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
-    let [Leftover::Stays(_, error)] = &found[..] else {
+    let [AbandonedScratch::Stays(_, error)] = &found[..] else {
         panic!("{found:?}")
     };
     assert!(error.to_string().contains("written to it since"), "{error}");

@@ -133,7 +133,7 @@ impl Site {
     async fn assert_disbelieved(&self, forged: &Manifest, reason: &str) {
         let catalog = self.world.catalog().await;
         let text = catalog
-            .disbelieved()
+            .untrusted()
             .find(|(id, _)| **id == forged.id)
             .map(|(_, error)| error_chain(error));
         assert!(
@@ -681,7 +681,7 @@ async fn an_interrupted_rotation_loses_nothing_that_was_signed_until_it_is_ended
     );
     let between = site.back_up().await;
     let done = site.try_rotate(OldKeys::Retire, &[]).await.unwrap();
-    assert!(done.taken_up);
+    assert!(done.resumed);
     site.world.writer = done.keys;
     site.world.keys = open_keyrings(&site.world.store, &secret()).await.unwrap();
     assert_eq!(
@@ -732,7 +732,7 @@ async fn another_host_with_old_keys_refuses_to_back_up_until_it_takes_the_new_on
             work_factor: QUICK,
         };
         let done = rekey.rotate(&secret(), OldKeys::Retire).await.unwrap();
-        assert!(done.taken_up);
+        assert!(done.resumed);
         assert_eq!(recipient(&done.keys), recipient(&site.world.writer));
         assert_eq!(done.keys.trusted, site.world.writer.trusted);
         writer_keys(&site.world.store, &other, nobody)
@@ -767,7 +767,7 @@ async fn a_successor_that_others_signed_stops_nobody() {
     }
     // Signed by our key without a rotation of ours: the key leaked, and a rotation is the way out.
     let done = site.try_rotate(OldKeys::Retire, &[]).await.unwrap();
-    assert!(!done.taken_up);
+    assert!(!done.resumed);
     writer_keys(&site.world.store, &site.cache(), nobody)
         .await
         .unwrap();
@@ -885,7 +885,7 @@ async fn a_keyring_rotated_by_an_early_version_trusts_as_before_until_it_is_rota
     );
     site.world.store.plant(&key, sealed);
     let taken = site.try_rotate(OldKeys::Retire, &[]).await.unwrap();
-    assert!(taken.taken_up);
+    assert!(taken.resumed);
     assert_eq!(
         taken.keys.trusted.with(Trust::Unlimited).count(),
         1,

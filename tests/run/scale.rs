@@ -16,7 +16,7 @@ use std::time::Instant;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::plan_backup;
-use zfs_backup::run::prune::{PruneTask, look};
+use zfs_backup::run::prune::{PruneTask, read_view};
 use zfs_backup::store::ObjectStore;
 use zfs_backup::store::key::dataset_prefix;
 
@@ -119,10 +119,10 @@ async fn ten_thousand_snapshots_and_five_thousand_backups() {
         (BACKUPS, 0)
     );
     fs::remove_dir_all(world.settings.state_dir.join("cache")).unwrap();
-    measure(&world, "plan of a prune, cold", look(&prune, &task))
+    measure(&world, "plan of a prune, cold", read_view(&prune, &task))
         .await
         .unwrap();
-    measure(&world, "plan of a prune, warm", look(&prune, &task))
+    measure(&world, "plan of a prune, warm", read_view(&prune, &task))
         .await
         .unwrap();
 }

@@ -30,8 +30,8 @@ use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::pins::{pinned, unpin};
 use zfs_backup::run::pool::prune_snapshots::{SnapshotStore, SnapshotsEnv};
 use zfs_backup::run::pool::select::Selected;
-use zfs_backup::run::pool::sight::pool_sight;
 use zfs_backup::run::pool::snapshot::take_snapshots;
+use zfs_backup::run::pool::view::pool_view;
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
@@ -348,7 +348,7 @@ impl TwoHosts {
             self.hosts[host].state.path().to_owned(),
             &self.hosts[host].zfs,
         );
-        let sight = pool_sight(
+        let sight = pool_view(
             zfs,
             &self.dataset,
             (&state_dir, &store.known(), &self.dataset),

@@ -13,7 +13,7 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, PlannedResume, back_up, plan_resumes};
 use zfs_backup::run::pool::pins::pinned;
-use zfs_backup::run::prune::{Beside, PruneTask, prune_dataset};
+use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset};
 use zfs_backup::run::transfer::Progress;
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
@@ -152,16 +152,16 @@ async fn what_is_known_from_the_store_alone_and_given_up_goes_by_prune() {
         let now = begun + jiff::SignedDuration::from_hours(days * 24);
         world.store.set_clock(Some(now));
         let env = world.prune_env(now);
-        let (stored, rules, beside) = (
+        let (stored, rules, secondary) = (
             world.dataset.clone(),
             RetentionRules::default(),
-            Beside::Nothing,
+            SecondaryStore::Nothing,
         );
         let task = PruneTask {
             stored,
             origins: origins.clone(),
             rules,
-            beside,
+            secondary,
         };
         prune_dataset(&env, &task)
             .await

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::catalog::read_catalog;
-use zfs_backup::catalog::usable::Seen;
+use zfs_backup::catalog::usable::UsableCatalog;
 use zfs_backup::manifest::{Manifest, Receipt, parse_strict};
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::BackupFacts;
@@ -371,7 +371,10 @@ async fn an_identical_backup_in_the_remote_serves_its_children_there() {
         .collect();
     assert_eq!(chain, [&twin.id, &child.id]);
     // What plans see of the child names the twin: that is what must be kept.
-    let facts = Seen::look(&pair.remote, catalog).await.unwrap().facts(None);
+    let facts = UsableCatalog::check(&pair.remote, catalog)
+        .await
+        .unwrap()
+        .facts(None);
     let of_child = facts.iter().find(|facts| facts.id == child.id).unwrap();
     assert_eq!(
         (&of_child.base, &of_child.full_id, &of_child.flaw),

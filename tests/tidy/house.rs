@@ -54,7 +54,7 @@ const CIRCLES_LEFT: &[&[&str]] = &[
     // `Attempt` and the functions that take it apart (issue 19, item 5: `BackupRun`).
     &[
         "run::backup::attempt",
-        "run::backup::given_up",
+        "run::backup::abandon",
         "run::backup::put",
         "run::backup::recorder",
         "run::backup::unfinished",

@@ -202,7 +202,7 @@ impl Host {
             &context,
             &*self.zfs(),
             self.remote().await,
-            Beside::Nothing,
+            SecondaryStore::Nothing,
             &call,
         )
         .await;

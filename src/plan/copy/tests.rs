@@ -42,7 +42,7 @@ fn facts(guid: u64, nonce: u64, base: Option<&BackupFacts>) -> BackupFacts {
 struct Case<'a> {
     local: Vec<&'a BackupFacts>,
     remote: Vec<&'a BackupFacts>,
-    disbelieved: Vec<&'a BackupFacts>,
+    untrusted: Vec<&'a BackupFacts>,
     pruned: Vec<&'a BackupFacts>,
     would_be_pruned: Vec<&'a BackupFacts>,
     all: bool,
@@ -63,7 +63,7 @@ impl Case<'_> {
         plan_copy(&CopyInput {
             local: &owned(&self.local),
             remote: &owned(&self.remote),
-            disbelieved: &ids(&self.disbelieved),
+            untrusted: &ids(&self.untrusted),
             pruned: &ids(&self.pruned),
             would_be_pruned: &ids(&self.would_be_pruned),
             all: self.all,
@@ -268,7 +268,7 @@ fn another_manifest_under_the_same_id_is_never_taken_for_the_same_backup() {
         },
         Case {
             local: vec![&full],
-            disbelieved: vec![&full],
+            untrusted: vec![&full],
             all: true,
             ..Case::default()
         },
@@ -277,7 +277,7 @@ fn another_manifest_under_the_same_id_is_never_taken_for_the_same_backup() {
     }
     let plan = Case {
         local: vec![&full, &first],
-        disbelieved: vec![&full],
+        untrusted: vec![&full],
         ..Case::default()
     }
     .copies(&[]);

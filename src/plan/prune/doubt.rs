@@ -1,7 +1,9 @@
 //! [`Doubt`]: the reason why nothing of a dataset is deleted. Deletion is safe only if all stored
 //! objects are understood.
 
-use super::{Beside, DoomedLeftover, Keeping, Leftover, OtherPrune, PruneInput, StartedFact};
+use super::{
+    DoomedLeftover, Keeping, Leftover, OtherPrune, PruneInput, SecondaryFacts, StartedFact,
+};
 use crate::manifest::Origin;
 use crate::model::{BackupId, BackupKind, DatasetName, Guid, HostMark};
 use crate::plan::clock::{AHEAD_SECONDS_MAX, ClockDoubt};
@@ -311,7 +313,7 @@ fn lost_manifests(
     };
     for leftover in input.leftovers {
         let id = leftover.id.clone();
-        if let Some(unreadable) = leftover.disbelieved.clone() {
+        if let Some(unreadable) = leftover.untrusted.clone() {
             doubts.push(Doubt::ManifestUnreadable {
                 id,
                 reason: unreadable.reason,
@@ -433,7 +435,7 @@ fn uploads(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: 
 }
 
 fn unusable(input: &PruneInput<'_>, keeping: &Keeping<'_>, doubts: &mut Vec<Doubt>) {
-    if input.beside == Beside::Unreachable {
+    if input.secondary == SecondaryFacts::Unreachable {
         return;
     }
     for backup in keeping
@@ -453,7 +455,7 @@ fn unusable(input: &PruneInput<'_>, keeping: &Keeping<'_>, doubts: &mut Vec<Doub
         .iter()
         .any(|doubt| matches!(doubt, Doubt::NotUsable { .. }));
     if !said
-        && input.beside == Beside::Nothing
+        && input.secondary == SecondaryFacts::Nothing
         && count > 0
         && !input.facts.iter().any(super::BackupFacts::is_usable)
     {

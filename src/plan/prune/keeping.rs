@@ -1,6 +1,6 @@
 //! [`Keeping`]: collects which backups a prune keeps, and why.
 
-use super::{Beside, Doomed, Kept, LeftAlone, Lock, PruneInput, Pruned, StartedFact};
+use super::{Doomed, Kept, LeftAlone, Lock, PruneInput, Pruned, SecondaryFacts, StartedFact};
 use crate::model::BackupId;
 use crate::plan::BackupFacts;
 use crate::plan::retention::{Reason, chains_newest_first, decide_retention, in_order};
@@ -63,7 +63,7 @@ impl<'a> Keeping<'a> {
                     .for_each(|reason| self.add(&verdict.id, reason));
             }
         }
-        if self.input.beside != Beside::Nothing {
+        if self.input.secondary != SecondaryFacts::Nothing {
             return;
         }
         let usable: Vec<&BackupFacts> = self
@@ -84,13 +84,15 @@ impl<'a> Keeping<'a> {
 
     pub(super) fn by_remote(&mut self) {
         for backup in self.ordered.clone() {
-            match self.input.beside {
-                Beside::Nothing => return,
-                Beside::Unreachable => self.add(&backup.id, Reason::RemoteUnreachable),
-                Beside::Remote { facts, pruned } if !was_committed(facts, pruned, backup) => {
+            match self.input.secondary {
+                SecondaryFacts::Nothing => return,
+                SecondaryFacts::Unreachable => self.add(&backup.id, Reason::RemoteUnreachable),
+                SecondaryFacts::Remote { facts, pruned }
+                    if !was_committed(facts, pruned, backup) =>
+                {
                     self.add(&backup.id, Reason::NotInRemote)
                 }
-                Beside::Remote { .. } => {}
+                SecondaryFacts::Remote { .. } => {}
             }
         }
     }
@@ -187,11 +189,11 @@ impl<'a> Keeping<'a> {
                 continue;
             }
             for ancestor in self.ancestors(backup) {
-                let elsewhere = match self.input.beside {
-                    Beside::Remote { facts, .. } => {
+                let elsewhere = match self.input.secondary {
+                    SecondaryFacts::Remote { facts, .. } => {
                         facts.iter().any(|other| is_same(other, ancestor))
                     }
-                    Beside::Nothing | Beside::Unreachable => false,
+                    SecondaryFacts::Nothing | SecondaryFacts::Unreachable => false,
                 };
                 if !elsewhere && !self.keeps(&ancestor.id) {
                     self.add(
@@ -220,7 +222,7 @@ impl<'a> Keeping<'a> {
 
     /// Returns why a kept backup cannot be restored from here, or together with the remote.
     pub(super) fn flaw(&self, backup: &BackupFacts) -> Option<String> {
-        let Beside::Remote { facts: remote, .. } = self.input.beside else {
+        let SecondaryFacts::Remote { facts: remote, .. } = self.input.secondary else {
             return backup.flaw.clone();
         };
         let mut current = backup;

@@ -5,7 +5,7 @@ use super::*;
 use crate::manifest::{BaseRef, FORMAT, SnapshotRef};
 use crate::model::Digest;
 use crate::plan::fixtures::{self, at, snapshot};
-use ResumeVerdict::{GiveUp, GoOn, Over, Wait};
+use ResumeVerdict::{Abandon, Over, Resume, Wait};
 
 fn reference(n: u64) -> SnapshotRef {
     SnapshotRef {
@@ -66,7 +66,7 @@ struct Case {
     compression: CompressionName,
     recipients: Vec<String>,
     target: Vec<BackupFacts>,
-    beside: Vec<BackupFacts>,
+    remote: Vec<BackupFacts>,
     unseen: Option<&'static str>,
 }
 
@@ -111,7 +111,7 @@ impl Case {
             compression: CompressionName::None,
             recipients,
             target: vec![base],
-            beside: Vec::new(),
+            remote: Vec::new(),
             unseen: None,
         }
     }
@@ -146,7 +146,7 @@ impl Case {
                 compression: self.compression,
                 recipients: &self.recipients,
                 target: &self.target,
-                beside: &self.beside,
+                remote: &self.remote,
                 unseen: self.unseen,
             },
         )
@@ -156,21 +156,21 @@ impl Case {
 /// Returns the verdict as text: its name, and its sources or its reason.
 fn said(verdict: &ResumeVerdict) -> (&'static str, String) {
     match verdict {
-        GoOn {
+        Resume {
             snapshot,
             base: None,
         } => ("go on", snapshot.name.to_string()),
-        GoOn {
+        Resume {
             snapshot,
             base: Some(SendBase::Snapshot(base)),
         } => ("go on", format!("{} from {base}", snapshot.name)),
-        GoOn {
+        Resume {
             snapshot,
             base: Some(SendBase::Bookmark(base)),
         } => ("go on", format!("{} from {base}", snapshot.name)),
         Wait { why } => ("wait", why.clone()),
         Over { why } => ("over", why.clone()),
-        GiveUp { why } => ("give up", why.clone()),
+        Abandon { why } => ("give up", why.clone()),
     }
 }
 
@@ -290,7 +290,7 @@ fn a_full_goes_on_only_as_what_it_began_as() {
             ),
             (
                 "a full of it in the other store",
-                |case| case.beside.push(backup(2, BackupKind::Full)),
+                |case| case.remote.push(backup(2, BackupKind::Full)),
                 ("go on", "t/a@s2"),
             ),
             (
@@ -340,7 +340,7 @@ fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
             ),
             (
                 "the base in the other store",
-                |case| case.beside = std::mem::take(&mut case.target),
+                |case| case.remote = std::mem::take(&mut case.target),
                 ("go on", "from t/a@s1"),
             ),
             (

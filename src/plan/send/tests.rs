@@ -102,7 +102,7 @@ struct Case {
     candidate: Option<u64>,
     bookmarks: Vec<u64>,
     target: Vec<BackupFacts>,
-    beside: Vec<BackupFacts>,
+    remote: Vec<BackupFacts>,
     unseen: Option<&'static str>,
     flags: Vec<String>,
     recipients: Vec<String>,
@@ -118,7 +118,7 @@ impl Default for Case {
             candidate: Some(3),
             bookmarks: Vec::new(),
             target: Vec::new(),
-            beside: Vec::new(),
+            remote: Vec::new(),
             unseen: None,
             flags: names(&["compressed", "large-blocks"]),
             recipients: names(&["age1a"]),
@@ -141,7 +141,7 @@ impl Case {
             snapshots: &snapshots,
             bookmarks: &bookmarks,
             target: &self.target,
-            beside: &self.beside,
+            remote: &self.remote,
             unseen: self.unseen,
             flags: &self.flags,
             recipients: &self.recipients,
@@ -453,7 +453,7 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
             snapshots: std::slice::from_ref(&sent),
             bookmarks,
             target: &[full(1)],
-            beside: &[],
+            remote: &[],
             unseen: None,
             flags: &flags,
             recipients: &recipients,
@@ -680,7 +680,7 @@ fn facts_of<'a>(case: &'a Case, snapshots: &'a [Snapshot]) -> SendFacts<'a> {
         snapshots,
         bookmarks: &[],
         target: &case.target,
-        beside: &[],
+        remote: &[],
         unseen: None,
         flags: &case.flags,
         recipients: &case.recipients,
@@ -794,40 +794,40 @@ fn a_lost_base_makes_a_full_only_up_to_the_limit_and_never_when_it_is_not_known(
 
 #[test]
 fn for_the_intermediate_directory_bases_may_lie_in_the_remote() {
-    let beside = |target, beside| Case {
+    let with_remote = |target, remote| Case {
         target,
-        beside,
+        remote,
         ..Case::default()
     };
     let remote = chain(1, 2);
     check(vec![
         (
             "only in the remote",
-            beside(vec![], remote.clone()),
+            with_remote(vec![], remote.clone()),
             L,
             "incr 3 from @s2 on incr 2",
         ),
         (
             "stored in the remote already",
-            beside(vec![], chain(1, 3)),
+            with_remote(vec![], chain(1, 3)),
             L,
             "have incr 3",
         ),
         (
             "a full is wanted here",
-            beside(vec![], vec![full(3)]),
+            with_remote(vec![], vec![full(3)]),
             F,
             "full requested",
         ),
         (
             "newer here",
-            beside(chain(1, 2), vec![full(1)]),
+            with_remote(chain(1, 2), vec![full(1)]),
             L,
             "incr 3 from @s2 on incr 2",
         ),
         (
             "newer there",
-            beside(vec![full(1)], remote.clone()),
+            with_remote(vec![full(1)], remote.clone()),
             L,
             "incr 3 from @s2 on incr 2",
         ),
@@ -838,7 +838,7 @@ fn for_the_intermediate_directory_bases_may_lie_in_the_remote() {
                     incrementals_percent_max: 10,
                     ..RULES
                 },
-                ..beside(remote.clone(), remote)
+                ..with_remote(remote.clone(), remote)
             },
             L,
             "incr 3 from @s2 on incr 2",
@@ -850,7 +850,7 @@ fn for_the_intermediate_directory_bases_may_lie_in_the_remote() {
 fn every_no_says_what_each_side_has() {
     let loss = BaseLoss {
         newest: Some((full(2).snapshot, None)),
-        here: Here::Neither,
+        here: LocalBase::Neither,
         unseen: None,
     };
     let too_large = SendConflict::TooLarge {
@@ -864,13 +864,13 @@ fn every_no_says_what_each_side_has() {
     ");
     let too_new = BaseLoss {
         newest: Some((full(2).snapshot, None)),
-        here: Here::Snapshot,
+        here: LocalBase::Snapshot,
         unseen: None,
     };
     insta::assert_snapshot!(too_new.to_string(), @"store's newest: 1970-01-03 guid 0000000000000002  here: its snapshot, and not older than what would be sent");
     let damaged = BaseLoss {
         newest: Some((full(2).snapshot, Some("chunk 3 is missing".into()))),
-        here: Here::Bookmark,
+        here: LocalBase::Bookmark,
         unseen: Some("the remote is away".into()),
     };
     insta::assert_snapshot!(SendConflict::NoCommonBase(Box::new(damaged)).to_string(), @r"
@@ -892,7 +892,7 @@ fn every_no_says_what_each_side_has() {
         snapshots: std::slice::from_ref(&only),
         bookmarks: &redacted,
         target: &case.target,
-        beside: &[],
+        remote: &[],
         unseen: None,
         flags: &case.flags,
         recipients: &case.recipients,
@@ -915,7 +915,7 @@ fn every_no_says_what_each_side_has() {
     let Err(SendConflict::NoCommonBase(loss)) = plan_send(&facts, &RULES, I) else {
         panic!("a base")
     };
-    assert_eq!(loss.here, Here::Neither);
+    assert_eq!(loss.here, LocalBase::Neither);
     let flags = FullReason::Flags {
         chain: names(&["compressed"]),
         now: vec![],

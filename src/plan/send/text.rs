@@ -1,7 +1,7 @@
 //! The texts of [`super::plan_send`]. Each is without the dataset's name; further lines are
 //! indented.
 
-use super::{BaseLoss, FullReason, Here, SendConflict};
+use super::{BaseLoss, FullReason, LocalBase, SendConflict};
 use crate::model::bytes_text;
 use std::fmt;
 
@@ -65,16 +65,16 @@ impl fmt::Display for BaseLoss {
                     snapshot.guid
                 )?;
                 f.write_str(match self.here {
-                    Here::Snapshot => "its snapshot",
-                    Here::Bookmark => "a bookmark of it",
-                    Here::Redacted => {
+                    LocalBase::Snapshot => "its snapshot",
+                    LocalBase::Bookmark => "a bookmark of it",
+                    LocalBase::Redacted => {
                         "only a bookmark with a redaction list, from which no backup can start"
                     }
-                    Here::Neither => "neither snapshot nor bookmark",
+                    LocalBase::Neither => "neither snapshot nor bookmark",
                 })?;
                 match flaw {
                     Some(flaw) => write!(f, "\n  but it is not usable: {flaw}")?,
-                    None if matches!(self.here, Here::Snapshot | Here::Bookmark) => {
+                    None if matches!(self.here, LocalBase::Snapshot | LocalBase::Bookmark) => {
                         f.write_str(", and not older than what would be sent")?
                     }
                     None => {}

@@ -100,12 +100,12 @@ fn name_of(guid: Guid) -> String {
     String::from_utf8(bytes.into_iter().filter(|byte| *byte != 0).collect()).unwrap()
 }
 
-fn sight(known: &str, adopted: &[BackupId]) -> PoolSight {
+fn sight(known: &str, adopted: &[BackupId]) -> PoolView {
     let known = known
         .split_whitespace()
         .map(|name| id_of(name, BackupKind::Full, 0).snapshot_guid())
         .collect();
-    PoolSight {
+    PoolView {
         origin: origin(),
         known,
         adopted: adopted.iter().cloned().collect(),
@@ -351,8 +351,8 @@ fn a_backup_of_the_same_time_skips_nothing_and_its_successor_does() {
         b2 y 20 2 after=p1
         c2 x 30 2 after=p1";
     assert_eq!(strays(table, "p1 c2"), "");
-    let went_on = format!("{table}\nd3 x 40 3 after=c2");
-    assert_eq!(strays(&went_on, "p1 c2 d3"), "b2");
+    let resumed = format!("{table}\nd3 x 40 3 after=c2");
+    assert_eq!(strays(&resumed, "p1 c2 d3"), "b2");
 }
 
 #[test]

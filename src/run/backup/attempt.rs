@@ -1,10 +1,10 @@
 //! An attempt at one backup: from the holds to the last confirmed chunk, then the commit.
 
-use super::planning::{Base, Sight};
+use super::planning::{Base, StoresView};
 use super::put::{Written, json};
 use super::recorder::Recorder;
 use super::source::{SendSource, flag_names, send_flags};
-use super::unfinished::{GoesOn, Unfinished};
+use super::unfinished::{ResumableUpload, Unfinished};
 use super::{BackupEnv, CommittedBackup};
 use crate::catalog::get_pinned;
 use crate::keyring::KEYRING_BYTES_MAX;
@@ -106,10 +106,10 @@ impl<'a> Attempt<'a> {
     pub(super) fn go_on(
         env: &'a BackupEnv,
         (local, stored): (Dataset, DatasetName),
-        goes_on: GoesOn,
-        sight: &Sight,
+        goes_on: ResumableUpload,
+        stores: &StoresView,
     ) -> Result<Self, RunError> {
-        let GoesOn {
+        let ResumableUpload {
             upload,
             snapshot,
             base,
@@ -117,7 +117,7 @@ impl<'a> Attempt<'a> {
         let (id, flags) = (upload.id().clone(), send_flags(&local, &env.settings));
         let (base, before) = match (base, &upload.started.base) {
             (Some(local), Some(base)) => {
-                let stored = sight.stored(&base.backup_id, base.manifest_blake3);
+                let stored = stores.stored(&base.backup_id, base.manifest_blake3);
                 let unknown = || {
                     RunError::refused(
                         format!("{} is not known any more", base.backup_id),
@@ -128,7 +128,7 @@ impl<'a> Attempt<'a> {
                     stored.ok_or_else(unknown)?.manifest.clone(),
                     base.manifest_blake3,
                 );
-                let before = sight.target.chain(sight.beside.seen(), &base.backup_id);
+                let before = stores.target.chain(stores.remote.usable(), &base.backup_id);
                 (
                     Some(Base {
                         local,
@@ -159,19 +159,19 @@ impl<'a> Attempt<'a> {
 
     /// Makes the backup. A failure before the manifest leaves no backup, and a later run resumes
     /// from the objects that were stored, unless [`Attempt::is_pointless`] returns true.
-    pub(super) async fn run(&self, sight: &Sight) -> Result<CommittedBackup, RunError> {
+    pub(super) async fn run(&self, stores: &StoresView) -> Result<CommittedBackup, RunError> {
         let mut course = self.open().await?;
         self.pin()?;
         let mut written = Written::default();
         self.put_start(&course, &mut written).await?;
         // `started.json` is put before the chain is checked: any prune that begins from now on sees
         // that this chain is needed.
-        self.check_chain(sight).await?;
+        self.check_chain(stores).await?;
         let transferred = self.transfer(&mut course).await?;
         self.check_listing(&transferred, &course).await?;
         self.bookmark();
         let committed = self
-            .commit(sight, transferred, written, &mut course)
+            .commit(stores, transferred, written, &mut course)
             .await?;
         if course.is_untidy {
             tidy(&*self.env.store, &committed.manifest).await;
@@ -216,7 +216,7 @@ impl<'a> Attempt<'a> {
                 log.note(&record)?;
             }
         }
-        super::given_up::abort_uploads(self.env, &self.stored, upload).await;
+        super::abandon::abort_uploads(self.env, &self.stored, upload).await;
         let carried = upload.carried();
         let (chunks, bytes) = (
             carried.chunks.len(),

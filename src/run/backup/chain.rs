@@ -2,17 +2,17 @@
 //! the upload.
 
 use super::attempt::Attempt;
-use super::planning::{Base, Beside, Sight};
+use super::planning::{Base, RemoteView, StoresView};
 use crate::catalog::CatalogError;
 use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
-use crate::catalog::usable::Seen;
+use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{
     Catalog, PRUNE_MAX, StoredBackup, read_manifest, read_prune_records, read_prune_records_through,
 };
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, Digest};
 use crate::run::{RunError, error_chain};
-use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name,
 };
@@ -22,25 +22,26 @@ use std::collections::{BTreeMap, BTreeSet};
 impl Attempt<'_> {
     /// Lists the readable stores again and checks that the base's chain is whole: every chunk is
     /// listed at its size in one of the stores, and no prune is deleting a member.
-    pub(super) async fn check_chain(&self, sight: &Sight) -> Result<(), RunError> {
+    pub(super) async fn check_chain(&self, stores: &StoresView) -> Result<(), RunError> {
         let Some(base) = &self.base else {
             return Ok(());
         };
         let (target, mut doomed) = self
-            .look_again(&*self.env.store, &sight.target.catalog)
+            .read_target_again(&*self.env.store, &stores.target.catalog)
             .await?;
         let again;
-        let beside = match &sight.beside {
-            Beside::None => None,
-            Beside::Remembered(seen) => Some(seen),
-            Beside::Seen(store, seen) => {
-                let (seen, doomed_there) = self.look_again(&**store, &seen.catalog).await?;
+        let remote = match &stores.remote {
+            RemoteView::None => None,
+            RemoteView::Remembered(usable) => Some(usable),
+            RemoteView::Current(store, usable) => {
+                let (usable, doomed_there) =
+                    self.read_target_again(&**store, &usable.catalog).await?;
                 doomed.extend(doomed_there);
-                again = seen;
+                again = usable;
                 Some(&again)
             }
         };
-        match (target.flaw(beside, &base.manifest.id), doomed.first()) {
+        match (target.flaw(remote, &base.manifest.id), doomed.first()) {
             (None, _) => Ok(()),
             (Some(_), Some(id)) => Err(self.gone(base, &format!("a prune is deleting {id}"))),
             (Some(flaw), None) => Err(self.gone(base, &flaw)),
@@ -65,11 +66,11 @@ impl Attempt<'_> {
     /// Lists the members of the chain again. Manifests never change, so a manifest that is still
     /// listed is the one that was read. Members that a prune is deleting are left out and returned
     /// in the second value.
-    async fn look_again(
+    async fn read_target_again(
         &self,
         store: &dyn ObjectStore,
         before: &Catalog,
-    ) -> Result<(Seen, BTreeSet<BackupId>), RunError> {
+    ) -> Result<(UsableCatalog, BTreeSet<BackupId>), RunError> {
         let doomed = self.doomed(store).await?;
         let listed = store.list(&dataset_prefix(&self.stored)).await?;
         let sizes: BTreeMap<&str, u64> = listed
@@ -105,25 +106,27 @@ impl Attempt<'_> {
             unknown: Vec::new(),
             newest_object_at: None,
         };
-        Ok((Seen::look(store, catalog).await?, doomed))
+        Ok((UsableCatalog::check(store, catalog).await?, doomed))
     }
 
     /// Checks just before the commit that the base's manifest still exists unchanged. A prune
     /// deletes descendants before ancestors, so it deletes the base before any other member of the
     /// chain.
-    pub(super) async fn check_base(&self, sight: &Sight) -> Result<(), RunError> {
+    pub(super) async fn check_base(&self, stores: &StoresView) -> Result<(), RunError> {
         let Some(base) = &self.base else {
             return Ok(());
         };
         let id = &base.manifest.id;
         let found = self.read_base(&*self.env.store, id).await?;
-        let found = match (found, &sight.beside) {
+        let found = match (found, &stores.remote) {
             (Ok(blake3), _) if blake3 == base.manifest_blake3 => return Ok(()),
-            (missing, Beside::None) => missing,
+            (missing, RemoteView::None) => missing,
             // The remote is out of reach, and it held the base when it was last read.
-            (_, Beside::Remembered(seen)) if seen.catalog.backup(id).is_some() => return Ok(()),
-            (missing, Beside::Remembered(_)) => missing,
-            (_, Beside::Seen(store, _)) => match self.read_base(&**store, id).await {
+            (_, RemoteView::Remembered(usable)) if usable.catalog.backup(id).is_some() => {
+                return Ok(());
+            }
+            (missing, RemoteView::Remembered(_)) => missing,
+            (_, RemoteView::Current(store, _)) => match self.read_base(&**store, id).await {
                 Ok(found) => found,
                 Err(RunError::Store(error)) if super::planning::is_out_of_reach(&error) => {
                     tracing::warn!(error = error_chain(&error), base = %id, "the remote went out of reach; going on");
@@ -144,7 +147,12 @@ impl Attempt<'_> {
     /// this host's journal. The id is new, so any record that names it is about this attempt.
     pub(super) async fn check_not_doomed(&self) -> Result<(), RunError> {
         let (state_dir, store) = (&self.env.settings.state_dir, &*self.env.store);
-        let cache = ObjectCache::open(state_dir, &store.known(), &self.stored, Keeping::New);
+        let cache = ObjectCache::open(
+            state_dir,
+            &store.known(),
+            &self.stored,
+            CacheMode::ReadWrite,
+        );
         let records =
             read_prune_records_through(store, &self.stored, &self.env.keys.trusted, None, &cache)
                 .await?;

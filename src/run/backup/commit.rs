@@ -2,7 +2,7 @@
 
 use super::CommittedBackup;
 use super::attempt::{Attempt, Course};
-use super::planning::{Sight, remember_commit};
+use super::planning::{StoresView, remember_commit};
 use super::put::{Put, Written, json};
 use super::source::flag_names;
 use crate::catalog::read_back::read_back;
@@ -16,7 +16,7 @@ use crate::manifest::{
 use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
 use crate::run::commit::object_lock::extend_chain;
-use crate::run::pool::sight::pool_sight;
+use crate::run::pool::view::pool_view;
 use crate::run::transfer::Transferred;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
@@ -32,7 +32,7 @@ use jiff::Timestamp;
 impl Attempt<'_> {
     pub(super) async fn commit(
         &self,
-        sight: &Sight,
+        stores: &StoresView,
         transferred: Transferred,
         mut written: Written,
         course: &mut Course,
@@ -65,7 +65,7 @@ impl Attempt<'_> {
             .for_each(|put| written.note(put));
         let keyring = course.keyring.as_ref().map(|bytes| Digest::of(bytes));
         let manifest = self.manifest(
-            sight,
+            stores,
             &transferred,
             &entries,
             (chunk_lists, keyring),
@@ -75,10 +75,10 @@ impl Attempt<'_> {
         let manifest_bytes = json(&manifest)?;
         let manifest_blake3 = Digest::of(&manifest_bytes);
         self.check_as_a_reader(&manifest_bytes, &entries)?;
-        self.check_base(sight).await?;
-        self.extend_locks(sight, &written).await?;
+        self.check_base(stores).await?;
+        self.extend_locks(stores, &written).await?;
         let receipt = self.receipt(
-            &sight.target.catalog,
+            &stores.target.catalog,
             manifest_blake3,
             written.receipt.clone(),
             finished_at,
@@ -170,8 +170,8 @@ impl Attempt<'_> {
     }
 
     /// Extends the locks of the ancestors to those of this backup before the commit.
-    async fn extend_locks(&self, sight: &Sight, written: &Written) -> Result<(), RunError> {
-        let here = |id: &&BackupId| sight.target.catalog.backup(id).is_some();
+    async fn extend_locks(&self, stores: &StoresView, written: &Written) -> Result<(), RunError> {
+        let here = |id: &&BackupId| stores.target.catalog.backup(id).is_some();
         let ancestors: Vec<BackupId> = self.before.iter().filter(here).cloned().collect();
         let tags = self.keyring_tags();
         extend_chain(
@@ -213,7 +213,7 @@ impl Attempt<'_> {
 
     fn manifest(
         &self,
-        sight: &Sight,
+        stores: &StoresView,
         transferred: &Transferred,
         entries: &[ChunkEntry],
         (chunk_lists, keyring): (Vec<ChunkListRef>, Option<Digest>),
@@ -223,7 +223,7 @@ impl Attempt<'_> {
         let summary = &transferred.summary;
         let origin = self.origin()?;
         let group = format!("{}-{:016x}", origin.pool_guid, self.snapshot.createtxg);
-        let previous = self.previous(sight, &origin)?;
+        let previous = self.previous(stores, &origin)?;
         Ok(Manifest {
             format: FORMAT,
             requires: Vec::new(),
@@ -264,14 +264,14 @@ impl Attempt<'_> {
 
     /// Returns the newest backups that the pool knows now. The manifest of a full names them as its
     /// predecessors.
-    fn previous(&self, sight: &Sight, origin: &Origin) -> Result<Vec<BackupId>, RunError> {
+    fn previous(&self, stores: &StoresView, origin: &Origin) -> Result<Vec<BackupId>, RunError> {
         let place = (
             &*self.env.settings.state_dir,
             &self.env.store.known(),
             &self.stored,
         );
-        let pool = pool_sight(&*self.env.zfs, &self.local.name, place, origin)?;
-        let facts = [sight.target_facts(), sight.beside_facts()].concat();
+        let pool = pool_view(&*self.env.zfs, &self.local.name, place, origin)?;
+        let facts = [stores.target_facts(), stores.remote_facts()].concat();
         Ok(previous_of(&facts, &pool, self.snapshot.guid))
     }
 

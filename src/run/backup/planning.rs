@@ -3,7 +3,7 @@
 use super::source::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
 use crate::catalog::remembered::{self, recall, remember};
-use crate::catalog::usable::Seen;
+use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, StoredBackup, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
@@ -15,50 +15,50 @@ use crate::run::pool::select::Selected;
 use crate::run::pool::snapshot::{find_dataset, is_own};
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::CommitBytes;
-use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::{ObjectStore, StoreError, StoreErrorKind};
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
 use std::sync::Arc;
 
 /// The backups of one dataset in the target, and in the remote where bases may be.
-pub(super) struct Sight {
+pub(super) struct StoresView {
     /// The target.
-    pub(super) target: Seen,
+    pub(super) target: UsableCatalog,
     /// The remote, if the target is the intermediate directory.
-    pub(super) beside: Beside,
+    pub(super) remote: RemoteView,
     /// Why there may be backups that could not be read or verified.
     pub(super) unseen: Option<String>,
 }
 
 /// The other store, as far as bases may be in it.
-pub(super) enum Beside {
+pub(super) enum RemoteView {
     /// No base may be in another store.
     None,
     /// The remote and its backups, as just read.
-    Seen(Arc<dyn ObjectStore>, Seen),
+    Current(Arc<dyn ObjectStore>, UsableCatalog),
     /// The remote could not be reached: its backups as they were last read.
-    Remembered(Seen),
+    Remembered(UsableCatalog),
 }
 
-impl Beside {
-    pub(super) fn seen(&self) -> Option<&Seen> {
+impl RemoteView {
+    pub(super) fn usable(&self) -> Option<&UsableCatalog> {
         match self {
             Self::None => None,
-            Self::Seen(_, seen) | Self::Remembered(seen) => Some(seen),
+            Self::Current(_, usable) | Self::Remembered(usable) => Some(usable),
         }
     }
 }
 
-impl Sight {
+impl StoresView {
     pub(super) fn target_facts(&self) -> Vec<BackupFacts> {
-        self.target.facts(self.beside.seen())
+        self.target.facts(self.remote.usable())
     }
 
-    pub(super) fn beside_facts(&self) -> Vec<BackupFacts> {
-        self.beside
-            .seen()
-            .map(|beside| beside.facts(Some(&self.target)))
+    pub(super) fn remote_facts(&self) -> Vec<BackupFacts> {
+        self.remote
+            .usable()
+            .map(|remote| remote.facts(Some(&self.target)))
             .unwrap_or_default()
     }
 
@@ -67,12 +67,12 @@ impl Sight {
         self.stored(&facts.id, facts.manifest_blake3)
     }
 
-    /// Does the same as [`Sight::backup`], by id and hash of the manifest.
+    /// Does the same as [`StoresView::backup`], by id and hash of the manifest.
     pub(super) fn stored(&self, id: &BackupId, manifest_blake3: Digest) -> Option<&StoredBackup> {
-        let stores = [Some(&self.target), self.beside.seen()]
+        let stores = [Some(&self.target), self.remote.usable()]
             .into_iter()
             .flatten();
-        let mut backups = stores.filter_map(|seen| seen.catalog.backup(id));
+        let mut backups = stores.filter_map(|usable| usable.catalog.backup(id));
         backups.find(|backup| backup.manifest_blake3 == manifest_blake3)
     }
 }
@@ -94,57 +94,57 @@ pub(super) struct Base {
 /// # Errors
 /// [`RunError`] when the target cannot be read. If the remote cannot be reached, its saved state is
 /// used instead.
-pub(super) async fn look(
+pub(super) async fn read_stores(
     env: &BackupEnv,
     stored: &DatasetName,
-    keeping: Keeping,
-) -> Result<Sight, RunError> {
+    keeping: CacheMode,
+) -> Result<StoresView, RunError> {
     if let Some(other) = &env.other {
         refuse_one_place(&env.store.known(), &other.known)?;
     }
-    let target = see(env, &*env.store, stored, keeping).await?;
-    let mut unseen = disbelieved(&target.catalog, env.store.url());
-    let beside = match &env.other {
+    let target = read_usable(env, &*env.store, stored, keeping).await?;
+    let mut unseen = untrusted_reason(&target.catalog, env.store.url());
+    let remote = match &env.other {
         Some(other) if other.role == StoreRole::Remote => {
-            look_beside(env, other, (stored, keeping), &mut unseen).await?
+            read_remote(env, other, (stored, keeping), &mut unseen).await?
         }
-        _ => Beside::None,
+        _ => RemoteView::None,
     };
-    Ok(Sight {
+    Ok(StoresView {
         target,
-        beside,
+        remote,
         unseen,
     })
 }
 
-pub(super) async fn see(
+pub(super) async fn read_usable(
     env: &BackupEnv,
     store: &dyn ObjectStore,
     stored: &DatasetName,
-    keeping: Keeping,
-) -> Result<Seen, RunError> {
+    keeping: CacheMode,
+) -> Result<UsableCatalog, RunError> {
     let cache = ObjectCache::open(&env.settings.state_dir, &store.known(), stored, keeping);
     let catalog = read_catalog_through(store, stored, &env.keys.trusted, &cache).await?;
-    for (id, error) in catalog.disbelieved() {
+    for (id, error) in catalog.untrusted() {
         tracing::warn!(%id, %error, store = store.url(), "the store has a manifest that is not believed; it is left alone");
     }
-    Ok(Seen::look_through(store, catalog, &cache, |_| true).await?)
+    Ok(UsableCatalog::check_wanted(store, catalog, &cache, |_| true).await?)
 }
 
-fn disbelieved(catalog: &Catalog, store_url: &str) -> Option<String> {
-    let count = catalog.disbelieved().count();
+fn untrusted_reason(catalog: &Catalog, store_url: &str) -> Option<String> {
+    let count = catalog.untrusted().count();
     (count > 0).then(|| format!("{count} manifests in {store_url} are not believed"))
 }
 
 /// Saves what the remote holds, to plan with it while the remote is out of reach. A failure costs
 /// only that.
-pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight: &Sight) {
-    let (store, seen): (&dyn ObjectStore, _) = match (&sight.beside, env.role) {
-        (Beside::Seen(store, seen), _) => (&**store, seen),
-        (_, StoreRole::Remote) => (&*env.store, &sight.target),
-        (Beside::None | Beside::Remembered(_), StoreRole::Intermediate) => return,
+pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, stores: &StoresView) {
+    let (store, usable): (&dyn ObjectStore, _) = match (&stores.remote, env.role) {
+        (RemoteView::Current(store, usable), _) => (&**store, usable),
+        (_, StoreRole::Remote) => (&*env.store, &stores.target),
+        (RemoteView::None | RemoteView::Remembered(_), StoreRole::Intermediate) => return,
     };
-    if let Err(error) = remember(&env.settings.state_dir, store, stored, &seen.whole()).await {
+    if let Err(error) = remember(&env.settings.state_dir, store, stored, &usable.whole()).await {
         tracing::warn!(
             error = error_chain(&error),
             "cannot save the remote's manifests for planning while it is offline"
@@ -182,19 +182,19 @@ pub(super) fn is_out_of_reach(error: &StoreError) -> bool {
     )
 }
 
-async fn look_beside(
+async fn read_remote(
     env: &BackupEnv,
     other: &OtherStore,
-    (stored, keeping): (&DatasetName, Keeping),
+    (stored, keeping): (&DatasetName, CacheMode),
     unseen: &mut Option<String>,
-) -> Result<Beside, RunError> {
+) -> Result<RemoteView, RunError> {
     let why = match &other.store {
-        Ok(store) => match see(env, &**store, stored, keeping).await {
-            Ok(seen) => {
+        Ok(store) => match read_usable(env, &**store, stored, keeping).await {
+            Ok(usable) => {
                 *unseen = unseen
                     .take()
-                    .or_else(|| disbelieved(&seen.catalog, store.url()));
-                return Ok(Beside::Seen(Arc::clone(store), seen));
+                    .or_else(|| untrusted_reason(&usable.catalog, store.url()));
+                return Ok(RemoteView::Current(Arc::clone(store), usable));
             }
             Err(RunError::Store(error)) if is_out_of_reach(&error) => error_chain(&error),
             Err(error) => return Err(error),
@@ -211,20 +211,20 @@ async fn look_beside(
         stored,
         &env.keys.trusted,
     )? {
-        Some((catalog, 0)) => Ok(Beside::Remembered(Seen::remembered(catalog))),
+        Some((catalog, 0)) => Ok(RemoteView::Remembered(UsableCatalog::remembered(catalog))),
         Some((catalog, count)) => {
             *unseen = Some(format!(
                 "{count} remembered manifests of {} are untrusted",
                 other.known.url
             ));
-            Ok(Beside::Remembered(Seen::remembered(catalog)))
+            Ok(RemoteView::Remembered(UsableCatalog::remembered(catalog)))
         }
         None => {
             *unseen = Some(format!(
                 "{} cannot be reached and was never read from here",
                 other.known.url
             ));
-            Ok(Beside::None)
+            Ok(RemoteView::None)
         }
     }
 }
@@ -294,7 +294,7 @@ impl Local {
 pub(super) fn decide(
     env: &BackupEnv,
     local: &Local,
-    sight: &Sight,
+    stores: &StoresView,
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
     let Dataset {
@@ -336,9 +336,9 @@ pub(super) fn decide(
         snapshot: candidate,
         snapshots: &local.snapshots,
         bookmarks: &local.bookmarks,
-        target: &sight.target_facts(),
-        beside: &sight.beside_facts(),
-        unseen: sight.unseen.as_deref(),
+        target: &stores.target_facts(),
+        remote: &stores.remote_facts(),
+        unseen: stores.unseen.as_deref(),
         flags: &flag_names(flags),
         recipients: &recipients,
         full_estimate_bytes,

@@ -1,8 +1,8 @@
 //! Finishes interrupted commits: a journal in the state `committing` has the exact bytes of receipt
 //! and manifest, and they are put again, even if the newest snapshot is another one now.
 
-use super::given_up::give_up_id;
-use super::planning::{Sight, remember_commit};
+use super::abandon::abandon_id;
+use super::planning::{StoresView, remember_commit};
 use super::{BackupEnv, CommittedBackup};
 use crate::catalog::read_back::read_back;
 use crate::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
@@ -20,7 +20,7 @@ use crate::store::{Evidence, ObjectKey, StoreErrorKind};
 use std::collections::BTreeMap;
 
 /// The result of finishing an interrupted commit.
-enum Ended {
+enum RecommitEnd {
     /// The backup is committed.
     Committed(Box<CommittedBackup>),
     /// The commit can never succeed, for this reason.
@@ -36,7 +36,7 @@ enum Ended {
 pub(super) async fn end_commits(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
 ) -> Result<Vec<CommittedBackup>, RunError> {
     let attempts = read_attempts(
         &env.settings.state_dir,
@@ -46,14 +46,14 @@ pub(super) async fn end_commits(
     let mut committed = Vec::new();
     for attempt in attempts
         .iter()
-        .filter(|attempt| attempt.committing && !attempt.is_given_up())
+        .filter(|attempt| attempt.committing && !attempt.is_abandoned())
     {
         // The journal of a copy from another store has no commit bytes: the next copy resumes it.
         let Some(bytes) = commit_bytes(attempt) else {
             continue;
         };
-        match end_commit(env, selected, sight, attempt, bytes).await? {
-            Ended::Committed(backup) => {
+        match end_commit(env, selected, stores, attempt, bytes).await? {
+            RecommitEnd::Committed(backup) => {
                 tidy(&*env.store, &backup.manifest).await;
                 forget_attempt(
                     &env.settings.state_dir,
@@ -64,11 +64,11 @@ pub(super) async fn end_commits(
                 unpin(&*env.zfs, &selected.dataset.name, |id| *id == attempt.id)?;
                 committed.push(*backup);
             }
-            Ended::Impossible(why) => {
+            RecommitEnd::Impossible(why) => {
                 tracing::warn!(id = %attempt.id, "an interrupted commit cannot be ended: {why}");
-                give_up_id(env, selected, &attempt.id, &why)?;
+                abandon_id(env, selected, &attempt.id, &why)?;
             }
-            Ended::Waits(why) => {
+            RecommitEnd::Waits(why) => {
                 tracing::warn!(id = %attempt.id, "an interrupted commit waits: {why}")
             }
         }
@@ -90,10 +90,10 @@ fn commit_bytes(attempt: &JournaledAttempt) -> Option<&CommitBytes> {
 async fn end_commit(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
     attempt: &JournaledAttempt,
     bytes: &CommitBytes,
-) -> Result<Ended, RunError> {
+) -> Result<RecommitEnd, RunError> {
     let (store, stored, id) = (&*env.store, &selected.stored, &attempt.id);
     let trusted = &env.keys.trusted;
     let parsed = parse_manifest(
@@ -105,14 +105,14 @@ async fn end_commit(
     );
     let manifest = match parsed {
         Ok(manifest) => manifest,
-        Err(error) => return Ok(Ended::Impossible(unusable(&error))),
+        Err(error) => return Ok(RecommitEnd::Impossible(unusable(&error))),
     };
-    if let Some(ended) = check(env, sight, &manifest).await? {
+    if let Some(ended) = check(env, stores, &manifest).await? {
         return Ok(ended);
     }
     match put_all(env, stored, id, bytes).await {
         Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
-            return Ok(Ended::Impossible(error_chain(&error)));
+            return Ok(RecommitEnd::Impossible(error_chain(&error)));
         }
         result => result?,
     }
@@ -138,7 +138,7 @@ async fn end_commit(
         .collect();
     tracing::info!(%id, "an interrupted commit was ended");
     let stored_bytes = sizes.values().sum();
-    Ok(Ended::Committed(Box::new(CommittedBackup {
+    Ok(RecommitEnd::Committed(Box::new(CommittedBackup {
         manifest,
         stored_bytes,
         chunks,
@@ -158,11 +158,11 @@ fn unusable(error: &ManifestError) -> String {
 /// lost base.
 async fn check(
     env: &BackupEnv,
-    sight: &Sight,
+    stores: &StoresView,
     manifest: &Manifest,
-) -> Result<Option<Ended>, RunError> {
+) -> Result<Option<RecommitEnd>, RunError> {
     let (store, Manifest { dataset, id, .. }) = (&*env.store, manifest);
-    let impossible = |why: String| Ok(Some(Ended::Impossible(why)));
+    let impossible = |why: String| Ok(Some(RecommitEnd::Impossible(why)));
     if read_pruned(store, dataset, &env.keys.trusted)
         .await?
         .contains(id)
@@ -192,12 +192,12 @@ async fn check(
         return Ok(None);
     };
     match (
-        sight.stored(&base.backup_id, base.manifest_blake3),
-        &sight.unseen,
+        stores.stored(&base.backup_id, base.manifest_blake3),
+        &stores.unseen,
     ) {
         (Some(_), _) => Ok(None),
-        (None, Some(unseen)) => Ok(Some(Ended::Waits(format!(
-            "{} is not seen: {unseen}",
+        (None, Some(unseen)) => Ok(Some(RecommitEnd::Waits(format!(
+            "{} is not usable: {unseen}",
             base.backup_id
         )))),
         (None, None) => impossible(format!(

@@ -1,7 +1,7 @@
 //! Destroys bookmarks that nothing needs any more, after a backup, and only if everything that
 //! could need them was read.
 
-use super::planning::{Beside, Sight, see};
+use super::planning::{RemoteView, StoresView, read_usable};
 use super::{BackupEnv, StoreRole};
 use crate::catalog::{Catalog, read_pruned};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, SIGNATURE_BYTES_MAX, parse_started};
@@ -11,7 +11,7 @@ use crate::plan::bookmarks::{BookmarkNeeds, is_own, needed_guids, spent_bookmark
 use crate::run::error_chain;
 use crate::run::pool::select::Selected;
 use crate::state::bookmark_notes::BookmarkNotes;
-use crate::state::manifests::Keeping;
+use crate::state::manifests::CacheMode;
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use crate::zfs::Bookmark;
@@ -23,11 +23,11 @@ use std::collections::BTreeSet;
 pub(super) async fn release_bookmarks(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
     committed: &Manifest,
 ) {
     let dataset = &selected.dataset.name;
-    match find_spent(env, selected, sight, committed).await {
+    match find_spent(env, selected, stores, committed).await {
         Ok(spent) if spent.is_empty() => {}
         Ok(spent) => match env.zfs.destroy_bookmarks(&spent) {
             Ok(()) => {
@@ -47,14 +47,14 @@ pub(super) async fn release_bookmarks(
 async fn find_spent(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
     committed: &Manifest,
 ) -> Result<Vec<BookmarkName>, String> {
     let (dataset, stored) = (&selected.dataset.name, &selected.stored);
-    if let Some(unseen) = &sight.unseen {
+    if let Some(unseen) = &stores.unseen {
         return Err(unseen.clone());
     }
-    let mut target = sight.target_facts();
+    let mut target = stores.target_facts();
     // The hash of the manifest is not used here.
     target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
     let notes = BookmarkNotes::new(&env.settings.state_dir, selected.dataset.guid);
@@ -65,50 +65,52 @@ async fn find_spent(
             .collect();
         notes.replace(&store.known(), needed).map_err(text)
     };
-    let begun = unfinished(env, &*env.store, &sight.target.catalog).await?;
+    let begun = unfinished(env, &*env.store, &stores.target.catalog).await?;
     note(&*env.store, &target, &begun)?;
     let mut needs = BookmarkNeeds {
         stores: vec![target],
         ..BookmarkNeeds::default()
     };
     needs.unfinished.extend(begun);
-    let mut stores: Vec<&dyn ObjectStore> = vec![&*env.store];
+    let mut configured: Vec<&dyn ObjectStore> = vec![&*env.store];
     if let Some(other) = &env.other {
         let store = other
             .store
             .as_ref()
             .map_err(|why| format!("{} cannot be reached: {why}", other.known.url))?;
         let read;
-        let seen = match &sight.beside {
-            Beside::Seen(_, seen) => seen,
-            Beside::Remembered(_) => return Err(format!("{} cannot be reached", other.known.url)),
-            Beside::None => {
+        let usable = match &stores.remote {
+            RemoteView::Current(_, usable) => usable,
+            RemoteView::Remembered(_) => {
+                return Err(format!("{} cannot be reached", other.known.url));
+            }
+            RemoteView::None => {
                 debug_assert_eq!(
                     other.role,
                     StoreRole::Intermediate,
                     "a remote beside the target was read already"
                 );
-                read = see(env, &**store, stored, Keeping::New)
+                read = read_usable(env, &**store, stored, CacheMode::ReadWrite)
                     .await
                     .map_err(text)?;
                 &read
             }
         };
-        let facts = seen.facts(Some(&sight.target));
-        let begun = unfinished(env, &**store, &seen.catalog).await?;
+        let facts = usable.facts(Some(&stores.target));
+        let begun = unfinished(env, &**store, &usable.catalog).await?;
         note(&**store, &facts, &begun)?;
         needs.stores.push(facts);
         needs.unfinished.extend(begun);
-        stores.push(&**store);
+        configured.push(&**store);
     }
-    let own: Vec<KnownStore> = stores.iter().map(|store| store.known()).collect();
+    let own: Vec<KnownStore> = configured.iter().map(|store| store.known()).collect();
     needs.elsewhere = notes.needed_elsewhere(&own, stored, (env.now)())?;
     let bookmarks = env
         .zfs
         .bookmarks(dataset)
         .map_err(|error| error_chain(&error))?;
     if has_unknown(&bookmarks, &needs) {
-        for store in stores {
+        for store in configured {
             let pruned = read_pruned(store, stored, &env.keys.trusted)
                 .await
                 .map_err(text)?;
@@ -144,7 +146,7 @@ async fn unfinished(
 ) -> Result<Vec<Guid>, String> {
     let mut guids = Vec::new();
     for attempt in &catalog.attempts {
-        if let Some(error) = &attempt.disbelieved {
+        if let Some(error) = &attempt.untrusted {
             return Err(format!("{}: {}", attempt.id, error_chain(error)));
         }
         guids.push(attempt.id.snapshot_guid());

@@ -1,10 +1,10 @@
 //! Finds unfinished uploads: by this host's journal, or, if the journal was lost or rolled back, by
 //! the objects in the store and the holds in the pool. An upload that cannot be resumed is
-//! abandoned ([`super::given_up`]), with the reason.
+//! abandoned ([`super::abandon`]), with the reason.
 
 use super::BackupEnv;
-use super::given_up::give_up;
-use super::planning::{Local, Sight};
+use super::abandon::abandon;
+use super::planning::{Local, StoresView};
 use super::source::{flag_names, send_flags};
 use crate::catalog::CatalogError;
 use crate::catalog::{get_signed, read_pruned};
@@ -61,7 +61,7 @@ pub(super) struct Unfinished {
 }
 
 /// An unfinished upload to resume, with the snapshot and base to send.
-pub(super) struct GoesOn {
+pub(super) struct ResumableUpload {
     pub(super) upload: Unfinished,
     pub(super) snapshot: Snapshot,
     pub(super) base: Option<SendBase>,
@@ -88,7 +88,7 @@ impl Unfinished {
             match record {
                 JournalRecord::Plan { .. }
                 | JournalRecord::Commit(_)
-                | JournalRecord::GivenUp { .. } => {}
+                | JournalRecord::Abandoned { .. } => {}
                 JournalRecord::Chunk { name } => {
                     upload.uploads.entry(name.clone()).or_default();
                 }
@@ -208,14 +208,14 @@ impl Unfinished {
 pub(super) async fn find_unfinished(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
     requested: RequestedKind,
-) -> Result<Vec<GoesOn>, RunError> {
+) -> Result<Vec<ResumableUpload>, RunError> {
     let stored = &selected.stored;
     let mut going_on = Vec::new();
-    for (upload, verdict) in judge_all(env, selected, sight, requested).await? {
+    for (upload, verdict) in judge_all(env, selected, stores, requested).await? {
         match verdict {
-            ResumeVerdict::GoOn { snapshot, base } => going_on.push(GoesOn {
+            ResumeVerdict::Resume { snapshot, base } => going_on.push(ResumableUpload {
                 upload,
                 snapshot: *snapshot,
                 base,
@@ -235,7 +235,7 @@ pub(super) async fn find_unfinished(
                     over == upload.id()
                 })?;
             }
-            ResumeVerdict::GiveUp { why } => give_up(env, selected, &upload, &why).await?,
+            ResumeVerdict::Abandon { why } => abandon(env, selected, &upload, &why).await?,
         }
     }
     going_on.sort_by_key(|going_on| going_on.upload.order());
@@ -250,7 +250,7 @@ pub(super) async fn find_unfinished(
 pub(super) async fn judge_all(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
     requested: RequestedKind,
 ) -> Result<Vec<(Unfinished, ResumeVerdict)>, RunError> {
     let stored = &selected.stored;
@@ -262,12 +262,12 @@ pub(super) async fn judge_all(
             continue;
         }
         known.insert(id);
-        if !journal.committing && !journal.is_given_up() {
+        if !journal.committing && !journal.is_abandoned() {
             found.extend(Unfinished::from_journal(journal)?);
         }
     }
     let pins = pinned(&*env.zfs, &selected.dataset.name)?;
-    for attempt in &sight.target.catalog.attempts {
+    for attempt in &stores.target.catalog.attempts {
         if known.contains(&attempt.id) || !pins.contains(&attempt.id) || attempt.was_committed {
             continue;
         }
@@ -284,7 +284,7 @@ pub(super) async fn judge_all(
     let local = Local::read(&*env.zfs, selected)?;
     let mut judged = Vec::new();
     for mut upload in found {
-        let verdict = judge(env, sight, &local, &mut upload, &pruned).await?;
+        let verdict = judge(env, stores, &local, &mut upload, &pruned).await?;
         judged.push((upload, verdict));
     }
     Ok(judged)
@@ -356,12 +356,12 @@ async fn in_store(
 /// the store has chunks that the journal does not name.
 async fn judge(
     env: &BackupEnv,
-    sight: &Sight,
+    stores: &StoresView,
     local: &Local,
     upload: &mut Unfinished,
     pruned: &BTreeSet<BackupId>,
 ) -> Result<ResumeVerdict, RunError> {
-    let stored = &sight.target.catalog.dataset;
+    let stored = &stores.target.catalog.dataset;
     let prefix = backup_prefix(stored, upload.id());
     let objects = env.store.list(&prefix).await?;
     let sizes: BTreeMap<String, u64> = objects
@@ -389,8 +389,8 @@ async fn judge(
         }
     }
     let manifest = ObjectKey::backup(stored, upload.id(), &BackupObject::Manifest);
-    let has_manifest =
-        sight.target.catalog.backup(upload.id()).is_some() || was_committed(env, &manifest).await?;
+    let has_manifest = stores.target.catalog.backup(upload.id()).is_some()
+        || was_committed(env, &manifest).await?;
     let recipients: Vec<String> = env
         .keys
         .recipients
@@ -415,14 +415,14 @@ async fn judge(
             split_bytes: env.settings.split_bytes,
             compression: env.settings.compression.into(),
             recipients: &recipients,
-            target: &sight.target_facts(),
-            beside: &sight.beside_facts(),
-            unseen: sight.unseen.as_deref(),
+            target: &stores.target_facts(),
+            remote: &stores.remote_facts(),
+            unseen: stores.unseen.as_deref(),
         },
     );
     match &verdict {
-        ResumeVerdict::GoOn { .. } => Ok(match check_chunks(env, stored, upload).await? {
-            Some(why) => ResumeVerdict::GiveUp { why },
+        ResumeVerdict::Resume { .. } => Ok(match check_chunks(env, stored, upload).await? {
+            Some(why) => ResumeVerdict::Abandon { why },
             None => verdict,
         }),
         _ => Ok(verdict),

@@ -100,7 +100,7 @@ impl Copy<'_> {
         if let Some(gap) = find_gaps(self.backup, &chunks).next() {
             return self.source(Err(gap));
         }
-        let journal = AttemptJournal::begin_or_go_on(state_dir, &to.known(), dataset, id)?;
+        let journal = AttemptJournal::begin_or_reopen(state_dir, &to.known(), dataset, id)?;
         let mut confirmed = Confirmed::default();
         self.copy_signed(BackupObject::Started, SignedType::Started, &mut confirmed)
             .await?;

@@ -118,7 +118,7 @@ impl ChunkCopy<'_> {
         while let Some(part) = parts.next().await {
             let part = part?;
             let hashed = part.clone();
-            hasher = beside(move || {
+            hasher = run_blocking(move || {
                 hasher.update(&hashed);
                 hasher
             })
@@ -187,7 +187,7 @@ impl ChunkCopy<'_> {
                 return Err(RunError::Interrupted);
             }
             let part = part?;
-            (hasher, check) = beside(move || {
+            (hasher, check) = run_blocking(move || {
                 hasher.update(&part);
                 check.update(&part);
                 (hasher, check)
@@ -244,7 +244,7 @@ fn ranges(bytes: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
 }
 
 /// Runs blocking work, such as the milliseconds that hashing a part takes, on a blocking thread.
-async fn beside<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RunError> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -202,7 +202,7 @@ fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), StateError> {
     let (old, new): (PathBuf, PathBuf) = (from.join(name), to.join(name));
     if new
         .try_exists()
-        .map_err(|source| failed("look at", &new, source))?
+        .map_err(|source| failed("inspect", &new, source))?
     {
         return Ok(());
     }

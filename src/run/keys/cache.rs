@@ -4,7 +4,7 @@ use super::{StoredKeyring, WriterKeys, file_error};
 use crate::keyring::keyring_tag;
 use crate::model::Digest;
 use crate::run::RunError;
-use crate::sign::{BelievedList, SigningKey, Trust, TrustedKeys, VerifyingKey};
+use crate::sign::{SigningKey, Trust, TrustedKeys, TrustedList, VerifyingKey};
 use crate::state::StateError;
 use crate::state::dataset_lock::{KernelLock, lock_named};
 use crate::state::dir::{create_folder, replace_file};
@@ -33,7 +33,7 @@ struct CachedKeys {
     #[serde(default)]
     retired_keys: Vec<String>,
     #[serde(default)]
-    believed_lists: Vec<CachedList>,
+    trusted_lists: Vec<CachedList>,
     /// The sealed keyring in base64, in the same file as the keys, so that both change together.
     /// Older caches have it in `keyring.age`.
     #[serde(default)]
@@ -70,12 +70,12 @@ impl CachedKeys {
         retired
             .into_iter()
             .for_each(|key| trusted.add(key, Trust::Retired));
-        let list = |list: &CachedList| BelievedList {
+        let list = |list: &CachedList| TrustedList {
             tag: list.tag.clone(),
             blake3: list.blake3,
             content: None,
         };
-        trusted.lists = self.believed_lists.iter().map(list).collect();
+        trusted.lists = self.trusted_lists.iter().map(list).collect();
         Ok(trusted)
     }
 }
@@ -208,7 +208,7 @@ impl KeyCache {
             .concat(),
             kept_keys: with(Trust::Kept),
             retired_keys: with(Trust::Retired),
-            believed_lists: lists
+            trusted_lists: lists
                 .map(|list| CachedList {
                     tag: list.tag.clone(),
                     blake3: list.blake3,

@@ -8,7 +8,7 @@ use super::KeyCache;
 use crate::catalog::list_wanted;
 use crate::model::{DatasetName, Digest};
 use crate::run::{RunError, error_chain};
-use crate::sign::{Believed, BelievedList, TrustedKeys};
+use crate::sign::{Believed, TrustedKeys, TrustedList};
 use crate::state::dir::replace_file;
 use crate::store::key::KEYRING_PREFIX;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
@@ -66,7 +66,7 @@ pub async fn read_lists(
 async fn fetch(
     store: &dyn ObjectStore,
     key: &ObjectKey,
-    list: &BelievedList,
+    list: &TrustedList,
 ) -> Result<Result<Believed, String>, RunError> {
     match store.get(key, None, BELIEVED_BYTES_MAX).await {
         Ok(bytes) => Ok(open(list, &bytes)),
@@ -113,7 +113,7 @@ pub(in crate::run) async fn put_list_copies(
 }
 
 /// Names a copy. The suffix is not `.json`, so that no reader takes the copy for a prune record.
-fn copy_name(list: &BelievedList) -> String {
+fn copy_name(list: &TrustedList) -> String {
     format!("/@prune/believed-{}.list", list.blake3)
 }
 
@@ -196,7 +196,7 @@ pub(in crate::run) async fn list_flaws(
 }
 
 impl KeyCache {
-    fn list_path(&self, list: &BelievedList) -> PathBuf {
+    fn list_path(&self, list: &TrustedList) -> PathBuf {
         self.folder.join(format!("believed-{}.json", list.blake3))
     }
 
@@ -238,7 +238,7 @@ impl KeyCache {
     }
 }
 
-fn open(list: &BelievedList, bytes: &[u8]) -> Result<Believed, String> {
+fn open(list: &TrustedList, bytes: &[u8]) -> Result<Believed, String> {
     let actual = Digest::of(bytes);
     if actual != list.blake3 {
         return Err(format!(
@@ -251,6 +251,6 @@ fn open(list: &BelievedList, bytes: &[u8]) -> Result<Believed, String> {
 
 /// Returns the key of a list; `None` when the tag in the keyring is invalid: then there is no such
 /// object.
-fn key_of(list: &BelievedList) -> Option<ObjectKey> {
+fn key_of(list: &TrustedList) -> Option<ObjectKey> {
     ObjectKey::listed(&format!("{KEYRING_PREFIX}{}", list.name()))
 }

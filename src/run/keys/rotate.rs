@@ -52,7 +52,7 @@ pub struct Rekeyed {
     /// Each store, with the key that the new keyring has there.
     pub places: Vec<(String, ObjectKey)>,
     /// Whether this run resumed a change that an earlier run began.
-    pub taken_up: bool,
+    pub resumed: bool,
     /// The objects for which retired keys stay trusted, by store and dataset. Empty when no list
     /// was made.
     pub collected: Vec<CollectedDataset>,
@@ -99,14 +99,14 @@ impl Rekey<'_> {
             }
         }
         let begun = self.sealed_before(&file, &newest.tag, new).await?;
-        let taken_up = begun.is_some();
+        let resumed = begun.is_some();
         let sealed = match begun {
             Some(sealed) => sealed,
             None => self.seal(&file, new)?,
         };
         let done = self.put_everywhere(&file, sealed, new).await?;
         self.cache.save(&done.keys)?;
-        Ok(Rekeyed { taken_up, ..done })
+        Ok(Rekeyed { resumed, ..done })
     }
 
     /// Makes new keys, which follow the old ones, and puts their keyring into every store. Retired
@@ -125,7 +125,7 @@ impl Rekey<'_> {
         let is_newer = matches!(self.relation(&file)?, Relation::Newer);
         let _locks = self.lock_datasets().await?;
         let (next, sealed, collected) = match (is_newer, old_keys) {
-            (true, _) => self.take_up(&newest, passphrase).await?,
+            (true, _) => self.resume(&newest, passphrase).await?,
             (false, OldKeys::KeepTrust) => {
                 let next = file
                     .rotated_keeping_trust()
@@ -168,7 +168,7 @@ impl Rekey<'_> {
         self.cache.save(&done.keys)?;
         self.cache.forget_rotation()?;
         Ok(Rekeyed {
-            taken_up: is_newer,
+            resumed: is_newer,
             collected,
             ..done
         })
@@ -202,7 +202,7 @@ impl Rekey<'_> {
     /// Resumes with the new keys that are already stored. If an interrupted rotation of this host
     /// put them, the objects signed since are added to the list. A rotation by another host stays
     /// as it is: nothing proves who signed objects since.
-    async fn take_up(
+    async fn resume(
         &self,
         newest: &StoredKeyring,
         passphrase: &SecretString,
@@ -406,7 +406,7 @@ impl Rekey<'_> {
         Ok(Rekeyed {
             keys,
             places,
-            taken_up: false,
+            resumed: false,
             collected: Vec::new(),
         })
     }

@@ -222,7 +222,7 @@ impl Judge<'_> {
         let attempts = attempts_anywhere(self.state_dir, id)?;
         let is_named = self.known.named.contains(id);
         let release = format!("`zfs-backup holds release --id {id} -y` releases it all the same");
-        for attempt in attempts.iter().filter(|attempt| !attempt.is_given_up) {
+        for attempt in attempts.iter().filter(|attempt| !attempt.is_abandoned) {
             let of = self
                 .stores
                 .iter()
@@ -244,7 +244,7 @@ impl Judge<'_> {
                 )));
             }
         }
-        if is_named || attempts.iter().any(|attempt| attempt.is_given_up) {
+        if is_named || attempts.iter().any(|attempt| attempt.is_abandoned) {
             return Ok(None);
         }
         Ok(match &self.known.over {
@@ -363,7 +363,7 @@ mod tests {
             AttemptJournal::begin(state.path(), &stores()[0], &selected.stored, &id(1)).unwrap();
         drop(given_up);
         read_attempts(state.path(), &stores()[0], &selected.stored).unwrap()[0]
-            .give_up("tired")
+            .abandon("tired")
             .unwrap();
         let unfinished =
             AttemptJournal::begin(state.path(), &stores()[1], &selected.stored, &id(2)).unwrap();

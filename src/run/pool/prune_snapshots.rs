@@ -4,7 +4,7 @@ use super::pins::pinned;
 use super::select::Selected;
 use super::snapshot::{has_own_name, is_marked};
 use crate::catalog::read_catalog;
-use crate::catalog::usable::Seen;
+use crate::catalog::usable::UsableCatalog;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
 use crate::run::clock::{ClockCheck, store_clocks};
@@ -64,14 +64,14 @@ pub struct SnapshotOutcome {
 /// # Errors
 /// [`RunError::Store`] and [`RunError::Zfs`] when anything could not be read: then no snapshot may
 /// be destroyed.
-pub async fn look_at_snapshots(
+pub async fn judge_snapshots(
     env: &SnapshotsEnv,
     selected: &Selected,
 ) -> Result<Vec<SnapshotVerdict>, RunError> {
-    Ok(look(env, selected).await?.0)
+    Ok(judge_with_clock(env, selected).await?.0)
 }
 
-async fn look(
+async fn judge_with_clock(
     env: &SnapshotsEnv,
     selected: &Selected,
 ) -> Result<(Vec<SnapshotVerdict>, Result<ClockTrust, ClockDoubt>), RunError> {
@@ -103,7 +103,7 @@ async fn look(
             .attempts
             .retain(|attempt| known.contains(&attempt.id));
         let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
-        let seen = Seen::look(&**store, catalog).await?;
+        let seen = UsableCatalog::check(&**store, catalog).await?;
         views.push(StoreView {
             store: store.url().to_owned(),
             facts: if *beside_remote {
@@ -175,7 +175,7 @@ fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
 ///
 /// # Errors
 /// [`RunError::State`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]
-/// without the permission to destroy; as for [`look_at_snapshots`].
+/// without the permission to destroy; as for [`judge_snapshots`].
 pub async fn prune_snapshots(
     env: &SnapshotsEnv,
     selected: &Selected,
@@ -186,7 +186,7 @@ pub async fn prune_snapshots(
     };
     let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
     let mut outcomes = Vec::new();
-    let (verdicts, clock) = look(env, selected).await?;
+    let (verdicts, clock) = judge_with_clock(env, selected).await?;
     env.clock.keep_note(&env.state_dir, &clock)?;
     for verdict in verdicts {
         let names = std::slice::from_ref(&verdict.name);

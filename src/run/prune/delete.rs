@@ -1,6 +1,6 @@
 //! Deletes one backup or leftover, in an order in which a crash cannot leave a backup with holes.
 
-use super::{PruneEnv, PruneLook, PruneTask};
+use super::{PruneEnv, PruneTask, PruneView};
 use crate::model::{BackupId, DatasetName};
 use crate::run::RunError;
 use crate::store::key::{BackupObject, PROBE_PREFIX, ParsedKey, backup_prefix, dataset_prefix};
@@ -79,12 +79,12 @@ fn rank(object: &BackupObject) -> u8 {
 pub(super) async fn remove_dead_uploads(
     env: &PruneEnv,
     task: &PruneTask,
-    look: &PruneLook,
+    view: &PruneView,
 ) -> Result<(), RunError> {
     let dataset = &task.stored;
     let of_dead = |upload: &UnfinishedUpload| {
         ObjectKey::parse(&upload.key)
-            .is_some_and(|key| key.dataset == *dataset && is_dead(look, &key.id))
+            .is_some_and(|key| key.dataset == *dataset && is_dead(view, &key.id))
     };
     let mut uploads = unfinished(env, &dataset_prefix(dataset)).await?;
     uploads.retain(of_dead);
@@ -92,27 +92,27 @@ pub(super) async fn remove_dead_uploads(
     uploads.extend(unfinished(env, PROBE_PREFIX).await?);
     // Takes the earlier of this host's time and the newest date that the store gave, so that
     // neither clock can make an upload look too old.
-    let Some(now) = look
+    let Some(now) = view
         .catalog
         .newest_object_at
         .map(|store| store.min(env.now))
     else {
         return Ok(());
     };
-    let is_given_up = |upload: &UnfinishedUpload| {
+    let is_abandoned = |upload: &UnfinishedUpload| {
         upload.started_at.is_some_and(|started| {
             now.as_second().saturating_sub(started.as_second())
                 >= i64::from(env.resume_days) * 86_400
         })
     };
-    uploads.retain(is_given_up);
+    uploads.retain(is_abandoned);
     if uploads.is_empty() {
         return Ok(());
     }
-    let times = look.facts.iter().map(|backup| backup.snapshot.created_at);
+    let times = view.facts.iter().map(|backup| backup.snapshot.created_at);
     if let Err(doubt) = env
         .clock
-        .judge(&env.store_clocks(&task.beside).await?, times)
+        .judge(&env.store_clocks(&task.secondary).await?, times)
     {
         tracing::warn!(
             "{} unfinished uploads of {dataset} stay: {doubt}",
@@ -133,12 +133,12 @@ async fn unfinished(env: &PruneEnv, prefix: &str) -> Result<Vec<UnfinishedUpload
     }
 }
 
-fn is_dead(look: &PruneLook, id: &BackupId) -> bool {
-    if look.plan.doomed_ids().contains(id) {
+fn is_dead(view: &PruneView, id: &BackupId) -> bool {
+    if view.plan.doomed_ids().contains(id) {
         return true;
     }
-    let proved = look.pruned.contains_key(id) || look.never_committing.contains(id);
+    let proved = view.pruned.contains_key(id) || view.never_committing.contains(id);
     let stays =
-        look.catalog.backup(id).is_some() || look.plan.left_alone.iter().any(|left| left.id == *id);
+        view.catalog.backup(id).is_some() || view.plan.left_alone.iter().any(|left| left.id == *id);
     proved && !stays
 }

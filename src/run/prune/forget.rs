@@ -3,14 +3,14 @@
 use super::PruneEnv;
 use super::at_work::OwnRecords;
 use super::delete::delete_backup;
-use super::look::{newest_records, read_leftovers};
 use super::record::put_record;
-use crate::catalog::usable::Seen;
+use super::view::{newest_records, read_leftovers};
+use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{read_catalog, read_prune_records};
 use crate::manifest::{PruneRecord, PrunedEntry};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
-use crate::plan::prune::{StartedFact, Waiting, follower, waiting_follower};
+use crate::plan::prune::{SecondaryBackups, StartedFact, follower, waiting_follower};
 use crate::plan::retention::in_order;
 use crate::run::RunError;
 use crate::state::dataset_lock::lock_dataset;
@@ -43,7 +43,7 @@ pub async fn look_at(
     dataset: &DatasetName,
     id: &BackupId,
 ) -> Result<Forgotten, RunError> {
-    look_at_beside(env, dataset, id, None).await
+    plan_forget_with_intermediate(env, dataset, id, None).await
 }
 
 /// Does the same as [`look_at`], for a remote with this intermediate directory: a backup that waits
@@ -51,7 +51,7 @@ pub async fn look_at(
 ///
 /// # Errors
 /// As for [`look_at`].
-pub async fn look_at_beside(
+pub async fn plan_forget_with_intermediate(
     env: &PruneEnv,
     dataset: &DatasetName,
     id: &BackupId,
@@ -74,7 +74,7 @@ pub async fn look_at_beside(
         ));
     }
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
-    let seen = Seen::look(store, catalog).await?;
+    let seen = UsableCatalog::check(store, catalog).await?;
     // Bases are resolved as in a prune: if a twin replaces the base that a manifest names, the twin
     // is the base.
     let facts = seen.facts(None);
@@ -106,7 +106,7 @@ pub async fn look_at_beside(
         .find(|attempt| attempt.id == *id)
     {
         let mut warnings = Vec::new();
-        if attempt.disbelieved.is_some() {
+        if attempt.untrusted.is_some() {
             warnings.push(
                 "its manifest is there and is not believed: an older version of it may be good"
                     .to_owned(),
@@ -161,8 +161,10 @@ async fn check_waiting(
 ) -> Result<(), RunError> {
     let catalog = read_catalog(intermediate, dataset, &env.trusted).await?;
     let leftovers = read_leftovers(intermediate, &catalog, &env.trusted).await?;
-    let facts = Seen::look(intermediate, catalog).await?.own_facts();
-    let waiting = Waiting {
+    let facts = UsableCatalog::check(intermediate, catalog)
+        .await?
+        .own_facts();
+    let waiting = SecondaryBackups {
         facts: &facts,
         leftovers: &leftovers,
     };
@@ -189,21 +191,21 @@ pub async fn forget(
     dataset: &DatasetName,
     id: &BackupId,
 ) -> Result<Forgotten, RunError> {
-    forget_beside(env, dataset, id, None).await
+    forget_with_intermediate(env, dataset, id, None).await
 }
 
 /// Does the same as [`forget`], for a remote with this intermediate directory.
 ///
 /// # Errors
 /// As for [`forget`].
-pub async fn forget_beside(
+pub async fn forget_with_intermediate(
     env: &PruneEnv,
     dataset: &DatasetName,
     id: &BackupId,
     intermediate: Option<&dyn ObjectStore>,
 ) -> Result<Forgotten, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), dataset)?;
-    let found = look_at_beside(env, dataset, id, intermediate).await?;
+    let found = plan_forget_with_intermediate(env, dataset, id, intermediate).await?;
     let entry = PrunedEntry {
         id: id.clone(),
         manifest_blake3: found.manifest_blake3,
@@ -211,7 +213,7 @@ pub async fn forget_beside(
     let record = put_record(env, dataset, vec![entry]).await?;
     // The second reading finds an upload that chose this backup as its base before the record was
     // put.
-    if let Err(error) = look_at_beside(env, dataset, id, intermediate).await {
+    if let Err(error) = plan_forget_with_intermediate(env, dataset, id, intermediate).await {
         record.withdraw(env).await?;
         return Err(error);
     }

@@ -48,7 +48,7 @@ pub struct DrillReport {
 
 /// A scratch dataset that an earlier drill left, with the result of the clean-up.
 #[derive(Debug)]
-pub enum Leftover {
+pub enum AbandonedScratch {
     /// The drill that made it had ended, and the dataset was destroyed.
     Destroyed(DatasetName),
     /// The dataset stays; the error has the reason and the remedy.
@@ -65,7 +65,7 @@ pub fn clean_up(
     zfs: &dyn Zfs,
     parent: &DatasetName,
     locks: Option<&Path>,
-) -> Result<Vec<Leftover>, RunError> {
+) -> Result<Vec<AbandonedScratch>, RunError> {
     find_leftovers(zfs, parent)?
         .into_iter()
         .map(|dataset| Ok(clean_up_one(zfs, dataset, locks)))
@@ -97,7 +97,7 @@ fn has_scratch_name(dataset: &Dataset) -> bool {
         .starts_with(SCRATCH_PREFIX)
 }
 
-fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftover {
+fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> AbandonedScratch {
     let name = dataset.name.clone();
     let by_hand = format!(
         "once no drill is running: zfs destroy -r {}",
@@ -110,17 +110,20 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
         )
     };
     let Some(locks) = locks else {
-        return Leftover::Stays(name.clone(), stays("that drill may still be running"));
+        return AbandonedScratch::Stays(name.clone(), stays("that drill may still be running"));
     };
     let Some(scratch) = Scratch::of(&dataset) else {
-        return Leftover::Stays(name.clone(), stays("it does not carry the mark of a drill"));
+        return AbandonedScratch::Stays(
+            name.clone(),
+            stays("it does not carry the mark of a drill"),
+        );
     };
     // The mark alone proves nothing: a user with the permission `userprop` can set it on any
     // dataset, with the guids of its snapshots. An administrator who renames a scratch dataset
     // wants to keep it.
     if !has_scratch_name(&dataset) {
         let quoted = shell_words::quote(name.as_str());
-        return Leftover::Stays(
+        return AbandonedScratch::Stays(
             name.clone(),
             RunError::refused(
                 format!(
@@ -137,8 +140,8 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
         .map_err(RunError::from)
         .and_then(|_lock| destroy_left_scratch(zfs, &name, &scratch.guids));
     match destroyed {
-        Ok(()) => Leftover::Destroyed(name),
-        Err(error) => Leftover::Stays(name, error),
+        Ok(()) => AbandonedScratch::Destroyed(name),
+        Err(error) => AbandonedScratch::Stays(name, error),
     }
 }
 

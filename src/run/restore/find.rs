@@ -358,12 +358,11 @@ impl Shelves {
     /// and not as missing.
     fn why_none(&self, id: Option<&BackupId>) -> RunError {
         let dataset = &self.dataset;
-        let mut disbelieved = self
+        let mut untrusted = self
             .shelves
             .iter()
-            .flat_map(|(_, catalog)| catalog.disbelieved());
-        if let Some((other, error)) =
-            disbelieved.find(|(other, _)| id.is_none_or(|id| id == *other))
+            .flat_map(|(_, catalog)| catalog.untrusted());
+        if let Some((other, error)) = untrusted.find(|(other, _)| id.is_none_or(|id| id == *other))
         {
             return not_believed(dataset, other, error);
         }
@@ -400,7 +399,7 @@ async fn find_foreign(
     keys: &KeyFile,
 ) -> Result<Option<(BackupId, String)>, RunError> {
     for (store, catalog) in shelves {
-        for (id, error) in catalog.disbelieved() {
+        for (id, error) in catalog.untrusted() {
             let CatalogError::Manifest {
                 source: ManifestError::Signature(SignatureError::Untrusted { .. }),
                 ..

@@ -12,7 +12,7 @@ use crate::zfs::{Dataset, ResumeToken, Snapshot, Zfs, ZfsError};
 use std::collections::BTreeSet;
 
 /// Whether the same restore can be resumed later: the cause of the error was not the data.
-pub(super) fn may_go_on(error: &RunError) -> bool {
+pub(super) fn may_resume(error: &RunError) -> bool {
     // The last two mean that somebody else works on the target.
     const PASSING: [i32; 6] = [
         libc::EINTR,
@@ -35,7 +35,7 @@ pub(super) fn may_go_on(error: &RunError) -> bool {
 /// start over.
 pub(super) fn must_start_over(error: &RunError) -> bool {
     match error {
-        RunError::CannotTakeUp { .. } => true,
+        RunError::CannotResumeReceive { .. } => true,
         RunError::Zfs(error) => error
             .errno()
             .is_some_and(|errno| [libc::EINVAL, libc::ENOTSUP].contains(&errno.0)),

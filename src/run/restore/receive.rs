@@ -2,7 +2,7 @@
 //! snapshot in common with the chain, or by resuming an interrupted restore.
 
 use super::leave::{
-    abort_cut, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received,
+    abort_cut, check_own, destroy_begun, leave_half, may_resume, must_start_over, remove_received,
 };
 use super::mark::{
     Begun, Mark, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreToken, parent_properties,
@@ -41,7 +41,7 @@ pub struct ReceiveOptions {
 pub enum ResumeChoice {
     /// Resume it. If this run is interrupted, a later run can resume it too.
     #[default]
-    GoOn,
+    Resume,
     /// Destroy the data that it received, and receive everything again.
     Restart,
     /// Run a drill: the target must not exist, gets the mark of a scratch dataset, and is removed
@@ -57,12 +57,12 @@ pub struct Received {
     /// The BLAKE3 of each stream, as the receiver got it.
     pub streams: Vec<Digest>,
     /// The point at which an interrupted receive was resumed.
-    pub went_on: Option<WentOn>,
+    pub resumed: Option<ResumedReceive>,
 }
 
 /// The point at which an interrupted receive was resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WentOn {
+pub struct ResumedReceive {
     /// The backup.
     pub id: BackupId,
     /// The stream position from which the stream was read.
@@ -114,7 +114,7 @@ pub async fn restore_to_dataset(
 /// # Errors
 /// [`RunError::Refused`] when the plan is out of date. After an interruption, an error of a store,
 /// a full pool or a change of the target, the received data stays, so that the next run can resume
-/// the restore ([`ResumeChoice::GoOn`]). The data also stays after any error of a run that itself
+/// the restore ([`ResumeChoice::Resume`]). The data also stays after any error of a run that itself
 /// resumed one.
 /// Otherwise a new dataset is removed, and a dataset that was rolled back stays at the last
 /// snapshot that was received completely, and readonly if more were to follow.
@@ -210,7 +210,7 @@ impl Receiving<'_> {
     /// or rolls back.
     async fn prepare(&self, made: &mut Vec<DatasetName>) -> Result<(), RunError> {
         if self.plan.gives_up {
-            self.give_up().await?;
+            self.abandon().await?;
         }
         for parent in &self.plan.parents {
             self.zfs
@@ -229,7 +229,7 @@ impl Receiving<'_> {
         let mut received = Received {
             snapshots: names[first..].to_vec(),
             streams: Vec::new(),
-            went_on: None,
+            resumed: None,
         };
         for (number, (backup, snapshot)) in
             self.set.backups.iter().zip(names).enumerate().skip(first)
@@ -245,8 +245,8 @@ impl Receiving<'_> {
             let digest = match token {
                 None => self.receive(backup, &request, None).await?,
                 Some(token) => {
-                    let (digest, went_on) = self.take_up(backup, &request, token).await?;
-                    received.went_on = went_on;
+                    let (digest, resumed) = self.resume(backup, &request, token).await?;
+                    received.resumed = resumed;
                     digest
                 }
             };
@@ -257,20 +257,20 @@ impl Receiving<'_> {
 
     /// Resumes an interrupted receive. If that is impossible and the receive belongs to this
     /// restore, starts this backup over.
-    async fn take_up(
+    async fn resume(
         &self,
         backup: &RestoreBackup,
         request: &ReceiveRequest,
         token: &ResumeToken,
-    ) -> Result<(Digest, Option<WentOn>), RunError> {
-        let went_on = async {
+    ) -> Result<(Digest, Option<ResumedReceive>), RunError> {
+        let resumed = async {
             let found = find_in(backup, self.keys, token, self.stop).await?;
             tracing::info!(id = %backup.manifest.id, position = found.1.position, "going on with an interrupted receive");
             let reader = open_resumed(backup, &self.keys.identities, &found.0, self.stop.clone());
             Ok((self.receive(backup, request, Some(reader)).await?, found.1))
         };
-        let why = match went_on.await {
-            Ok((digest, went_on)) => return Ok((digest, Some(went_on))),
+        let why = match resumed.await {
+            Ok((digest, resumed)) => return Ok((digest, Some(resumed))),
             Err(error) if must_start_over(&error) => error,
             Err(error) => return Err(error),
         };
@@ -461,7 +461,7 @@ impl Receiving<'_> {
     }
 
     /// Destroys the data that an earlier run received.
-    async fn give_up(&self) -> Result<(), RunError> {
+    async fn abandon(&self) -> Result<(), RunError> {
         let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
         let begun = self.plan.begun.as_ref().and_then(|begun| begun.token);
         let whole = self.plan.given_up;
@@ -490,8 +490,8 @@ impl Receiving<'_> {
             self.mark.clone(),
         );
         let is_rollback = self.plan.rollback.is_some();
-        let went_on = self.plan.begun.is_some() || self.plan.unfinished.is_some();
-        let stays = self.options.resume != ResumeChoice::Never && (went_on || may_go_on(error));
+        let resumed = self.plan.begun.is_some() || self.plan.unfinished.is_some();
+        let stays = self.options.resume != ResumeChoice::Never && (resumed || may_resume(error));
         blocking(move || {
             if stays {
                 return leave_half(&*zfs, &target, &mark, &made);
@@ -525,14 +525,14 @@ impl Receiving<'_> {
 /// would fetch; `None` when no receive was interrupted. Changes nothing.
 ///
 /// # Errors
-/// [`RunError::CannotTakeUp`] when the receive would start over; other errors when the point cannot
+/// [`RunError::CannotResumeReceive`] when the receive would start over; other errors when the point cannot
 /// be determined.
 pub async fn find_interrupted(
     set: &RestoreSet,
     plan: &ReceivePlan,
     keys: &KeyFile,
     stop: &Stop,
-) -> Result<Option<WentOn>, RunError> {
+) -> Result<Option<ResumedReceive>, RunError> {
     let (Some(token), Some(backup)) = (&plan.unfinished, set.backups.get(plan.skipped)) else {
         return Ok(None);
     };
@@ -544,17 +544,17 @@ async fn find_in(
     keys: &KeyFile,
     token: &ResumeToken,
     stop: &Stop,
-) -> Result<(FoundStart, WentOn), RunError> {
+) -> Result<(FoundStart, ResumedReceive), RunError> {
     let (searched, identities) = (backup.clone(), keys.identities.clone());
     let (token, stop) = (token.clone(), stop.clone());
     let found = blocking(move || find_start(&searched, &identities, &token, stop)).await??;
-    let went_on = WentOn {
+    let resumed = ResumedReceive {
         id: backup.manifest.id.clone(),
         position: found.start.from.position,
         stream_bytes: backup.manifest.stream_bytes,
         fetch_bytes: Entries::of(backup).sealed_bytes_from(backup, found.entry),
     };
-    Ok((found, went_on))
+    Ok((found, resumed))
 }
 
 /// Whether the kernel found the target changed: its data (ETXTBSY), or a snapshot that appeared

@@ -80,7 +80,7 @@ pub fn check_target(
     }
     let (token, begun) = (dataset.resume_token()?, Begun::of(&dataset));
     let snapshots = zfs.snapshots(target)?;
-    let place = Place {
+    let place = ExistingTarget {
         zfs,
         target,
         set,
@@ -93,7 +93,7 @@ pub fn check_target(
         ResumeChoice::Restart if place.begun.is_some() || place.token.is_some() => {
             place.restart(options.rollback)
         }
-        _ if place.dataset.inconsistent => place.go_on_with_first(),
+        _ if place.dataset.inconsistent => place.resume_first(),
         _ if options.rollback => place.roll_back(),
         _ if place.begun.is_some() => place.go_on(),
         _ => Err(exists(target)),
@@ -127,7 +127,7 @@ fn exists(target: &DatasetName) -> RunError {
 }
 
 /// A target that exists.
-struct Place<'a> {
+struct ExistingTarget<'a> {
     zfs: &'a dyn Zfs,
     target: &'a DatasetName,
     set: &'a RestoreSet,
@@ -137,9 +137,9 @@ struct Place<'a> {
     snapshots: Vec<Snapshot>,
 }
 
-impl Place<'_> {
+impl ExistingTarget<'_> {
     /// Plans to resume the interrupted first receive of a dataset.
-    fn go_on_with_first(self) -> Result<ReceivePlan, RunError> {
+    fn resume_first(self) -> Result<ReceivePlan, RunError> {
         if self.token.is_none() {
             let what = format!(
                 "{} is in the middle of a receive that cannot go on",

@@ -76,7 +76,7 @@ pub async fn find_restore_tree(
         members: vec![first],
         ..RestoreTree::default()
     };
-    let search = Search {
+    let search = TreeSearch {
         stores,
         root,
         keys,
@@ -116,7 +116,7 @@ pub async fn find_restore_tree(
         told.insert(newest.origin.dataset_guid);
         found.push(
             search
-                .member(Candidate {
+                .member(TreeCandidate {
                     dataset,
                     shelves,
                     newest,
@@ -151,7 +151,7 @@ pub async fn find_restore_tree(
 }
 
 /// The context of the search for the datasets of a tree.
-struct Search<'a> {
+struct TreeSearch<'a> {
     stores: &'a [Arc<dyn ObjectStore>],
     root: &'a DatasetName,
     keys: &'a KeyFile,
@@ -160,13 +160,13 @@ struct Search<'a> {
 }
 
 /// A dataset in the stores, with its newest backup that is not after the moment.
-struct Candidate {
+struct TreeCandidate {
     dataset: DatasetName,
     shelves: Shelves,
     newest: Manifest,
 }
 
-impl Search<'_> {
+impl TreeSearch<'_> {
     async fn read(&self, dataset: &DatasetName) -> Result<Shelves, RunError> {
         Shelves::read(self.stores, dataset, self.keys).await
     }
@@ -186,11 +186,11 @@ impl Search<'_> {
     /// Loads the chain of a candidate. An error has the name of the dataset and the cause.
     async fn member(
         &self,
-        Candidate {
+        TreeCandidate {
             dataset,
             shelves,
             newest,
-        }: Candidate,
+        }: TreeCandidate,
     ) -> Result<TreeMember, (DatasetName, RunError)> {
         let same_moment = is_of_moment(&newest, self.moment);
         match shelves.chain(&newest.id, self.keys).await {
@@ -217,8 +217,8 @@ impl Search<'_> {
         &self,
         elsewhere: BTreeSet<DatasetName>,
         sought: &BTreeSet<Guid>,
-    ) -> Vec<Candidate> {
-        let mut moved: BTreeMap<Guid, Candidate> = BTreeMap::new();
+    ) -> Vec<TreeCandidate> {
+        let mut moved: BTreeMap<Guid, TreeCandidate> = BTreeMap::new();
         for dataset in elsewhere {
             let shelves = match self.read(&dataset).await {
                 Ok(shelves) => shelves,
@@ -239,11 +239,11 @@ impl Search<'_> {
             let guid = newest.origin.dataset_guid;
             // A dataset may have been stored under two names.
             let is_newer =
-                |other: &Candidate| other.newest.snapshot.createtxg < newest.snapshot.createtxg;
+                |other: &TreeCandidate| other.newest.snapshot.createtxg < newest.snapshot.createtxg;
             if sought.contains(&guid) && moved.get(&guid).is_none_or(is_newer) {
                 moved.insert(
                     guid,
-                    Candidate {
+                    TreeCandidate {
                         dataset,
                         shelves,
                         newest,

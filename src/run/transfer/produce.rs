@@ -1,7 +1,7 @@
 //! The producer of a transfer: reads the stream, joins it to what was sent before, cuts it into
 //! chunks, and fills the parts of the missing chunks. Runs on a blocking thread.
 
-use super::sealers::{EndOfChunk, Line, sealers, with_sealers};
+use super::sealers::{EndOfChunk, SealLine, sealers, with_sealers};
 use super::{Ending, Event, StreamSource, TransferPlan};
 use crate::manifest::CHUNKS_MAX;
 use crate::model::ChunkIndex;
@@ -92,7 +92,7 @@ impl Producer {
 
     /// Reads the stream from its beginning. End of file is not success: first the producer reports
     /// success, then the END record is checked, and only then is the last chunk completed.
-    fn run_from_start(&self, line: &Line) -> Result<StreamSummary, ProduceError> {
+    fn run_from_start(&self, line: &SealLine) -> Result<StreamSummary, ProduceError> {
         let mut stream = self.source.open(None).map_err(ProduceError::Zfs)?;
         let mut cutter = Cutter::new(self, line, StreamParser::new(self.plan.expectation));
         let mut buffer = vec![0; READ_BYTES];
@@ -103,7 +103,7 @@ impl Producer {
 
     fn run_from(
         &self,
-        line: &Line,
+        line: &SealLine,
         begin: &BeginRecord,
         point: ResumePoint,
     ) -> Result<StreamSummary, ProduceError> {
@@ -165,7 +165,7 @@ fn begin_error(fault: StreamFault) -> StreamError {
 /// not confirmed yet.
 struct Cutter<'a> {
     producer: &'a Producer,
-    line: &'a Line,
+    line: &'a SealLine,
     parser: StreamParser,
     index: u32,
     chunk_bytes: u64,
@@ -174,7 +174,7 @@ struct Cutter<'a> {
 
 impl<'a> Cutter<'a> {
     /// Begins at the parser's position, which may be inside a chunk that is already confirmed.
-    fn new(producer: &'a Producer, line: &'a Line, parser: StreamParser) -> Self {
+    fn new(producer: &'a Producer, line: &'a SealLine, parser: StreamParser) -> Self {
         let (split_bytes, position) = (producer.plan.split_bytes, parser.position());
         let index = u32::try_from(position / split_bytes).unwrap_or(u32::MAX);
         let mut cutter = Self {

@@ -34,7 +34,7 @@ struct Job {
 }
 
 /// The steps of the chunks, in order.
-enum Step {
+enum SealStep {
     Begin(BackupObject),
     Part(Receiver<Sealed>),
     End(Box<EndOfChunk>),
@@ -48,21 +48,21 @@ pub(super) struct EndOfChunk {
 }
 
 /// The reader's side of the channels.
-pub(super) struct Line {
+pub(super) struct SealLine {
     jobs: SyncSender<Job>,
-    steps: SyncSender<Step>,
+    steps: SyncSender<SealStep>,
 }
 
-impl Line {
+impl SealLine {
     /// Begins a chunk.
     pub(super) fn begin(&self, object: BackupObject) -> Result<(), SealError> {
-        self.step(Step::Begin(object))
+        self.step(SealStep::Begin(object))
     }
 
     /// Hands over a part to be sealed and sent.
     pub(super) fn part(&self, part: FilledPart) -> Result<(), SealError> {
         let (sealed, receiver) = sync_channel(1);
-        self.step(Step::Part(receiver))?;
+        self.step(SealStep::Part(receiver))?;
         self.jobs
             .send(Job { part, sealed })
             .map_err(|_| SealError::Stopped)
@@ -70,10 +70,10 @@ impl Line {
 
     /// Ends the chunk, after all its parts.
     pub(super) fn end(&self, end: EndOfChunk) -> Result<(), SealError> {
-        self.step(Step::End(Box::new(end)))
+        self.step(SealStep::End(Box::new(end)))
     }
 
-    fn step(&self, step: Step) -> Result<(), SealError> {
+    fn step(&self, step: SealStep) -> Result<(), SealError> {
         self.steps.send(step).map_err(|_| SealError::Stopped)
     }
 }
@@ -89,14 +89,14 @@ pub(super) fn sealers() -> usize {
 /// uploader has stopped.
 pub(super) fn with_sealers<T>(
     events: &Sender<Event>,
-    work: impl FnOnce(&Line) -> Result<T, ProduceError>,
+    work: impl FnOnce(&SealLine) -> Result<T, ProduceError>,
 ) -> Result<T, ProduceError> {
     let (jobs, waiting) = sync_channel(STEPS_MAX);
     let (steps, ordered) = sync_channel(STEPS_MAX);
     let waiting = Mutex::new(waiting);
     std::thread::scope(|scope| {
         // If a later thread cannot be started, the earlier threads end when their channels close.
-        let line = Line { jobs, steps };
+        let line = SealLine { jobs, steps };
         for number in 0..sealers() {
             spawn(scope, &format!("seal-{number}"), || seal_all(&waiting))?;
         }
@@ -143,19 +143,19 @@ fn seal_all(waiting: &Mutex<Receiver<Job>>) {
 }
 
 /// Handles the steps in order until there are no more.
-fn hand_over_all(steps: Receiver<Step>, events: &Sender<Event>) -> Result<(), SealError> {
+fn hand_over_all(steps: Receiver<SealStep>, events: &Sender<Event>) -> Result<(), SealError> {
     let mut hasher = ChunkHasher::default();
     for step in steps {
         let event = match step {
-            Step::Begin(object) => {
+            SealStep::Begin(object) => {
                 hasher = ChunkHasher::default();
                 Event::Begin(object)
             }
-            Step::Part(sealed) => {
+            SealStep::Part(sealed) => {
                 let part = sealed.recv().map_err(|_| SealError::Stopped)??;
                 Event::Part(hasher.take(part)?.freeze())
             }
-            Step::End(end) => {
+            SealStep::End(end) => {
                 let EndOfChunk {
                     filled,
                     object,

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const HEADS_MAX: usize = 8;
 
 /// The findings about one backup.
-pub(super) struct Found {
+pub(super) struct BackupFindings {
     id: BackupId,
     pub(super) objects: BTreeMap<EvidenceTier, usize>,
     pub(super) damage: Vec<Damage>,
@@ -31,7 +31,7 @@ pub(super) struct Found {
     pub(super) chunks: Vec<ChunkEntry>,
 }
 
-impl Found {
+impl BackupFindings {
     fn add(&mut self, key: String, reason: String) {
         self.damage
             .push(Damage::new(key, Some(self.id.clone()), reason));
@@ -43,9 +43,9 @@ pub(super) async fn verify_backup(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
     trusted: &TrustedKeys,
-) -> Result<Found, RunError> {
+) -> Result<BackupFindings, RunError> {
     let (objects, damage, extra, live, chunks) = Default::default();
-    let mut found = Found {
+    let mut found = BackupFindings {
         id: backup.manifest.id.clone(),
         objects,
         damage,
@@ -85,7 +85,7 @@ async fn verify_evidence(
     backup: &StoredBackup,
     chunks: &[ChunkEntry],
     receipt: Receipt,
-    found: &mut Found,
+    found: &mut BackupFindings,
 ) -> Result<(), RunError> {
     found.live = receipt.live.iter().map(|entry| entry.id.clone()).collect();
     let mut wanted = wanted_objects(backup, chunks, &receipt, found);
@@ -118,7 +118,7 @@ async fn verify_small(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
     trusted: &TrustedKeys,
-    found: &mut Found,
+    found: &mut BackupFindings,
 ) -> Result<(), RunError> {
     let manifest = &backup.manifest;
     let files = &manifest.files;
@@ -171,7 +171,7 @@ fn wanted_objects(
     backup: &StoredBackup,
     chunks: &[ChunkEntry],
     receipt: &Receipt,
-    found: &mut Found,
+    found: &mut BackupFindings,
 ) -> Vec<(ObjectKey, Evidence)> {
     let manifest = &backup.manifest;
     let recorded: BTreeMap<&str, &Evidence> = receipt
@@ -247,7 +247,7 @@ fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> 
 fn damage_or<T>(
     result: Result<T, impl Into<RunError>>,
     backup: &StoredBackup,
-    found: &mut Found,
+    found: &mut BackupFindings,
 ) -> Result<Option<T>, RunError> {
     let error = match result {
         Ok(value) => return Ok(Some(value)),

@@ -72,7 +72,8 @@ pub enum JournalRecord {
     /// The commit is about to be made of exactly these bytes. From here on the manifest may exist.
     Commit(Box<CommitBytes>),
     /// The attempt was abandoned: no run resumes it.
-    GivenUp {
+    #[serde(rename = "given_up")]
+    Abandoned {
         /// The reason.
         why: String,
     },
@@ -264,7 +265,7 @@ mod tests {
                 name: "00000000-00000000.zfs.age".into(),
                 upload_id: "u\n1".into(),
             },
-            JournalRecord::GivenUp {
+            JournalRecord::Abandoned {
                 why: "\u{1f4be}".into(),
             },
         ]

@@ -176,7 +176,7 @@ fn what_is_no_lockfile_is_a_lock_all_the_same() {
         std::fs::write(&path, text).unwrap();
         assert!(
             matches!(
-                read_lock(&path, &Here::current()),
+                read_lock(&path, &HostBoot::current()),
                 Ok(LockState::Damaged(_))
             ),
             "{text}"
@@ -190,13 +190,13 @@ fn what_is_no_lockfile_is_a_lock_all_the_same() {
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert!(matches!(
-        read_lock(&path, &Here::current()),
+        read_lock(&path, &HostBoot::current()),
         Ok(LockState::Damaged(_))
     ));
     std::fs::remove_dir(&path).unwrap();
     std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
     assert!(matches!(
-        read_lock(&path, &Here::current()),
+        read_lock(&path, &HostBoot::current()),
         Err(StateError::File { .. })
     ));
     assert!(take_lock(&path, &holder(LockKind::Run)).is_err());

@@ -12,7 +12,12 @@ fn dataset() -> DatasetName {
 }
 
 fn open(state: &Path) -> ObjectCache {
-    ObjectCache::open(state, &KnownStore::of_url(STORE), &dataset(), Keeping::New)
+    ObjectCache::open(
+        state,
+        &KnownStore::of_url(STORE),
+        &dataset(),
+        CacheMode::ReadWrite,
+    )
 }
 
 fn listed(key: &str, bytes: &[u8], second: i64) -> ListedObject {
@@ -101,7 +106,7 @@ fn what_was_kept_comes_back_while_it_is_listed_as_it_was() {
             state.path(),
             &KnownStore::of_url(store),
             &name.parse().unwrap(),
-            Keeping::New,
+            CacheMode::ReadWrite,
         )
     };
     assert_eq!(another("s3:bucket/q", "tank/a b").get(object), None);
@@ -154,7 +159,7 @@ fn a_byte_that_changed_is_never_given_for_what_was_kept() {
             state.path(),
             &KnownStore::of_url(STORE),
             &dataset(),
-            Keeping::Nothing,
+            CacheMode::ReadOnly,
         );
         for (object, body) in objects() {
             match cache.get(&object) {
@@ -183,7 +188,7 @@ fn what_is_not_listed_any_more_is_dropped_and_its_room_comes_back() {
         state.path(),
         &KnownStore::of_url(STORE),
         &dataset(),
-        Keeping::Nothing,
+        CacheMode::ReadOnly,
     );
     cache.keep_listed(&keys[..3]);
     assert_eq!(cache.get(&keys[3]), None);
@@ -233,7 +238,7 @@ fn one_process_writes_and_the_others_read() {
         empty.path(),
         &KnownStore::of_url(STORE),
         &dataset(),
-        Keeping::Nothing,
+        CacheMode::ReadOnly,
     );
     cache.put(&new, b"new");
     assert_eq!(

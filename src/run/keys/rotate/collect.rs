@@ -33,7 +33,7 @@ pub struct CollectedDataset {
     /// Unfinished uploads. They cannot be resumed with other keys.
     pub unfinished: usize,
     /// Signed objects that do not verify, by key. They stay untrusted after the rotation.
-    pub disbelieved: Vec<String>,
+    pub untrusted: Vec<String>,
 }
 
 impl CollectedDataset {
@@ -45,7 +45,7 @@ impl CollectedDataset {
             backups: 0,
             newest: None,
             unfinished: 0,
-            disbelieved: Vec::new(),
+            untrusted: Vec::new(),
         }
     }
 }
@@ -117,7 +117,7 @@ pub(super) async fn collect(
             };
             if let Err(reason) = read {
                 tracing::warn!(store = store.url(), key = %object.key, reason, "does not verify, so it is not on the list");
-                dataset.disbelieved.push(object.key.to_string());
+                dataset.untrusted.push(object.key.to_string());
             }
         }
     }

@@ -52,18 +52,18 @@ fn errors_that_pass_keep_what_was_received_and_a_refused_resume_starts_over() {
         libc::EBUSY,
         libc::ETXTBSY,
     ] {
-        assert!(may_go_on(&zfs(errno)), "{errno}");
+        assert!(may_resume(&zfs(errno)), "{errno}");
         assert!(!must_start_over(&zfs(errno)), "{errno}");
     }
     for errno in [libc::EINVAL, libc::ENOTSUP] {
-        assert!(!may_go_on(&zfs(errno)), "{errno}");
+        assert!(!may_resume(&zfs(errno)), "{errno}");
         assert!(must_start_over(&zfs(errno)), "{errno}");
     }
     let other = zfs(libc::EIO);
-    assert!(!may_go_on(&other) && !must_start_over(&other));
-    assert!(may_go_on(&RunError::Interrupted));
+    assert!(!may_resume(&other) && !must_start_over(&other));
+    assert!(may_resume(&RunError::Interrupted));
     assert!(!must_start_over(&RunError::Interrupted));
-    let other_stream = RunError::CannotTakeUp {
+    let other_stream = RunError::CannotResumeReceive {
         id: "x".to_owned(),
         source: ResumingError::Unfit { why: "y" },
     };

@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 
 /// The sizes and limits of a fetch.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::run::restore) struct Pace {
+pub(in crate::run::restore) struct FetchPace {
     /// Pages of one ranged read. Each read has whole pages, so that pieces can be opened in
     /// parallel.
     pages: u32,
@@ -33,18 +33,18 @@ pub(in crate::run::restore) struct Pace {
     opened: usize,
 }
 
-/// Pace for a whole stream. Six reads fill a line of 1 Gbit/s at 100 ms. With the pieces that are
+/// FetchPace for a whole stream. Six reads fill a line of 1 Gbit/s at 100 ms. With the pieces that are
 /// being opened, the two that wait for that and the one that is returned, at most 11 pieces of 2
 /// MiB are in memory. With pieces of 4 MiB a restore from a folder took 157 MiB in all, much more
 /// than its pieces: the allocator keeps what threads freed.
-pub(in crate::run::restore) const WHOLE: Pace = Pace {
+pub(in crate::run::restore) const WHOLE: FetchPace = FetchPace {
     pages: 32,
     ahead: 6,
     opened: 2,
 };
-/// Pace for finding a record after some place: a piece of 1 MiB is fetched only when the one before
+/// FetchPace for finding a record after some place: a piece of 1 MiB is fetched only when the one before
 /// it was not enough.
-pub(in crate::run::restore) const LOOK: Pace = Pace {
+pub(in crate::run::restore) const LOOK: FetchPace = FetchPace {
     pages: 16,
     ahead: 1,
     opened: 1,
@@ -57,7 +57,7 @@ const _: () = assert!(STEP_BYTES.is_multiple_of(PAGE_BYTES as u64));
 /// A place at which the stream of a backup can be entered, counted from 0: the start of each chunk,
 /// and in uncompressed chunks every step of `STEP_BYTES`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::run::restore) struct Entry(pub(in crate::run::restore) u64);
+pub(in crate::run::restore) struct ReadPoint(pub(in crate::run::restore) u64);
 
 /// The positions of all entries of a backup.
 #[derive(Debug, Clone, Copy)]
@@ -88,19 +88,19 @@ impl Entries {
     }
 
     /// Returns the stream position of an entry.
-    pub(in crate::run::restore) fn position(self, Entry(entry): Entry) -> u64 {
+    pub(in crate::run::restore) fn position(self, ReadPoint(entry): ReadPoint) -> u64 {
         entry / self.per_chunk * self.split_bytes + entry % self.per_chunk * STEP_BYTES
     }
 
     /// Returns the last entry that is not after a stream position.
-    pub(in crate::run::restore) fn before(self, position: u64) -> Entry {
+    pub(in crate::run::restore) fn before(self, position: u64) -> ReadPoint {
         let within = (position % self.split_bytes / STEP_BYTES).min(self.per_chunk - 1);
         let entry = (position / self.split_bytes).saturating_mul(self.per_chunk) + within;
-        Entry(entry.min(self.count.saturating_sub(1)))
+        ReadPoint(entry.min(self.count.saturating_sub(1)))
     }
 
     /// Returns the chunk of an entry, and the page in the chunk.
-    fn chunk_and_page(self, Entry(entry): Entry) -> (usize, u64) {
+    fn chunk_and_page(self, ReadPoint(entry): ReadPoint) -> (usize, u64) {
         let chunk = usize::try_from(entry / self.per_chunk).unwrap_or(usize::MAX);
         (
             chunk,
@@ -112,7 +112,7 @@ impl Entries {
     pub(in crate::run::restore) fn sealed_bytes_from(
         self,
         backup: &RestoreBackup,
-        entry: Entry,
+        entry: ReadPoint,
     ) -> u64 {
         let (chunk, page) = self.chunk_and_page(entry);
         let from = backup.chunks.get(chunk..).unwrap_or_default();
@@ -132,7 +132,7 @@ pub fn fetch_requests(chunks: &[ChunkEntry]) -> u64 {
 }
 
 /// The data that fetch, checker and stream share.
-struct Sealed {
+struct SealedSource {
     manifest: Manifest,
     chunks: Vec<ChunkEntry>,
     identities: Arc<[age::x25519::Identity]>,
@@ -140,7 +140,7 @@ struct Sealed {
     from: (usize, u64),
 }
 
-impl Sealed {
+impl SealedSource {
     fn key_of(&self, chunk: usize) -> String {
         let key = self
             .chunks
@@ -200,13 +200,13 @@ struct OpenPiece {
 }
 
 /// A piece that is being opened, with its chunk.
-struct Opening {
+struct OpeningPiece {
     opened: Receiver<Result<PlainPages, OpenError>>,
     chunk: usize,
 }
 
 /// The result of checking a piece; `None` at the end of the last chunk.
-type Checked = Result<Option<Opening>, RunError>;
+type Checked = Result<Option<OpeningPiece>, RunError>;
 
 /// Checks the pieces in order, on its own thread, and has them opened in parallel.
 ///
@@ -218,7 +218,7 @@ struct Checker {
     opening: SyncSender<Checked>,
     demand: Arc<Semaphore>,
     runtime: Handle,
-    shared: Arc<Sealed>,
+    shared: Arc<SealedSource>,
     /// The chunk that is being checked, and its number.
     sealed: Option<(ChunkPieces, usize)>,
 }
@@ -231,7 +231,7 @@ pub(in crate::run::restore) struct PlainStream {
     /// Has a permit for each piece that was requested.
     demand: Arc<Semaphore>,
     fetch: AbortHandle,
-    shared: Arc<Sealed>,
+    shared: Arc<SealedSource>,
     /// The chunk whose stream bytes are being returned, and its number.
     plain: Option<(ChunkPlain, usize)>,
     /// The opened piece that is being returned.
@@ -246,11 +246,11 @@ impl PlainStream {
     pub(in crate::run::restore) fn open(
         backup: &RestoreBackup,
         identities: &[age::x25519::Identity],
-        from: Entry,
-        pace: Pace,
+        from: ReadPoint,
+        pace: FetchPace,
         stop: Stop,
     ) -> Self {
-        let shared = Arc::new(Sealed {
+        let shared = Arc::new(SealedSource {
             manifest: backup.manifest.clone(),
             chunks: backup.chunks.clone(),
             identities: identities.into(),
@@ -368,7 +368,7 @@ impl PlainStream {
             Some(opening) => opening.recv().map_err(|_| panicked())??,
             None => None,
         };
-        let Some(Opening {
+        let Some(OpeningPiece {
             opened,
             chunk: number,
         }) = opening
@@ -458,7 +458,7 @@ impl Checker {
             let (sender, opened) = sync_channel(1);
             self.runtime
                 .spawn_blocking(move || sender.send(pages.open()));
-            return Ok(Some(Opening { opened, chunk }));
+            return Ok(Some(OpeningPiece { opened, chunk }));
         }
         self.end().map(|()| None)
     }
@@ -512,8 +512,8 @@ fn panicked() -> RunError {
 /// Returns the ranges to read of each chunk, in order. A chunk with impossible sizes gives one
 /// error.
 fn wanted(
-    shared: Arc<Sealed>,
-    pace: Pace,
+    shared: Arc<SealedSource>,
+    pace: FetchPace,
 ) -> impl Iterator<Item = Result<(usize, Range<u64>), RunError>> {
     (shared.from.0..shared.chunks.len()).flat_map(move |number| {
         let ranges = piece_ranges_from(
@@ -537,9 +537,9 @@ fn wanted(
 /// The context of a fetch.
 struct Fetch {
     store: Arc<dyn ObjectStore>,
-    shared: Arc<Sealed>,
+    shared: Arc<SealedSource>,
     spare: Spare,
-    pace: Pace,
+    pace: FetchPace,
 }
 
 impl Fetch {
@@ -610,14 +610,14 @@ mod tests {
                 per_chunk,
                 count,
             };
-            for entry in (0..count).map(Entry) {
+            for entry in (0..count).map(ReadPoint) {
                 let position = entries.position(entry);
                 assert_eq!(entries.before(position), entry);
                 if entry.0 > 0 {
-                    assert_eq!(entries.before(position - 1), Entry(entry.0 - 1));
+                    assert_eq!(entries.before(position - 1), ReadPoint(entry.0 - 1));
                 }
             }
-            assert_eq!(entries.before(u64::MAX / 2), Entry(count - 1));
+            assert_eq!(entries.before(u64::MAX / 2), ReadPoint(count - 1));
         }
     }
 }

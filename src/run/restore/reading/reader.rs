@@ -1,7 +1,7 @@
 //! [`RestoreReader`]: one backup's stream for a receiver, parsed and checked on its way out: the
 //! whole stream, or the stream that resumes an interrupted receive.
 
-use super::plain::{Entry, PlainStream, WHOLE};
+use super::plain::{PlainStream, ReadPoint, WHOLE};
 use super::resume::FoundStart;
 use crate::run::RunError;
 use crate::run::restore::RestoreBackup;
@@ -60,7 +60,7 @@ pub fn open_stream_until(
         base_guid,
     };
     let passage = Passage::Whole(Box::new(StreamParser::new(expectation)));
-    let stream = PlainStream::open(backup, identities, Entry(0), WHOLE, stop);
+    let stream = PlainStream::open(backup, identities, ReadPoint(0), WHOLE, stop);
     RestoreReader::new(backup, stream, passage, 0, Vec::new())
 }
 
@@ -240,7 +240,7 @@ fn failed(id: &str, error: ResumingError) -> RunError {
             snapshot: id.to_owned(),
             source,
         },
-        source => RunError::CannotTakeUp {
+        source => RunError::CannotResumeReceive {
             id: id.to_owned(),
             source,
         },

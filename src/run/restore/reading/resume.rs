@@ -16,7 +16,7 @@
 //! to be made, sealed and kept with every backup. The format has a place for one, and the search
 //! needs none.
 
-use super::plain::{Entries, Entry, LOOK, PlainStream};
+use super::plain::{Entries, LOOK, PlainStream, ReadPoint};
 use crate::run::RunError;
 use crate::run::restore::RestoreBackup;
 use crate::run::transfer::Stop;
@@ -40,7 +40,7 @@ pub(in crate::run::restore) struct FoundStart {
     /// The beginning of the resumed stream.
     pub(in crate::run::restore) start: ResumeStart,
     /// The entry at which the fetch begins.
-    pub(in crate::run::restore) entry: Entry,
+    pub(in crate::run::restore) entry: ReadPoint,
     /// The opened bytes to skip from that entry on.
     pub(in crate::run::restore) skip_bytes: u64,
 }
@@ -48,7 +48,7 @@ pub(in crate::run::restore) struct FoundStart {
 /// Finds the point in a backup's stream. Blocking; must be called within a runtime.
 ///
 /// # Errors
-/// [`RunError::CannotTakeUp`] when the stored stream has no such point; other errors when the
+/// [`RunError::CannotResumeReceive`] when the stored stream has no such point; other errors when the
 /// stream cannot be read.
 pub(in crate::run::restore) fn find_start(
     backup: &RestoreBackup,
@@ -57,7 +57,7 @@ pub(in crate::run::restore) fn find_start(
     stop: Stop,
 ) -> Result<FoundStart, RunError> {
     let id = backup.manifest.id.to_string();
-    let unfit = |why| RunError::CannotTakeUp {
+    let unfit = |why| RunError::CannotResumeReceive {
         id: id.clone(),
         source: ResumingError::Unfit { why },
     };
@@ -65,15 +65,15 @@ pub(in crate::run::restore) fn find_start(
         return Err(unfit("it has records of a type that is not known"));
     }
     let opening = read_opening(backup, identities, &stop)?;
-    let mut search = Search {
+    let mut search = RecordSearch {
         backup,
         identities,
         stop,
         opening,
         entries: Entries::of(backup),
-        seen: BTreeMap::new(),
+        found_at: BTreeMap::new(),
     };
-    let Opening {
+    let StreamOpening {
         begin,
         payload,
         boundary,
@@ -93,7 +93,7 @@ pub(in crate::run::restore) fn find_start(
     if token.object <= 1 && token.offset == 0 {
         return Ok(FoundStart {
             start,
-            entry: Entry(0),
+            entry: ReadPoint(0),
             skip_bytes: boundary.position,
         });
     }
@@ -122,7 +122,7 @@ pub(in crate::run::restore) fn find_start(
         let at = search.seek(object, entry)?;
         let records = search.gather(at, token.object, Wanted::Object)?;
         if records.is_empty() {
-            return Err(RunError::CannotTakeUp {
+            return Err(RunError::CannotResumeReceive {
                 id,
                 source: ResumingError::NoPlace { place: object },
             });
@@ -130,7 +130,7 @@ pub(in crate::run::restore) fn find_start(
         start.prologue.extend(records);
     }
     start.first = Some(point);
-    start.from = search.look(entry)?.0.unwrap_or(boundary);
+    start.from = search.read_from(entry)?.0.unwrap_or(boundary);
     let skip_bytes = start.from.position - search.entries.position(entry);
     Ok(FoundStart {
         start,
@@ -141,7 +141,7 @@ pub(in crate::run::restore) fn find_start(
 
 /// The BEGIN record as it is stored, and the boundary after it.
 #[derive(Clone)]
-struct Opening {
+struct StreamOpening {
     begin: BeginRecord,
     payload: Vec<u8>,
     boundary: Boundary,
@@ -151,13 +151,13 @@ fn read_opening(
     backup: &RestoreBackup,
     identities: &[age::x25519::Identity],
     stop: &Stop,
-) -> Result<Opening, RunError> {
+) -> Result<StreamOpening, RunError> {
     let id = backup.manifest.id.to_string();
-    let wrong = |source| RunError::CannotTakeUp {
+    let wrong = |source| RunError::CannotResumeReceive {
         id: id.clone(),
         source,
     };
-    let mut stream = PlainStream::open(backup, identities, Entry(0), LOOK, stop.clone());
+    let mut stream = PlainStream::open(backup, identities, ReadPoint(0), LOOK, stop.clone());
     let mut bytes = Vec::new();
     let mut read_to = |bytes: &mut Vec<u8>, length: usize| -> Result<(), RunError> {
         while bytes.len() < length && stream.read(bytes)? {}
@@ -191,7 +191,7 @@ fn read_opening(
     let end = HEADER_BYTES + begin.payload_bytes as usize;
     read_to(&mut bytes, end)?;
     let boundary = boundary_after_begin(begin.order, &bytes[..end]);
-    Ok(Opening {
+    Ok(StreamOpening {
         payload: bytes[HEADER_BYTES..end].to_vec(),
         boundary,
         begin,
@@ -199,22 +199,22 @@ fn read_opening(
 }
 
 /// The records after an entry: the first boundary, and the place of the first record that has one.
-type Sight = (Option<Boundary>, Option<Place>);
+type Found = (Option<Boundary>, Option<Place>);
 
 /// A search through one stream, with the results of its reads.
-struct Search<'a> {
+struct RecordSearch<'a> {
     backup: &'a RestoreBackup,
     identities: &'a [age::x25519::Identity],
     stop: Stop,
-    opening: Opening,
+    opening: StreamOpening,
     entries: Entries,
-    seen: BTreeMap<Entry, Sight>,
+    found_at: BTreeMap<ReadPoint, Found>,
 }
 
-impl Search<'_> {
+impl RecordSearch<'_> {
     /// Returns the last entry whose first following record is at or before that place. The place
     /// lies after that entry.
-    fn seek(&mut self, place: Place, hint: Entry) -> Result<Entry, RunError> {
+    fn seek(&mut self, place: Place, hint: ReadPoint) -> Result<ReadPoint, RunError> {
         let (mut low, mut high) = (0, self.entries.count);
         let (mut guess, mut guesses) = (hint.0.max(1), GUESSES);
         while high - low > 1 {
@@ -225,48 +225,52 @@ impl Search<'_> {
                 halved
             };
             guesses = guesses.saturating_sub(1);
-            if self.look(Entry(at))?.1.is_some_and(|first| first <= place) {
+            if self
+                .read_from(ReadPoint(at))?
+                .1
+                .is_some_and(|first| first <= place)
+            {
                 (low, guess) = (at, at + 1);
             } else {
                 (high, guess) = (at, at - 1);
             }
         }
-        Ok(Entry(low))
+        Ok(ReadPoint(low))
     }
 
-    fn look(&mut self, entry: Entry) -> Result<Sight, RunError> {
-        if let Some(sight) = self.seen.get(&entry) {
-            return Ok(*sight);
+    fn read_from(&mut self, entry: ReadPoint) -> Result<Found, RunError> {
+        if let Some(found) = self.found_at.get(&entry) {
+            return Ok(*found);
         }
-        let Opening {
+        let StreamOpening {
             begin, boundary, ..
         } = &self.opening;
         let mut scout = match entry {
-            Entry(0) => Scout::at(begin.clone(), *boundary),
+            ReadPoint(0) => Scout::at(begin.clone(), *boundary),
             entry => Scout::new(begin.clone(), self.entries.position(entry)),
         };
-        let skip = if entry == Entry(0) {
+        let skip = if entry == ReadPoint(0) {
             boundary.position
         } else {
             0
         };
         self.read(entry, skip, |bytes| scout.feed(bytes))?;
         scout.end();
-        let sight = scout
+        let found = scout
             .found()
             .map_or((None, None), |(boundary, place)| (Some(boundary), place));
-        self.seen.insert(entry, sight);
-        Ok(sight)
+        self.found_at.insert(entry, found);
+        Ok(found)
     }
 
     /// Returns the records of an object that follow an entry.
     fn gather(
         &mut self,
-        entry: Entry,
+        entry: ReadPoint,
         object: u64,
         wanted: Wanted,
     ) -> Result<Vec<Record>, RunError> {
-        let from = self.look(entry)?.0.unwrap_or(self.opening.boundary);
+        let from = self.read_from(entry)?.0.unwrap_or(self.opening.boundary);
         let mut gather = Gather::new(self.opening.begin.clone(), from, object, wanted);
         let skip = from.position - self.entries.position(entry);
         self.read(entry, skip, |bytes| gather.feed(bytes))?;
@@ -277,7 +281,7 @@ impl Search<'_> {
     /// `true` or the stream ends.
     fn read(
         &self,
-        entry: Entry,
+        entry: ReadPoint,
         mut skip_bytes: u64,
         mut feed: impl FnMut(&[u8]) -> Result<bool, StreamError>,
     ) -> Result<(), RunError> {
@@ -290,10 +294,11 @@ impl Search<'_> {
                 .min(plain.len());
             skip_bytes -= skipped as u64;
             let id = || self.backup.manifest.id.to_string();
-            let enough = feed(&plain[skipped..]).map_err(|error| RunError::CannotTakeUp {
-                id: id(),
-                source: ResumingError::Stream(error),
-            })?;
+            let enough =
+                feed(&plain[skipped..]).map_err(|error| RunError::CannotResumeReceive {
+                    id: id(),
+                    source: ResumingError::Stream(error),
+                })?;
             if enough {
                 return Ok(());
             }

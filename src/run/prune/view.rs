@@ -1,12 +1,13 @@
-//! [`look`]: reads everything that a prune decides from: the store, the journal, and the second
+//! [`read_view`]: reads everything that a prune decides from: the store, the journal, and the second
 //! store.
 
 use super::at_work::OwnRecords;
 use super::{PruneEnv, PruneTask};
 use crate::catalog::CatalogError;
-use crate::catalog::usable::Seen;
+use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{
-    Attempt, Catalog, read_catalog_through, read_prune_records_through, read_receipt, read_started,
+    Catalog, StoredAttempt, read_catalog_through, read_prune_records_through, read_receipt,
+    read_started,
 };
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
@@ -17,12 +18,12 @@ use crate::plan::prune::{
     plan_prune,
 };
 use crate::plan::retention::in_order;
-use crate::plan::timeline::PoolSight;
+use crate::plan::timeline::PoolView;
 use crate::run::identity::refuse_one_place;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::journal::never_committing;
-use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, stream};
@@ -37,7 +38,7 @@ const RECEIPTS_MAX: usize = 8;
 
 /// The second store that holds backups of the same dataset, as seen from the store that is pruned.
 #[derive(Clone)]
-pub enum Beside {
+pub enum SecondaryStore {
     /// No second store counts: the backups of the pruned store must suffice on their own.
     Nothing,
     /// The pruned store is the intermediate directory, and this is the remote.
@@ -51,7 +52,7 @@ pub enum Beside {
 
 /// The facts that were read, and the plan that follows from them.
 #[derive(Debug)]
-pub struct PruneLook {
+pub struct PruneView {
     /// The catalog of the dataset in the pruned store.
     pub catalog: Catalog,
     /// The facts about each of its backups.
@@ -66,7 +67,7 @@ pub struct PruneLook {
     pub(super) never_committing: BTreeSet<BackupId>,
 }
 
-impl PruneLook {
+impl PruneView {
     /// Whether it is certain that no host resumes that attempt: the id is a backup, or a signed
     /// record says that it was deleted.
     pub fn is_over(&self, id: &BackupId) -> bool {
@@ -76,36 +77,44 @@ impl PruneLook {
 
 /// Lists everything and plans. Manifests and other objects come from the cache if the listing still
 /// shows them unchanged. Changes nothing in a store. A deletion must not rely on this result alone:
-/// see `look_afresh`.
+/// see `read_view_uncached`.
 ///
 /// # Errors
 /// [`RunError::Store`] when any object could not be read; nothing may be deleted then.
-pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
+pub async fn read_view(env: &PruneEnv, task: &PruneTask) -> Result<PruneView, RunError> {
     let kept = |store: &dyn ObjectStore| {
-        ObjectCache::open(&env.state_dir, &store.known(), &task.stored, Keeping::New)
+        ObjectCache::open(
+            &env.state_dir,
+            &store.known(),
+            &task.stored,
+            CacheMode::ReadWrite,
+        )
     };
-    look_through(env, task, &kept).await
+    read_view_with(env, task, &kept).await
 }
 
-/// Does the same as [`look`], but reads every object from the stores. A prune deletes only what two
+/// Does the same as [`read_view`], but reads every object from the stores. A prune deletes only what two
 /// of these readings agree on.
 ///
 /// # Errors
-/// As for [`look`].
-pub(super) async fn look_afresh(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
-    look_through(env, task, &|_| ObjectCache::none()).await
+/// As for [`read_view`].
+pub(super) async fn read_view_uncached(
+    env: &PruneEnv,
+    task: &PruneTask,
+) -> Result<PruneView, RunError> {
+    read_view_with(env, task, &|_| ObjectCache::none()).await
 }
 
 /// Function that opens the cache of a store's objects.
 type CacheOf<'a> = &'a (dyn Fn(&dyn ObjectStore) -> ObjectCache + Sync);
 
-async fn look_through(
+async fn read_view_with(
     env: &PruneEnv,
     task: &PruneTask,
     cache_of: CacheOf<'_>,
-) -> Result<PruneLook, RunError> {
+) -> Result<PruneView, RunError> {
     let store = &*env.store;
-    if let Beside::Remote(other) | Beside::Intermediate(other) = &task.beside {
+    if let SecondaryStore::Remote(other) | SecondaryStore::Intermediate(other) = &task.secondary {
         refuse_one_place(&store.known(), &other.known())?;
     }
     let cache = cache_of(store);
@@ -119,28 +128,32 @@ async fn look_through(
         .iter_mut()
         .filter(|leftover| never_committing.contains(&leftover.id))
     {
-        look_behind_markers(store, &task.stored, leftover).await?;
+        check_hidden_manifests(store, &task.stored, leftover).await?;
     }
-    let seen = Seen::look_through(store, catalog, &cache, |_| true).await?;
-    let mut facts = match task.beside {
-        Beside::Nothing | Beside::Intermediate(_) => seen.facts(None),
-        Beside::Remote(_) | Beside::Unreachable => seen.own_facts(),
+    let seen = UsableCatalog::check_wanted(store, catalog, &cache, |_| true).await?;
+    let mut facts = match task.secondary {
+        SecondaryStore::Nothing | SecondaryStore::Intermediate(_) => seen.facts(None),
+        SecondaryStore::Remote(_) | SecondaryStore::Unreachable => seen.own_facts(),
     };
     let pool = env.pools.get(&task.stored);
     mark_adopted(&mut facts, pool);
     let catalog = seen.catalog;
     let live = read_live(store, &catalog, &facts, &env.trusted).await?;
     let other = read_other(task, &env.trusted, cache_of).await?;
-    let beside = match (&task.beside, &other) {
-        (Beside::Remote(_), Some(other)) => plan::Beside::Remote {
+    let secondary = match (&task.secondary, &other) {
+        (SecondaryStore::Remote(_), Some(other)) => plan::SecondaryFacts::Remote {
             facts: &other.facts,
             pruned: &other.pruned,
         },
-        (Beside::Unreachable | Beside::Remote(_), _) => plan::Beside::Unreachable,
-        (Beside::Nothing | Beside::Intermediate(_), _) => plan::Beside::Nothing,
+        (SecondaryStore::Unreachable | SecondaryStore::Remote(_), _) => {
+            plan::SecondaryFacts::Unreachable
+        }
+        (SecondaryStore::Nothing | SecondaryStore::Intermediate(_), _) => {
+            plan::SecondaryFacts::Nothing
+        }
     };
-    let (waiting, waiting_attempts) = match (&task.beside, &other) {
-        (Beside::Intermediate(_), Some(other)) => (&other.facts[..], &other.leftovers[..]),
+    let (waiting, waiting_attempts) = match (&task.secondary, &other) {
+        (SecondaryStore::Intermediate(_), Some(other)) => (&other.facts[..], &other.leftovers[..]),
         _ => (&[][..], &[][..]),
     };
     let no_locks = BTreeMap::new();
@@ -148,7 +161,7 @@ async fn look_through(
     let input = PruneInput {
         facts: &facts,
         leftovers: &leftovers,
-        beside,
+        secondary,
         rules: &task.rules,
         now: env.now,
         store_clock: catalog.newest_object_at,
@@ -160,7 +173,7 @@ async fn look_through(
         waiting,
         waiting_attempts,
         never_committing: &never_committing,
-        resume_days: env.given_up_days(),
+        resume_days: env.abandon_days(),
         locks: &no_locks,
         live: live.as_ref(),
     };
@@ -176,7 +189,7 @@ async fn look_through(
             ..input
         });
     }
-    Ok(PruneLook {
+    Ok(PruneView {
         plan,
         records,
         pruned,
@@ -199,7 +212,7 @@ async fn judge_clock(
     let clocks = if is_empty {
         Vec::new()
     } else {
-        env.store_clocks(&task.beside).await?
+        env.store_clocks(&task.secondary).await?
     };
     let backups = facts.iter().map(|backup| backup.snapshot.created_at);
     let objects = leftovers.iter().filter_map(|leftover| leftover.newest);
@@ -207,7 +220,7 @@ async fn judge_clock(
 }
 
 /// Marks adopted backups: only a person decides the order of two time lines.
-fn mark_adopted(facts: &mut [BackupFacts], pool: Option<&PoolSight>) {
+fn mark_adopted(facts: &mut [BackupFacts], pool: Option<&PoolView>) {
     let Some(pool) = pool else { return };
     facts
         .iter_mut()
@@ -253,13 +266,13 @@ pub(in crate::run) async fn read_leftovers(
     let mut reads = stream::iter(reads).buffered(STARTED_MAX);
     let mut leftovers = Vec::new();
     while let Some((attempt, started)) = reads.next().await {
-        let Attempt {
+        let StoredAttempt {
             id,
             objects,
             bytes,
             newest,
             was_committed,
-            disbelieved,
+            untrusted,
         } = attempt;
         let started = match started {
             Ok(None) => StartedFact::Absent,
@@ -279,7 +292,7 @@ pub(in crate::run) async fn read_leftovers(
             newest: *newest,
             was_committed: *was_committed,
             versions_unseen: None,
-            disbelieved: disbelieved.as_ref().map(describe),
+            untrusted: untrusted.as_ref().map(describe),
             started,
         });
     }
@@ -289,7 +302,7 @@ pub(in crate::run) async fn read_leftovers(
 /// Checks for hidden versions of the manifest. The journal may be an old copy that was restored, so
 /// its statement that an attempt never reached its commit counts only if the store has no version
 /// of the manifest.
-async fn look_behind_markers(
+async fn check_hidden_manifests(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     leftover: &mut Leftover,
@@ -351,11 +364,13 @@ struct Other {
 
 /// Reads the second store, if there is one and it can be reached.
 async fn read_other(
-    PruneTask { beside, stored, .. }: &PruneTask,
+    PruneTask {
+        secondary, stored, ..
+    }: &PruneTask,
     trusted: &TrustedKeys,
     cache_of: CacheOf<'_>,
 ) -> Result<Option<Other>, RunError> {
-    let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else {
+    let (SecondaryStore::Remote(store) | SecondaryStore::Intermediate(store)) = secondary else {
         return Ok(None);
     };
     let cache = cache_of(&**store);
@@ -363,9 +378,9 @@ async fn read_other(
     let pruned =
         newest_records(&read_prune_records_through(&**store, stored, trusted, None, &cache).await?);
     let leftovers = read_leftovers(&**store, &catalog, trusted).await?;
-    let seen = Seen::look_through(&**store, catalog, &cache, |_| true).await?;
-    let facts = match beside {
-        Beside::Remote(_) => seen.facts(None),
+    let seen = UsableCatalog::check_wanted(&**store, catalog, &cache, |_| true).await?;
+    let facts = match secondary {
+        SecondaryStore::Remote(_) => seen.facts(None),
         _ => seen.own_facts(),
     };
     Ok(Some(Other {

@@ -3,7 +3,7 @@
 
 use crate::manifest::Origin;
 use crate::model::{DatasetName, KnownStore};
-use crate::plan::timeline::PoolSight;
+use crate::plan::timeline::PoolView;
 use crate::run::RunError;
 use crate::state::adoption::adopted_backups;
 use crate::zfs::Zfs;
@@ -15,12 +15,12 @@ use std::path::Path;
 /// # Errors
 /// [`RunError::Zfs`] when the pool cannot be read, [`RunError::State`] when the adoptions cannot be
 /// read.
-pub fn pool_sight(
+pub fn pool_view(
     zfs: &dyn Zfs,
     dataset: &DatasetName,
     (state_dir, store, stored): (&Path, &KnownStore, &DatasetName),
     own: &Origin,
-) -> Result<PoolSight, RunError> {
+) -> Result<PoolView, RunError> {
     let snapshots = zfs
         .snapshots(dataset)?
         .into_iter()
@@ -33,7 +33,7 @@ pub fn pool_sight(
         snapshots.chain(bookmarks).collect(),
         adopted_backups(state_dir, store, stored, own)?,
     );
-    Ok(PoolSight {
+    Ok(PoolView {
         origin: own.clone(),
         known,
         adopted,

@@ -3,7 +3,7 @@
 //! objects.
 
 use super::BackupEnv;
-use super::planning::Sight;
+use super::planning::StoresView;
 use super::unfinished::Unfinished;
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 /// # Errors
 /// [`RunError`] when the journal cannot be written or the pool not released: the next run tries
 /// again.
-pub(super) async fn give_up(
+pub(super) async fn abandon(
     env: &BackupEnv,
     selected: &Selected,
     upload: &Unfinished,
@@ -35,11 +35,11 @@ pub(super) async fn give_up(
     abort_uploads(env, &selected.stored, upload).await;
     if upload.journal.is_none() {
         match is_provably_ours(env, selected, upload)? {
-            true => note_given_up(env, &selected.stored, upload, why)?,
+            true => note_abandoned(env, &selected.stored, upload, why)?,
             false => tracing::warn!("`zfs-backup forget {id}` deletes what it stored"),
         }
     }
-    give_up_id(env, selected, id, why)
+    abandon_id(env, selected, id, why)
 }
 
 /// Returns whether the upload is of exactly this dataset in this pool.
@@ -62,7 +62,7 @@ fn is_provably_ours(
 /// manifest of it in any version. When this key may not list versions, only the visible object is
 /// checked; a prune asks for the versions again, and refuses when it may not list them either. For
 /// any other attempt this host cannot prove that it is over.
-fn note_given_up(
+fn note_abandoned(
     env: &BackupEnv,
     stored: &DatasetName,
     upload: &Unfinished,
@@ -76,14 +76,14 @@ fn note_given_up(
     };
     let (state_dir, known) = (&env.settings.state_dir, env.store.known());
     let (_, mut log) = AttemptJournal::begin_logged(state_dir, &known, stored, upload.id(), &plan)?;
-    log.append(&JournalRecord::GivenUp {
+    log.append(&JournalRecord::Abandoned {
         why: why.to_owned(),
     })?;
     Ok(())
 }
 
-/// Does the same as [`give_up`] for an attempt whose multipart uploads were aborted already.
-pub(super) fn give_up_id(
+/// Does the same as [`abandon`] for an attempt whose multipart uploads were aborted already.
+pub(super) fn abandon_id(
     env: &BackupEnv,
     selected: &Selected,
     id: &BackupId,
@@ -95,7 +95,7 @@ pub(super) fn give_up_id(
         &selected.stored,
     )?;
     if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
-        attempt.give_up(why)?;
+        attempt.abandon(why)?;
     }
     unpin(&*env.zfs, &selected.dataset.name, |over| over == id)
 }
@@ -109,13 +109,13 @@ pub(super) fn give_up_id(
 pub(super) async fn settle(
     env: &BackupEnv,
     selected: &Selected,
-    sight: &Sight,
+    stores: &StoresView,
 ) -> Result<(), RunError> {
     let state_dir = &env.settings.state_dir;
     let attempts = read_attempts(state_dir, &env.store.known(), &selected.stored)?;
-    let is_committed = |id: &BackupId| sight.target.catalog.backup(id).is_some();
+    let is_committed = |id: &BackupId| stores.target.catalog.backup(id).is_some();
     for attempt in &attempts {
-        let Some(backup) = sight.target.catalog.backup(&attempt.id) else {
+        let Some(backup) = stores.target.catalog.backup(&attempt.id) else {
             continue;
         };
         tidy(&*env.store, &backup.manifest).await;
@@ -123,7 +123,7 @@ pub(super) async fn settle(
     }
     let given_up: BTreeSet<&BackupId> = attempts
         .iter()
-        .filter(|attempt| attempt.is_given_up())
+        .filter(|attempt| attempt.is_abandoned())
         .map(|attempt| &attempt.id)
         .collect();
     unpin(&*env.zfs, &selected.dataset.name, |id| {
