@@ -326,8 +326,8 @@ fn check_untrusted(
         .map(|error| format!("; one of them: {}", error_chain(error)))
         .unwrap_or_default();
     let what = format!(
-        "{dataset} in {} has more than {UNTRUSTED_MAX} backups and unfinished uploads without a trusted manifest, or so many \
-         untrusted prune records: more than this program leaves{why}",
+        "{dataset} in {} has more than {UNTRUSTED_MAX} backups and unfinished uploads without a \
+         trusted manifest, or as many untrusted prune records: more than this program creates{why}",
         store.url()
     );
     let hint = format!(

@@ -44,7 +44,7 @@ const LIST_LINE: &str = "# believed list: ";
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
     /// The passphrase does not open the keyring.
-    #[error("open the keyring: the passphrase does not fit")]
+    #[error("open the keyring: the passphrase is wrong")]
     WrongPassphrase,
     /// The bytes are not a keyring, or the keyring demands a higher work factor than
     /// [`WORK_FACTOR_MAX`].
@@ -256,8 +256,8 @@ impl KeyFile {
             } else if let Some(key) = line.strip_prefix(RETIRED_LINE) {
                 retired.push(key.parse::<VerifyingKey>()?);
             } else if let Some(list) = line.strip_prefix(LIST_LINE) {
-                let list =
-                    parse_list(list).ok_or_else(|| malformed(format!("{list:?} names no list")))?;
+                let list = parse_list(list)
+                    .ok_or_else(|| malformed(format!("{list:?} is not the name of a list")))?;
                 file.trusted.lists.push(list);
             } else if let Some(key) = line.strip_prefix(SIGNING_LINE) {
                 file.signing = Some(SigningKey::parse(key)?);

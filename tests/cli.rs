@@ -214,7 +214,7 @@ fn a_wrong_passphrase_and_an_empty_store_are_different_answers() {
             "wrong\n",
         ),
         1,
-        &["passphrase does not fit", "hint:"],
+        &["passphrase is wrong", "hint:"],
     );
     let empty = TempDir::new().unwrap();
     let nothing = format!("file:{}", empty.path().display());

@@ -34,7 +34,9 @@ pub(crate) async fn read_back(
             (Ok((manifest, blake3)), _) if blake3 == expected => return Ok(manifest),
             (Ok(_), _) => {
                 let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest).to_string();
-                let reason = "read back after the commit, it is not what was written".into();
+                let reason =
+                    "the bytes that were read back after the commit differ from the written ones"
+                        .into();
                 return Err(CatalogError::Damaged { key, reason });
             }
             (Err(error), None) => return Err(error),

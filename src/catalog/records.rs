@@ -106,7 +106,7 @@ pub async fn read_prune_records_through(
             Err(error) if matches!(error, CatalogError::Manifest { .. }) || error.is_damage() => {
                 untrusted += 1;
                 check_untrusted(store, dataset, untrusted, Some(&error))?;
-                tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed");
+                tracing::warn!(%key, error = error_chain(&error), "ignoring an invalid or untrusted prune record");
             }
             Err(error) => return Err(error),
         }

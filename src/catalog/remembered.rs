@@ -104,7 +104,7 @@ pub(crate) fn recall(
                 });
             }
             Err(error) => {
-                tracing::warn!(%id, error = error_chain(&error), "the remembered manifest is not believed");
+                tracing::warn!(%id, error = error_chain(&error), "ignoring a cached manifest that is invalid or untrusted");
                 untrusted += 1;
             }
         }

@@ -127,7 +127,7 @@ impl UsableCatalog {
         let mut flaws = self.chain_flaws(other, &bases(self, other));
         flaws
             .remove(id)
-            .unwrap_or_else(|| Some(format!("{id} is not there")))
+            .unwrap_or_else(|| Some(format!("{id} is missing")))
     }
 
     /// Returns the flaw of each backup or of its ancestors, in one pass: bases come before the

@@ -44,7 +44,7 @@ pub enum ManifestError {
         actual: Digest,
     },
     /// The sealed content cannot be opened.
-    #[error("open what is sealed in it with the signing key")]
+    #[error("decrypt its sealed part with the signing key")]
     Sealed,
 }
 
@@ -122,10 +122,10 @@ pub fn parse_manifest(
     })?;
     let full = manifest.kind == BackupKind::Full;
     check(manifest.base.is_none() == full, || {
-        "a full must have no base, an incremental one".to_owned()
+        "a full must have no base, and an incremental must have one".to_owned()
     })?;
     check((manifest.chain.position == 0) == full, || {
-        "only a full stands at the start of a chain".to_owned()
+        "only a full can start a chain".to_owned()
     })?;
     check(!full || manifest.chain.full_id == *id, || {
         "a full begins its own chain".to_owned()
@@ -139,7 +139,7 @@ pub fn parse_manifest(
         lists
             .clone()
             .all(|list| list.chunks as usize <= CHUNKS_PER_LIST),
-        || "a list of it is too long".to_owned(),
+        || "one of its lists is too long".to_owned(),
     )?;
     let chunks = manifest.stream_bytes.div_ceil(manifest.split_bytes);
     let listed: u64 = lists.map(|list| u64::from(list.chunks)).sum();
@@ -206,7 +206,7 @@ pub fn parse_chunk_list(
 
 fn check_chunk(manifest: &Manifest, chunk: &ChunkEntry, index: u64) -> Result<(), ManifestError> {
     check(u64::from(chunk.index) == index, || {
-        format!("chunk {index} says that it is {}", chunk.index)
+        format!("chunk {index} has the number {}", chunk.index)
     })?;
     let compressed = manifest.compression == CompressionName::Zstd;
     let named = match parse_object_name(&chunk.name) {

@@ -136,7 +136,7 @@ pub fn parse_progress(
     let progress: Progress = parse_as(bytes, SignedType::Progress.as_str())?;
     check_place(dataset, id, &progress.dataset, &progress.id)?;
     check(progress.number == u32::from(number), || {
-        format!("it says that it is number {}", progress.number)
+        format!("its number is {}", progress.number)
     })?;
     let mut sealed = BASE64_STANDARD
         .decode(&progress.sealed)

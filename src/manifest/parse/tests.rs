@@ -112,8 +112,8 @@ fn manifest_that_contradicts_itself_is_refused() {
     let long_bytes = json!((long as u64 * 65_536).to_string());
     let kind = "its kind is not that of its id";
     let snapshot = "its snapshot is not that of its id";
-    let has_base = "a full must have no base, an incremental one";
-    let position = "only a full stands at the start of a chain";
+    let has_base = "a full must have no base, and an incremental must have one";
+    let position = "only a full can start a chain";
     let split = "its split_bytes is not a multiple of 4";
     let table: Vec<(&str, Vec<Edit>, &str)> = vec![
         (ID, vec![("/format", json!(2))], "it has format 2"),
@@ -166,7 +166,7 @@ fn manifest_that_contradicts_itself_is_refused() {
                 ("/chunk_lists", json!([list(0, long)])),
                 ("/stream_bytes", long_bytes),
             ],
-            "a list of it is too long",
+            "one of its lists is too long",
         ),
         (
             ID,
@@ -236,7 +236,7 @@ fn chunk_list_that_does_not_fit_its_manifest_is_refused() {
         (
             vec![("/chunks/1/index", json!(2))],
             vec![],
-            "chunk 1 says that it is 2",
+            "chunk 1 has the number 2",
         ),
         (
             vec![("/chunks/1/name", json!("00000002-2f8fe764.zfs.zst.age"))],
