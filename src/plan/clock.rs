@@ -85,7 +85,8 @@ pub enum ClockDoubt {
     },
     /// Within one boot the time of day ran faster than the time since boot.
     #[error(
-        "this host's clock, {now}, is {} ahead of what it was in an earlier run, plus the time since",
+        "this host's clock, {now}, is {} ahead of what it was in an earlier run plus the time \
+         since then",
         age_words(seconds(*expected, *now))
     )]
     Jumped {
@@ -120,11 +121,13 @@ impl ClockDoubt {
     pub fn hint(&self, command: &str) -> String {
         match self {
             Self::AheadOfStore { .. } => {
-                "set this host's clock, and keep it by NTP; zfs-backup doctor compares both clocks"
+                "set this host's clock, and synchronise it with NTP; zfs-backup doctor compares \
+                 both clocks"
                     .to_owned()
             }
             Self::Jumped { .. } | Self::Idle { .. } | Self::Unconfirmed { .. } => format!(
-                "set this host's clock, and keep it by NTP; if it is right: zfs-backup {command} -y --clock-is-right"
+                "set this host's clock, and synchronise it with NTP; if it is right: zfs-backup \
+                 {command} -y --clock-is-right"
             ),
         }
     }

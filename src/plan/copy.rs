@@ -50,7 +50,7 @@ pub enum LeftReason {
 pub enum CopyGap {
     /// The base is in neither store.
     #[error(
-        "{of} follows from {parent}, which is neither in the intermediate directory nor in the remote"
+        "{of} builds on {parent}, which is neither in the intermediate directory nor in the remote"
     )]
     MissingParent {
         /// The backup.
@@ -59,7 +59,7 @@ pub enum CopyGap {
         parent: BackupId,
     },
     /// The base was pruned in the remote, and is copied again only on request.
-    #[error("{of} follows from {parent}, which was pruned in the remote")]
+    #[error("{of} builds on {parent}, which was pruned in the remote")]
     PrunedParent {
         /// The backup.
         of: BackupId,
@@ -67,7 +67,7 @@ pub enum CopyGap {
         parent: BackupId,
     },
     /// The base is in the remote and cannot be restored there, so no backup may be based on it.
-    #[error("{of} follows from {parent}, which is damaged in the remote: {flaw}")]
+    #[error("{of} builds on {parent}, which is damaged in the remote: {flaw}")]
     DamagedParent {
         /// The backup.
         of: BackupId,
@@ -77,7 +77,7 @@ pub enum CopyGap {
         flaw: String,
     },
     /// The base cannot be copied.
-    #[error("{of} follows from {parent}, which cannot be copied")]
+    #[error("{of} builds on {parent}, which cannot be copied")]
     ParentNotCopied {
         /// The backup.
         of: BackupId,

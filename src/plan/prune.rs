@@ -349,7 +349,7 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
         ));
     }
     if let Some(other) = follower(input.facts, input.leftovers, &leftover.id) {
-        return Err(format!("{other} follows from it"));
+        return Err(format!("{other} builds on it"));
     }
     let Some(newest) = leftover.newest else {
         return Err("the store does not report its age".to_owned());

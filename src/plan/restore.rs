@@ -16,7 +16,7 @@ pub enum RestoreGap {
         id: BackupId,
     },
     /// A base is not in the store.
-    #[error("{of} follows from {missing}, which the store does not have")]
+    #[error("{of} builds on {missing}, which the store does not have")]
     MissingBase {
         /// The backup that needs it.
         of: BackupId,
@@ -24,7 +24,7 @@ pub enum RestoreGap {
         missing: BackupId,
     },
     /// The store has the base with another manifest than the one that the backup is based on.
-    #[error("{of} follows from {base}, whose manifest is not the one that it was built on")]
+    #[error("{of} builds on {base}, whose manifest is not the one that it was built on")]
     ChangedBase {
         /// The backup that needs it.
         of: BackupId,

@@ -135,11 +135,11 @@ fn check_base(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(),
         .map(|stored| &stored.flaw)
     {
         None => Err(format!(
-            "{}, which it follows from, is no longer stored",
+            "{}, which it builds on, is no longer stored",
             base.backup_id
         )),
         Some(Some(flaw)) => Err(format!(
-            "{}, which it follows from, is not whole: {flaw}",
+            "{}, which it builds on, is incomplete: {flaw}",
             base.backup_id
         )),
         Some(None) => Ok(()),
@@ -189,7 +189,7 @@ fn check_store(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<()
         backup.snapshot.guid == id.snapshot_guid() && backup.is_usable() && serves
     };
     match now.target.iter().find(holds_it) {
-        Some(other) => Err(format!("{} holds its snapshot already", other.id)),
+        Some(other) => Err(format!("{} already stores its snapshot", other.id)),
         None => Ok(()),
     }
 }
@@ -203,7 +203,7 @@ fn check_plan(started: &Started, now: &ResumeFacts<'_>) -> Result<(), String> {
         ("the recipients", started.recipients == now.recipients),
     ];
     match changed.iter().find(|(_, same)| !same) {
-        Some((what, _)) => Err(format!("{what} changed since it began")),
+        Some((what, _)) => Err(format!("{what} changed since the upload began")),
         None => Ok(()),
     }
 }

@@ -146,7 +146,7 @@ impl fmt::Display for Reason {
                 };
                 write!(f, "{word} {place}/{of}")
             }
-            Self::AncestorOf { id } => write!(f, "{id} follows from it"),
+            Self::AncestorOf { id } => write!(f, "{id} builds on it"),
             Self::NewestUsableChain => f.write_str("newest usable chain"),
             Self::UnfinishedUpload { id } => {
                 write!(f, "the unfinished upload {id} builds on its chain")

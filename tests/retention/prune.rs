@@ -86,7 +86,7 @@ fn kept_sets_have_all_their_ancestors() {
     );
     assert_eq!(
         reasons(&plan, &chains[0][0]),
-        format!("{} follows from it", chains[0][1])
+        format!("{} builds on it", chains[0][1])
     );
 }
 
@@ -115,7 +115,7 @@ fn a_backup_to_be_kept_that_is_not_usable_keeps_everything() {
     shelf.damage(&chains[2][1]);
     assert_nothing_goes(
         &shelf.plan(),
-        "is to be kept and is not usable: chunk 3 is missing",
+        "must be kept but is not usable: chunk 3 is missing",
         true,
     );
     assert_eq!(kept(&shelf.plan()), "F10 i11 i12 F20 i21 i22 F30 i31 i32");
@@ -226,7 +226,7 @@ fn times_that_contradict_keep_everything() {
 
     let (mut shelf, chains) = three_chains();
     shelf.get_mut(&chains[1][1]).snapshot.created_at = at("2025-12-31");
-    assert_nothing_goes(&shelf.plan(), "and after it by its time", false);
+    assert_nothing_goes(&shelf.plan(), "but a later time", false);
     // Of another pool it says nothing.
     for id in &chains[1] {
         shelf.get_mut(id).origin = origin(2);
@@ -241,7 +241,7 @@ fn times_that_contradict_keep_everything() {
     // One snapshot has one time.
     let (mut shelf, _) = three_chains();
     shelf.full(32, "2026-03-04");
-    assert_nothing_goes(&shelf.plan(), "and after it by its time", false);
+    assert_nothing_goes(&shelf.plan(), "but a later time", false);
 }
 
 #[test]
@@ -465,7 +465,7 @@ fn an_upload_that_cannot_be_read_pins_everything() {
         assert_nothing_goes(&shelf.plan(), "is unknown: forged", damage);
     }
     shelf.leftover(&id).started = StartedFact::Absent;
-    assert_nothing_goes(&shelf.plan(), "its started.json is not there", false);
+    assert_nothing_goes(&shelf.plan(), "its started.json is missing", false);
     // A leftover that goes pins nothing.
     shelf.record(&id, "2026-03-30");
     assert_eq!(doubts(&shelf.plan()), [""; 0]);
@@ -547,7 +547,7 @@ fn leftovers_go_only_on_positive_proof() {
             what: "something follows",
             journal: true,
             followed: true,
-            proof: Err("follows from it"),
+            proof: Err("builds on it"),
             ..base
         },
         Case {
@@ -580,7 +580,7 @@ fn leftovers_go_only_on_positive_proof() {
             what: "a record, and something follows",
             record: Some("2026-03-02"),
             followed: true,
-            proof: Err("follows from it"),
+            proof: Err("builds on it"),
             ..base
         },
         Case {
@@ -932,7 +932,7 @@ fn what_is_being_written_into_the_intermediate_directory_pins_its_chain_in_the_r
     assert!(reasons(&remote.plan(), &chains[0][0]).contains("builds on its chain"));
     here.leftover(&id).started = StartedFact::Absent;
     remote.waiting_attempts = here.leftovers;
-    assert_nothing_goes(&remote.plan(), "its started.json is not there", false);
+    assert_nothing_goes(&remote.plan(), "its started.json is missing", false);
 }
 
 #[test]

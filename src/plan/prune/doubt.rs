@@ -29,7 +29,8 @@ pub enum Doubt {
     },
     /// Backups of the own origin are from a pool on another time line.
     #[error(
-        "{id}{} is of another time line of this dataset, as a cloned machine, a copied pool or a pool that was rewound makes one: {why}",
+        "{id}{} belongs to another time line of this dataset (from a cloned machine, a copied pool \
+         or a rewound pool): {why}",
         host_words(host.as_ref())
     )]
     OtherLine {
@@ -79,7 +80,7 @@ pub enum Doubt {
         damage: bool,
     },
     /// A backup that is to be kept cannot be restored.
-    #[error("{id} is to be kept and is not usable: {reason}")]
+    #[error("{id} must be kept but is not usable: {reason}")]
     NotUsable {
         /// The backup.
         id: BackupId,
@@ -106,7 +107,8 @@ pub enum Doubt {
     },
     /// Two snapshots of one origin contradict each other.
     #[error(
-        "{earlier} was taken before {later} by its transaction group, and after it by its time"
+        "the snapshot of {earlier} has a lower transaction group than that of {later}, but a later \
+         time"
     )]
     Order {
         /// The backup with the smaller createtxg.
@@ -161,13 +163,15 @@ impl Doubt {
             } => {
                 let adopt = adopt_command(stored, &format!("--origin {dataset_guid}/{pool_guid}"));
                 format!(
-                    "if this dataset replaces that one: {adopt}; if two hosts write here by mistake, give one another prefix"
+                    "if this dataset replaces that one: {adopt}; if two hosts write here by \
+                     mistake, give one of them another prefix"
                 )
             }
             Self::OtherLine { id, .. } => {
                 let adopt = adopt_command(stored, &format!("--line {id}"));
                 format!(
-                    "if two hosts write here, give one another prefix; if that time line is abandoned, or its snapshots and bookmarks were destroyed here: {adopt}"
+                    "if two hosts write here, give one of them another prefix; if that time line \
+                     is abandoned, or its snapshots and bookmarks were destroyed here: {adopt}"
                 )
             }
             Self::ManifestUnreadable {
@@ -189,7 +193,8 @@ impl Doubt {
             }
             Self::NotUsable { id, .. } => {
                 format!(
-                    "zfs-backup verify-checksums; if it is lost: zfs-backup forget {id}, what follows from it first"
+                    "zfs-backup verify-checksums; if it is lost: zfs-backup forget {id}, after the \
+                     backups that build on it"
                 )
             }
             Self::NoneUsable { .. } => {
@@ -422,7 +427,7 @@ fn uploads(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: 
                 damage: unreadable.damage,
             }),
             StartedFact::Absent if id.kind() == BackupKind::Incr => {
-                let reason = "its started.json is not there".to_owned();
+                let reason = "its started.json is missing".to_owned();
                 doubts.push(Doubt::UploadUnreadable {
                     id,
                     reason,

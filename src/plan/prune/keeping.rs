@@ -242,7 +242,7 @@ impl<'a> Keeping<'a> {
             }
             let Some(next) = self.by_id.get(base).copied() else {
                 return Some(format!(
-                    "{} follows from {base}, which is neither here nor in the remote",
+                    "{} builds on {base}, which is neither here nor in the remote",
                     current.id
                 ));
             };
@@ -250,7 +250,7 @@ impl<'a> Keeping<'a> {
                 || next.position.checked_add(1) != Some(current.position)
             {
                 return Some(format!(
-                    "{} follows from {base}, which has another place in the chain",
+                    "{} builds on {base}, which has another place in the chain",
                     current.id
                 ));
             }

@@ -271,7 +271,7 @@ fn a_full_goes_on_only_as_what_it_began_as() {
             (
                 "another full of it",
                 |case| case.target.push(backup(2, BackupKind::Full)),
-                ("give up", "holds its snapshot already"),
+                ("give up", "already stores its snapshot"),
             ),
             (
                 "an incremental of it",
@@ -356,7 +356,7 @@ fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
             (
                 "a base with a hole",
                 |case| case.target[0].flaw = Some("a hole".to_owned()),
-                ("give up", "is not whole: a hole"),
+                ("give up", "is incomplete: a hole"),
             ),
             (
                 "no base seen",
@@ -378,7 +378,7 @@ fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
             (
                 "any backup of its snapshot",
                 |case| case.target.push(backup(2, BackupKind::Full)),
-                ("give up", "holds its snapshot already"),
+                ("give up", "already stores its snapshot"),
             ),
         ],
     );
