@@ -58,15 +58,15 @@ pub fn check_probe(probe: &StoreProbe, wanted: &Wanted) -> Vec<Check> {
 fn clock(probe: &StoreProbe) -> Check {
     let subject = "clock";
     let Some(ahead) = probe.clock_ahead_seconds else {
-        return Check::note(subject, "the store does not tell its time");
+        return Check::note(subject, "the store does not report its time");
     };
     let text = match ahead {
         -2..=2 => "this host and the store agree".to_owned(),
         3.. => format!("the store is {ahead} s ahead of this host"),
         _ => format!("the store is {} s behind this host", ahead.unsigned_abs()),
     };
-    let advice =
-        "set this host's clock, and keep it by NTP: ages and locks are told by it".to_owned();
+    let advice = "set this host's clock, and synchronise it with NTP: ages and locks depend on it"
+        .to_owned();
     match ahead.unsigned_abs() {
         SKEW_SECONDS_BAD.. => Check::bad(
             subject,
@@ -105,12 +105,12 @@ fn checksum(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
         ),
         Some(given) if given != best => Check::note(
             subject,
-            format!("{found}; checksum = \"{given}\" is configured and stays"),
+            format!("{found}; checksum = \"{given}\" is configured and used"),
         ),
         _ if probe.kept.is_empty() => Check::warning(
             subject,
             found,
-            "verify-checksums can compare no more than that: use --read-data from time to time",
+            "verify-checksums can compare nothing else: use --read-data from time to time",
         ),
         _ => Check::good(subject, format!("{found}: {}", strength(probe.tier))),
     })
@@ -119,11 +119,9 @@ fn checksum(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
 fn strength(tier: EvidenceTier) -> &'static str {
     match tier {
         EvidenceTier::Sha256Composite => {
-            "verify-checksums compares it; it resists accidents and whoever writes there"
+            "verify-checksums compares it; it reveals accidents and deliberate changes"
         }
-        _ => {
-            "verify-checksums compares it; it resists accidents, not whoever writes there on purpose"
-        }
+        _ => "verify-checksums compares it; it reveals accidents, but not deliberate changes",
     }
 }
 
@@ -136,8 +134,8 @@ fn conditions(probe: &StoreProbe) -> Check {
         (put, complete) => Check::note(
             subject,
             format!(
-                "the store does not refuse to replace objects (put: {put}, upload: {complete}): each name is looked at \
-                 before and after, and names are never used twice"
+                "the store does not refuse to replace objects (put: {put}, upload: {complete}): \
+                 each name is checked before and after an upload, and no name is used twice"
             ),
         ),
     }
@@ -151,12 +149,13 @@ fn uploads(probe: &StoreProbe) -> Check {
         }
         (Ability::Works, _) => Check::warning(
             subject,
-            "unfinished uploads are listed and cannot be removed: they cost until somebody does",
+            "unfinished uploads are listed and cannot be removed: they cost money until someone \
+             removes them",
             "allow s3:AbortMultipartUpload, or set a lifecycle rule that removes them",
         ),
         _ => Check::warning(
             subject,
-            "unfinished uploads are not listed: what an interruption leaves cannot be found",
+            "unfinished uploads are not listed: the remains of interrupted uploads cannot be found",
             "allow s3:ListBucketMultipartUploads, or set a lifecycle rule that removes them",
         ),
     }
@@ -170,25 +169,28 @@ fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
         Deleting::Refused if wanted.prunes && !wanted.has_prune_credentials => Check::warning(
             subject,
             "these credentials may not delete: prune-remote cannot work with them",
-            "name credentials that may, under [prune]; that these may not is good against whoever takes this host",
+            "name credentials that may delete, under [prune]; keep these as they are: an attacker \
+             on this host cannot delete backups with them",
         ),
         Deleting::Refused => Check::good(
             subject,
-            "these credentials may not delete: good against whoever takes this host",
+            "these credentials may not delete: an attacker on this host cannot delete backups",
         ),
         Deleting::Hides if wanted.prunes && !wanted.has_prune_credentials => Check::warning(
             subject,
-            "these credentials only hide: what prune-remote deletes stays and costs",
+            "these credentials can only hide objects: what prune-remote deletes stays stored and \
+             costs money",
             "name credentials that may delete versions, under [prune], or set a lifecycle rule for hidden versions",
         ),
         Deleting::Hides => Check::good(
             subject,
-            "these credentials only hide, which is good against whoever takes this host",
+            "these credentials can only hide objects: an attacker on this host cannot delete \
+             backups",
         ),
         Deleting::Unknown => Check::warning(
             subject,
-            "whether deleting works could not be told",
-            "see what the store said",
+            "the probe could not find out whether deleting works",
+            "see the store's own messages",
         ),
     }
 }
@@ -198,17 +200,19 @@ fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
 fn may_delete(what: &str, wanted: &Wanted) -> Check {
     let subject = "deleting";
     if wanted.lock.is_some() {
-        return Check::good(subject, format!("{what}; locks hold against it"));
+        return Check::good(subject, format!("{what}; object locks protect the backups"));
     }
     let advice = match wanted.has_prune_credentials {
         true => {
-            "[prune] has credentials of its own: take the right to delete from those of every night"
+            "[prune] has credentials of its own: remove the right to delete from those of the \
+             nightly runs"
         }
         false => {
-            "credentials that may not delete are enough for every night; name others for pruning under [prune]"
+            "nightly runs need no right to delete; name other credentials for pruning under \
+             [prune]"
         }
     };
-    let text = format!("{what}; so whoever takes this host can delete the backups too");
+    let text = format!("{what}; an attacker on this host can delete the backups too");
     Check {
         advice: Some(advice.to_owned()),
         ..Check::note(subject, text)
@@ -222,14 +226,14 @@ fn parts(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
         true => Check::good(
             subject,
             format!(
-                "{} for the longest chunk, the store takes {max} or more",
+                "{} for the longest chunk, the store accepts {max} or more",
                 wanted.parts
             ),
         ),
         false => Check::bad(
             subject,
             format!(
-                "a chunk has up to {} parts, and the store takes {max}",
+                "a chunk has up to {} parts, and the store accepts {max}",
                 wanted.parts
             ),
             Some("raise part_size or lower split_size".to_owned()),
@@ -247,14 +251,14 @@ pub fn check_bucket(
     match &facts.visibility {
         Told::Is(visibility) if visibility == "public" => checks.push(Check::warning(
             "bucket",
-            "it is public: everybody can read names, sizes and sealed chunks",
+            "the bucket is public: everybody can read names, sizes and sealed chunks",
             "make the bucket private",
         )),
         Told::Is(visibility) => checks.push(Check::good("bucket", visibility.clone())),
         Told::Untold(why) => {
             checks.push(Check::note(
                 "bucket",
-                format!("the store would not say whether it is public: {why}"),
+                format!("cannot find out whether the bucket is public: {why}"),
             ));
         }
     }
@@ -263,7 +267,7 @@ pub fn check_bucket(
         Told::Is(rules) => checks.extend(lifecycle(rules, keeps_versions, wanted)),
         Told::Untold(why) => checks.push(Check::note(
             "lifecycle",
-            format!("the store would not say its rules: {why}"),
+            format!("cannot read the lifecycle rules of the bucket: {why}"),
         )),
     }
     checks.extend(object_lock(&facts.object_lock, wanted));
@@ -313,10 +317,14 @@ fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> 
             );
             checks.push(Check::note(subject, text));
         }
-        Some(days) => checks.push(Check::good(subject, format!("unfinished uploads are removed after {days} days"))),
+        Some(days) => checks.push(Check::good(
+            subject,
+            format!("unfinished uploads are removed after {days} days"),
+        )),
         None => checks.push(Check::note(
             subject,
-            "no rule removes unfinished uploads; prune-remote does, a rule would too when this host is gone",
+            "no rule removes unfinished uploads; prune-remote removes them; a rule would work even \
+             if this host is lost",
         )),
     }
     if keeps_versions {
@@ -341,7 +349,8 @@ fn object_lock(told: &Told<bool>, wanted: &Wanted) -> Option<Check> {
     Some(match (told, wanted.lock) {
         (Told::Is(true), None) => Check::note(
             subject,
-            "the bucket can lock objects; object_lock_days would keep backups from whoever takes this host",
+            "the bucket can lock objects; object_lock_days would protect backups from an attacker \
+             on this host",
         ),
         (_, None) => return None,
         (Told::Is(true), Some(lock)) => Check::good(
@@ -361,8 +370,9 @@ fn object_lock(told: &Told<bool>, wanted: &Wanted) -> Option<Check> {
         ),
         (Told::Untold(why), Some(_)) => Check::warning(
             subject,
-            format!("whether the bucket has object lock could not be told: {why}"),
-            "allow s3:GetBucketObjectLockConfiguration (B2: readBucketRetentions); the first upload will tell too",
+            format!("cannot find out whether the bucket has object lock: {why}"),
+            "allow s3:GetBucketObjectLockConfiguration (B2: readBucketRetentions); the first \
+             upload also finds it out",
         ),
     })
 }

@@ -77,7 +77,7 @@ pub fn check_datasets(
             let advice = Some("check main.zfs_fs, recursive and exclude".to_owned());
             checks.push(Check::bad(
                 subject,
-                "the configuration means no dataset at all",
+                "the configuration selects no dataset",
                 advice,
             ));
         }
@@ -121,7 +121,7 @@ pub fn check_datasets(
         .count();
     if encrypted > 0 {
         let text = format!(
-            "{encrypted} of them encrypted by ZFS: a raw backup needs the ZFS key to be read"
+            "{encrypted} of them encrypted by ZFS: reading a restored raw backup needs the ZFS key"
         );
         checks.push(Check::note("zfs key", text));
     }
@@ -227,7 +227,7 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
             Ok(()) if folder.is_dir() => Check::good(subject, place.to_string()),
             Ok(()) => Check::bad(
                 subject,
-                format!("{place} is no folder"),
+                format!("{place} is not a folder"),
                 Some("name another in the configuration".into()),
             ),
             Err(error) => {
@@ -250,7 +250,10 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
         let advice = Some("name another in the configuration".to_owned());
         return Check::bad(
             subject,
-            format!("{place} cannot be made: {} is no folder", above.display()),
+            format!(
+                "{place} cannot be created: {} is not a folder",
+                above.display()
+            ),
             advice,
         );
     }
@@ -261,7 +264,7 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
             Check::bad(
                 subject,
                 format!(
-                    "{place} is not there and {} cannot be written: {error}",
+                    "{place} does not exist, and {} cannot be written: {error}",
                     above.display()
                 ),
                 Some(advice),
@@ -276,12 +279,12 @@ pub fn check_intermediate(folder: &Path, selected: &[Selected]) -> Check {
     let subject = "intermediate";
     if !folder.exists() {
         let advice = Some(
-            "mount or make it; a folder that is not there is never made, since it may be a mount"
+            "mount or create it; the program never creates it, because it may be a mount point"
                 .to_owned(),
         );
         return Check::bad(
             subject,
-            format!("{} is not there", folder.display()),
+            format!("{} does not exist", folder.display()),
             advice,
         );
     }
