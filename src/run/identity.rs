@@ -134,7 +134,7 @@ async fn put_store_id(store: &dyn ObjectStore, id: &StoreId) -> Result<StoreId, 
     }
     let gone = || RunError::Damaged {
         key: key.to_string(),
-        reason: "it was put and is not there".to_owned(),
+        reason: "the store confirmed the put, but the object is missing".to_owned(),
     };
     read_store_id(store).await?.ok_or_else(gone)
 }

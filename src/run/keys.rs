@@ -354,7 +354,7 @@ async fn make_keyring(
     {
         return Err(RunError::Damaged {
             key: key.to_string(),
-            reason: "it came back as other keys".into(),
+            reason: "the keyring that was read back has other keys".into(),
         });
     }
     Ok(keys)
@@ -384,7 +384,7 @@ pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<Keyring
             tracing::warn!(
                 key = object.key,
                 bytes = object.bytes,
-                "too large for a keyring; passed over"
+                "ignoring an object that is too large for a keyring"
             );
         } else if let (true, true, Some(key)) = (is_tag, is_number, ObjectKey::listed(&object.key))
         {

@@ -51,8 +51,8 @@ pub async fn warn_of_newer(store: &dyn ObjectStore, file: &KeyFile) -> Result<()
     if let Some(error) = find_successor(store, file, &tag).await? {
         tracing::warn!(
             error = error_chain(&error),
-            "newer keys exist: backups that were made with them do not verify, and whoever has the old key can sign \
-             backups and configurations that do"
+            "newer keys exist: backups that were made with them do not verify, and anyone who has \
+             the old key can sign backups and configurations that do"
         );
     }
     Ok(())

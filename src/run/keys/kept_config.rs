@@ -139,12 +139,12 @@ pub async fn kept_configs(
         };
         // The signature is put first: an object without one is not ours, and is not fetched.
         if !signed.contains(key.as_str()) {
-            tracing::warn!(%key, "passed over: it has no signature");
+            tracing::warn!(%key, "ignoring a configuration without a signature");
             continue;
         }
         if untrusted == UNTRUSTED_MAX {
             let what = format!(
-                "{} has more than {UNTRUSTED_MAX} configurations that are not trusted",
+                "{} has more than {UNTRUSTED_MAX} untrusted configurations",
                 store.url()
             );
             return Err(RunError::refused(
@@ -160,7 +160,7 @@ pub async fn kept_configs(
                 | RunError::Refused { .. }),
             ) => {
                 untrusted += 1;
-                tracing::warn!(%key, error = error_chain(&error), "passed over");
+                tracing::warn!(%key, error = error_chain(&error), "ignoring an invalid or untrusted configuration");
             }
             Err(error) => return Err(error),
         }

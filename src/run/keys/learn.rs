@@ -28,7 +28,8 @@ pub async fn learn_keys(
         );
         RunError::refused(
             what,
-            "run it again when the remote can be reached; new keys would begin every chain anew",
+            "run it again when the remote can be reached; new keys would start a new chain for \
+             every dataset",
         )
     };
     let other = other.map_err(unknown)?;

@@ -55,8 +55,8 @@ pub async fn read_lists(
                 store = store.url(),
                 %key,
                 reason,
-                "the list of what retired keys are trusted for cannot be read; backups of before the rotation do not \
-                 verify without it"
+                "cannot read the list of objects for which retired keys are trusted; without it, \
+                 backups from before the rotation do not verify"
             ),
         }
     }
@@ -146,7 +146,7 @@ pub(in crate::run) async fn put_lists(
         if bytes.len() as u64 > BELIEVED_BYTES_MAX {
             return Err(RunError::refused(
                 format!(
-                    "{key} would have {} bytes, and readers take {BELIEVED_BYTES_MAX}",
+                    "{key} would have {} bytes, and readers accept {BELIEVED_BYTES_MAX}",
                     bytes.len()
                 ),
                 "delete backups with prune-remote and prune-intermediate first, or use --keep-trust",
@@ -225,7 +225,7 @@ impl KeyCache {
                 .and_then(|bytes| open(list, &bytes));
             let content = read.map_err(|reason| {
                 RunError::refused(
-                    format!("read {}, the list of what retired keys are trusted for: {reason}", path.display()),
+                    format!("read {}, the list of objects for which retired keys are trusted: {reason}", path.display()),
                     format!(
                         "remove {} and run the command again: the keys come back from the store with the passphrase",
                         self.folder.display()

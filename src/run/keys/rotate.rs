@@ -269,7 +269,8 @@ impl Rekey<'_> {
             None => Ok(()),
             Some(list) => Err(RunError::refused(
                 format!(
-                    "{} is in none of the configured stores: the list of what retired keys are trusted for",
+                    "{} is in none of the configured stores: the list of objects for which retired \
+                     keys are trusted",
                     list.name()
                 ),
                 "put it back below `@zfs-backup/keys/` from another copy of the store; a host that has rotated puts it \
@@ -391,7 +392,7 @@ impl Rekey<'_> {
                 );
                 return Err(RunError::refused(
                     what,
-                    "remove keyrings whose passphrase is of no use any more",
+                    "remove keyrings whose passphrase is no longer needed",
                 ));
             }
         }
@@ -458,11 +459,11 @@ async fn put_keyring(
     let place = places
         .iter()
         .find(|place| place.key == key)
-        .ok_or_else(|| lost("it was put and is not listed"))?;
+        .ok_or_else(|| lost("the store confirmed the put, but does not list the object"))?;
     let stored = fetch_keyring(store, place).await?;
     let opened = KeyFile::open(&stored.bytes, passphrase).map_err(failed)?;
     if stored.bytes != *sealed || !same_keys(&opened, file).map_err(failed)? {
-        return Err(lost("it came back as other keys"));
+        return Err(lost("the keyring that was read back has other keys"));
     }
     Ok(key)
 }

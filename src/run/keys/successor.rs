@@ -83,7 +83,8 @@ impl Successor {
             "{KEYRING_PREFIX}{}/successor-{}-{nonce:08x}.json",
             self.replaced, self.tag
         );
-        let key = ObjectKey::listed(&name).ok_or_else(|| failed(format!("{name:?} is no key")))?;
+        let key =
+            ObjectKey::listed(&name).ok_or_else(|| failed(format!("{name:?} is not a key")))?;
         let bytes = to_stored_bytes(self).map_err(|error| failed(error.to_string()))?;
         let signature = old.sign(SignedType::Successor, key.as_str(), &bytes)?;
         put_again(store, &key.signature(), signature.into()).await?;
@@ -205,8 +206,8 @@ pub(super) async fn refuse_replaced(
         }
         return Err(RunError::refused(
             format!(
-                "the keys of this host ({tag}) were replaced by `key rotate` on {written_at}: backups made with them \
-                 would count for nothing"
+                "the keys of this host ({tag}) were replaced by `key rotate` on {written_at}: \
+                 backups made with them would be untrusted"
             ),
             format!(
                 "run `zfs-backup key rotate` on this host: it takes over the keyring {new} of {}",
