@@ -39,7 +39,7 @@ pub fn check_allowed(
         Err(error) => {
             tracing::warn!(
                 error = error_chain(&error),
-                "what this user may do there is not known; the kernel decides"
+                "cannot find out the permissions of this user; the kernel decides"
             );
             return Ok(());
         }

@@ -342,11 +342,12 @@ fn differs(
     let (then, now) = (&backup.manifest.send.zfs_version, zfs.module_version()?);
     if *then != now {
         return Ok(Comparison::Not(format!(
-            "sent by ZFS {then}, and this is {now}, which sends it otherwise"
+            "sent by ZFS {then}, and this is {now}, which sends another stream"
         )));
     }
     let reason = format!(
-        "restored, its stream has the BLAKE3 {restored}, and the one that the pool sends now {own}"
+        "the restored stream has the BLAKE3 {restored}, and the one that the pool sends now has \
+         {own}"
     );
     Err(RunError::Damaged {
         key: backup.manifest.id.to_string(),

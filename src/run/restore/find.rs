@@ -284,8 +284,9 @@ impl Shelves {
                      old, leaked keys anybody could have made the newest backup"
                 ),
                 format!(
-                    "use the newest passphrase, or --identity with the newest paper copy; `{}/@{foreign}/keyring.age` may \
-                     be a copy of the keyring. To take what these keys vouch for: --backup {id}",
+                    "use the newest passphrase, or --identity with the newest paper copy; \
+                     `{}/@{foreign}/keyring.age` may be a copy of the keyring. To restore the \
+                     newest backup that these keys signed: --backup {id}",
                     self.dataset
                 ),
             ));
@@ -308,9 +309,10 @@ impl Shelves {
             None => Ok(id.clone()),
             Some(lost) => Err(RunError::refused(
                 format!(
-                    "{dataset}: {lost} is newer than the newest whole backup, and its manifest is missing or not believed"
+                    "{dataset}: {lost} is newer than the newest whole backup, and its manifest is \
+                     missing, invalid or untrusted"
                 ),
-                format!("look into it with verify-checksums; to take the older one: --backup {id}"),
+                format!("check it with verify-checksums; to restore the older one: --backup {id}"),
             )),
         }
     }
@@ -345,7 +347,7 @@ impl Shelves {
                 Ok(backup) => return Ok(backup),
                 Err(error) => {
                     if self.shelves.len() > 1 {
-                        tracing::warn!(id = %manifest.id, store = store.url(), error = error_chain(&error), "not whole there");
+                        tracing::warn!(id = %manifest.id, store = store.url(), error = error_chain(&error), "incomplete there");
                     }
                     first = first.or(Some(error));
                 }
@@ -431,7 +433,8 @@ async fn load_backup(
         Err(error) if error.is_damage() => {
             tracing::warn!(
                 error = error_chain(&error),
-                "going on without it: the snapshot's name is lost, no data"
+                "cannot read the snapshot's name and properties; continuing without them, no data \
+                 is lost"
             );
             None
         }
@@ -460,8 +463,8 @@ fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
     let candidates: Vec<String> = candidates.iter().map(words).collect();
     RunError::refused(
         format!(
-            "{dataset}: backups of two time lines are stored, as a cloned machine, a copied pool or a pool that was rewound makes them; \
-             this restore cannot choose between them: {}",
+            "{dataset}: backups of two time lines are stored (from a cloned machine, a copied pool \
+             or a rewound pool); this restore cannot choose between them: {}",
             candidates.join("; ")
         ),
         "choose one with --backup ID",
@@ -478,7 +481,7 @@ fn not_believed(dataset: &DatasetName, id: &BackupId, error: &CatalogError) -> R
         let advice = "it was changed, made with other keys, or by somebody else";
         return RunError::Damaged {
             key,
-            reason: format!("not believed: {cause} ({advice})"),
+            reason: format!("invalid or untrusted: {cause} ({advice})"),
         };
     }
     RunError::refused(

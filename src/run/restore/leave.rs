@@ -57,7 +57,7 @@ pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made:
             if let Err(error) = destroy_parents(zfs, mark.token(), made) {
                 tracing::warn!(
                     error = error_chain(&error),
-                    "parents that were made for {target} stay"
+                    "the parent datasets that were created for {target} stay"
                 );
             }
         }
@@ -242,7 +242,7 @@ fn refuse_written(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
             "{} stays: {bytes} bytes were written to it since its newest snapshot",
             dataset.name
         ),
-        format!("look at what is in it; if it may go: zfs destroy -r {name}"),
+        format!("check its contents; if it may go: zfs destroy -r {name}"),
     ))
 }
 

@@ -265,7 +265,7 @@ impl Receiving<'_> {
     ) -> Result<(Digest, Option<ResumedReceive>), RunError> {
         let resumed = async {
             let found = find_in(backup, self.keys, token, self.stop).await?;
-            tracing::info!(id = %backup.manifest.id, position = found.1.position, "going on with an interrupted receive");
+            tracing::info!(id = %backup.manifest.id, position = found.1.position, "resuming an interrupted receive");
             let reader = open_resumed(backup, &self.keys.identities, &found.0, self.stop.clone());
             Ok((self.receive(backup, request, Some(reader)).await?, found.1))
         };
@@ -282,7 +282,7 @@ impl Receiving<'_> {
         )?;
         tracing::warn!(
             error = error_chain(&why),
-            "{} cannot go on there, and starts over",
+            "the receive of {} cannot be resumed; it starts over",
             backup.manifest.id
         );
         self.zfs.abort_receive(self.target)?;
@@ -465,7 +465,7 @@ impl Receiving<'_> {
         let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
         let begun = self.plan.begun.as_ref().and_then(|begun| begun.token);
         let whole = self.plan.given_up;
-        tracing::warn!("{target}: what an interrupted restore received is given up");
+        tracing::warn!("{target}: destroying what an interrupted restore received");
         let gone = blocking(move || match whole {
             Some(token) => destroy_begun(&*zfs, &target, token, &guids),
             None => Ok(abort_cut(&*zfs, &target, begun, |_| true)?),
@@ -583,7 +583,7 @@ fn received_but_for_properties(
     {
         return Err(error.into());
     }
-    tracing::warn!(%snapshot, error = error_chain(&error), "received, but for properties that could not be set");
+    tracing::warn!(%snapshot, error = error_chain(&error), "received, except for properties that could not be set");
     Ok(())
 }
 

@@ -119,10 +119,9 @@ fn plan_new(zfs: &dyn Zfs, target: &DatasetName) -> Result<ReceivePlan, RunError
 }
 
 fn exists(target: &DatasetName) -> RunError {
-    let what =
-        format!("{target} exists already, and restoring over a dataset would lose what it holds");
-    let hint = "restore into a name that does not exist yet; --force-rollback lists what going on from the newest \
-                snapshot that it has in common with the chain would destroy";
+    let what = format!("{target} exists already, and a restore would overwrite its contents");
+    let hint = "restore into a name that does not exist yet; --force-rollback lists what a \
+                rollback to the newest snapshot in common with the chain would destroy";
     RunError::refused(what, hint)
 }
 
@@ -142,13 +141,13 @@ impl ExistingTarget<'_> {
     fn resume_first(self) -> Result<ReceivePlan, RunError> {
         if self.token.is_none() {
             let what = format!(
-                "{} is in the middle of a receive that cannot go on",
+                "{} is in the middle of a receive that cannot be resumed",
                 self.target
             );
             let name = shell_words::quote(self.target.as_str());
             return Err(RunError::refused(
                 what,
-                format!("if nobody receives into it: zfs destroy {name}"),
+                format!("if no other process receives into it: zfs destroy {name}"),
             ));
         }
         self.plan(0)
@@ -157,7 +156,7 @@ impl ExistingTarget<'_> {
     /// Plans to continue after an earlier run that received some of the chain.
     fn go_on(self) -> Result<ReceivePlan, RunError> {
         let Some((number, at)) = self.newest_in_common() else {
-            let what = format!("{} is the beginning of another restore", self.target);
+            let what = format!("{} is part of another, unfinished restore", self.target);
             return Err(RunError::refused(what, self.advice()));
         };
         // After the last receive only the marks are left to remove, and later snapshots do not
@@ -166,7 +165,7 @@ impl ExistingTarget<'_> {
         let is_whole = number + 1 == self.set.backups.len();
         if let Some(newer) = self.snapshots.get(at + 1).filter(|_| !is_whole) {
             let what = format!(
-                "{} was begun by a restore, and has {} besides",
+                "{} was begun by a restore, and also has {}",
                 self.target, newer.name
             );
             return Err(RunError::refused(
@@ -185,7 +184,7 @@ impl ExistingTarget<'_> {
                 format!("{target} has no snapshot of this chain, so nothing can be rolled back to");
             return Err(RunError::refused(
                 what,
-                "restore into a new name, look at it, and then rename the two",
+                "restore into a new name, check the result, and then rename both",
             ));
         };
         let base = &self.snapshots[at];
@@ -327,7 +326,7 @@ impl ExistingTarget<'_> {
             .as_ref()
             .map_or("another backup", |token| &token.to_name);
         let what = format!(
-            "{} has an interrupted receive of {of}, which is not what comes next here",
+            "{} has an interrupted receive of {of}, which is not the next backup of this restore",
             self.target
         );
         RunError::refused(what, self.advice())
@@ -337,7 +336,7 @@ impl ExistingTarget<'_> {
         match &self.begun {
             Some(begun) => {
                 format!(
-                    "--backup {} goes on with it; --restart destroys it and starts over",
+                    "--backup {} resumes it; --restart destroys it and starts over",
                     begun.id
                 )
             }

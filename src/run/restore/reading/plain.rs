@@ -548,7 +548,7 @@ impl Fetch {
         let entry = &self.shared.chunks[chunk];
         let key = chunk_key(&self.shared.manifest, entry).ok_or_else(|| RunError::Damaged {
             key: entry.name.clone(),
-            reason: "not a chunk's name".into(),
+            reason: "not the name of a chunk".into(),
         })?;
         let first = range.start == 0;
         let bytes = self.store.get_into(&key, range, self.spare.take()).await?;

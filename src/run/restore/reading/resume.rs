@@ -62,7 +62,7 @@ pub(in crate::run::restore) fn find_start(
         source: ResumingError::Unfit { why },
     };
     if !backup.manifest.send.checked {
-        return Err(unfit("it has records of a type that is not known"));
+        return Err(unfit("it has records of an unknown type"));
     }
     let opening = read_opening(backup, identities, &stop)?;
     let mut search = RecordSearch {
