@@ -153,7 +153,7 @@ pub enum RunError {
     },
     /// ZFS now sends another stream than the one that an interrupted upload stored: nothing can be
     /// added to that upload.
-    #[error("go on with {id}")]
+    #[error("resume {id}")]
     CannotResume {
         /// The backup.
         id: BackupId,
@@ -162,7 +162,7 @@ pub enum RunError {
         source: SpliceError,
     },
     /// The stored stream does not fit the part that an interrupted restore has received.
-    #[error("go on with the interrupted restore of {id}")]
+    #[error("resume the interrupted restore of {id}")]
     CannotResumeReceive {
         /// The backup.
         id: String,
@@ -179,7 +179,9 @@ pub enum RunError {
         what: String,
     },
     /// The stream changed between two sends, so a chunk cannot be made again.
-    #[error("make chunk {index} of {id} again: the stream is not the same as before")]
+    #[error(
+        "make chunk {index} of {id} again: the stream differs from the one that was sent before"
+    )]
     StreamChanged {
         /// The index of the chunk.
         index: u32,
@@ -230,7 +232,8 @@ impl RunError {
                 Some("the passphrase must be the one that the keyring was made with; a new keyring is never made beside an existing one".into())
             }
             Self::Zfs(ZfsError::Device { source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Some("run it as root, or let this user open /dev/zfs, whose mode is 0666 as udev makes it; ZFS itself checks what `zfs allow` gave".into())
+                Some("run it as root, or let this user open /dev/zfs (udev gives it mode 0666); \
+                      ZFS itself checks the permissions of `zfs allow`".into())
             }
             Self::Zfs(ZfsError::Device { .. }) => {
                 Some("load the kernel module (`modprobe zfs`); inside a container /dev/zfs must be passed in".into())
@@ -253,8 +256,8 @@ impl RunError {
                 "delete {key} in the store, with all its versions: the next backup of this host puts the right list there"
             )),
             Self::TargetChanged { .. } => Some(
-                "nothing of that was destroyed; keep what you need, then the same command with --force-rollback lists what \
-                 would have to go, and resumes"
+                "nothing of that was destroyed; save what you need, then run the same command with \
+                 --force-rollback: it lists what it must destroy, and resumes"
                     .into(),
             ),
             Self::LockedBy { hint, .. } => Some(hint.clone()),

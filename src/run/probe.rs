@@ -24,7 +24,7 @@ pub async fn probe_store(
     let note = cache.note(probe, now);
     if let Err(error) = cache.save(&note) {
         tracing::warn!(
-            "the store will be tried again by the next run: {}",
+            "the next run will probe the store again: {}",
             error_chain(&error)
         );
     }

@@ -198,7 +198,7 @@ fn entries(view: &PruneView) -> Vec<PrunedEntry> {
 /// first one. Returns the difference as an error.
 fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneView) -> Result<(), String> {
     if let Some(doubt) = second.plan.doubts.first() {
-        return Err(format!("it changed while it was viewed at: {doubt}"));
+        return Err(format!("it changed while the prune was planned: {doubt}"));
     }
     let wanted = second.plan.doomed_ids();
     if let Some(id) = first
@@ -207,7 +207,7 @@ fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneView) -> Result<
         .find(|id| !wanted.contains(*id))
     {
         return Err(format!(
-            "it changed while it was viewed at, and {id} stays now"
+            "it changed while the prune was planned, and {id} must now be kept"
         ));
     }
     // The record was put just now, so its date is the store's present time. Deletions by age must

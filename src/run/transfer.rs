@@ -299,7 +299,7 @@ pub async fn transfer(
             (Ok(()), Err(ProduceError::Zfs(error)))
                 if attempt <= REDO_MAX && was_interrupted(&error) =>
             {
-                tracing::warn!(error = %error_chain(&error), attempt, "the send was interrupted; going on with it");
+                tracing::warn!(error = %error_chain(&error), attempt, "the send was interrupted; resuming it");
                 tokio::time::sleep(REDO_PAUSE * attempt).await;
             }
             (Ok(()), Err(error)) => return Err(error.into_run_error(&plan)),

@@ -291,7 +291,7 @@ impl VerifyReport {
         }
         let pruned = read_pruned(store, &catalog.dataset, trusted).await?;
         for (id, who) in missing.iter().filter(|(id, _)| !pruned.contains(id)) {
-            let reason = format!("{who}, it is gone, and no signed prune record says why");
+            let reason = format!("{who}, it is gone, and no signed prune record explains it");
             self.damage
                 .push(Damage::of_whole(&catalog.dataset, id, reason));
         }

@@ -85,7 +85,7 @@ pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelL
             // The process id is only for the text of [`StateError::Locked`]: a failed write is no
             // reason to fail.
             if let Err(error) = write_holder(&mut file) {
-                tracing::debug!(%error, path = %path.display(), "the lock does not say whose it is");
+                tracing::debug!(%error, path = %path.display(), "the lock does not name its owner");
             }
             Ok(KernelLock { _file: file })
         }

@@ -93,7 +93,7 @@ pub(crate) fn open_or_create(path: &Path) -> Result<File> {
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
-        Err(Error::other("it is no regular file"))
+        Err(Error::other("it is not a regular file"))
     }
 }
 

@@ -33,7 +33,7 @@ pub enum StateError {
         path: String,
     },
     /// The lockfile was made and removed repeatedly while this process tried to use it.
-    #[error("the lockfile {path} comes and goes")]
+    #[error("the lockfile {path} keeps appearing and disappearing")]
     LockfileChanges {
         /// The lockfile.
         path: String,
@@ -61,10 +61,10 @@ impl StateError {
             Self::File { path, source, .. } => full_disk_hint(path, source),
             Self::Locked { .. } => Some("wait until it has ended".into()),
             Self::HostId { path } => Some(format!(
-                "if nothing else is amiss there: rm {}; the next backup makes a new one",
+                "if nothing else is wrong there: rm {}; the next backup makes a new one",
                 shell_words::quote(path)
             )),
-            Self::LockfileChanges { .. } => Some("see which programs use it".into()),
+            Self::LockfileChanges { .. } => Some("find out which programs use it".into()),
             Self::LockfileBusy { path, .. } => Some(format!(
                 "`fuser -v {}` names the process; end it",
                 shell_words::quote(path)
@@ -77,9 +77,14 @@ impl StateError {
 /// Returns advice when a file could not be written because its file system is full; `None` for any
 /// other failure.
 pub(crate) fn full_disk_hint(path: &str, source: &Error) -> Option<String> {
-    matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded).then(|| {
+    matches!(
+        source.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
+    .then(|| {
         format!(
-            "make room on the file system of {path}; what the store has confirmed is kept, and the next run goes on"
+            "make room on the file system of {path}; confirmed chunks are kept, and the next run \
+             resumes"
         )
     })
 }

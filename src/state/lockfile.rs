@@ -169,7 +169,7 @@ impl Drop for HeldLock {
         {
             tracing::warn!(
                 error = crate::model::error_chain(&error),
-                "the lockfile stays"
+                "cannot remove the lockfile"
             );
         }
     }
@@ -343,7 +343,7 @@ fn read_state(file: &File, path: &Path, here: &HostBoot) -> Result<LockState, St
         .metadata()
         .map_err(|source| failed("read", path, source))?;
     if !about.is_file() {
-        return Ok(LockState::Damaged("it is no regular file".to_owned()));
+        return Ok(LockState::Damaged("it is not a regular file".to_owned()));
     }
     let mut bytes = Vec::new();
     file.take(LOCK_BYTES_MAX)

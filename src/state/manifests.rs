@@ -142,7 +142,7 @@ impl ObjectCache {
             },
             Err(error) => {
                 if error.kind() != ErrorKind::NotFound {
-                    tracing::debug!(path = %path.display(), error = error_chain(&error), "what was read is not kept");
+                    tracing::debug!(path = %path.display(), error = error_chain(&error), "cannot open the object cache; continuing without it");
                 }
                 Self::none()
             }
@@ -319,7 +319,7 @@ impl CacheFile {
     fn append(&mut self, line: &CacheLine, bytes: &[u8]) {
         if let Err(error) = self.try_append(line, bytes) {
             let path = self.path.display();
-            tracing::debug!(%path, error = error_chain(&error), "what is read from here on is not kept");
+            tracing::debug!(%path, error = error_chain(&error), "cannot write the object cache; nothing more is cached");
             self.writes = false;
             // The error does not matter: the next reader ignores an incomplete record at the end.
             let _ = self.file.set_len(self.end);

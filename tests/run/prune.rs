@@ -749,7 +749,7 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     let env = |yard: &Yard| yard.env(0, Arc::new(yard.store.clone()), never());
     for id in [&old[0], &old[1], &new[0]] {
         let error = forget(&env(&yard), &yard.dataset, id).await.unwrap_err();
-        assert!(error.to_string().contains("follows from"), "{error}");
+        assert!(error.to_string().contains("builds on"), "{error}");
         assert!(error.hint().unwrap().contains("forget"), "{error:?}");
     }
     assert_eq!(yard.record_keys(), [""; 0]);

@@ -189,7 +189,7 @@ async fn forget_refuses_a_backup_while_the_base_of_an_attempt_is_unknown() {
     assert!(yard.store.flip(&yard.key(attempt, "started.json"), 40));
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
     let error = forget(&env, &yard.dataset, &old[2]).await.unwrap_err();
-    let what = format!("what {attempt} builds on is not known");
+    let what = format!("the base of {attempt} is unknown");
     assert!(error.to_string().contains(&what), "{error}");
     assert!(yard.ids().contains(&old[2]));
     // What the attempt left can be forgotten, with another such attempt beside it.
@@ -211,7 +211,7 @@ async fn forget_refuses_a_backup_while_the_base_of_an_attempt_is_unknown() {
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
     let found = look_at(&env, &yard.dataset, &second).await.unwrap();
     assert!(
-        matches!(&found.warnings[..], [warning] if warning.contains("its manifest's signature is there")),
+        matches!(&found.warnings[..], [warning] if warning.contains("the signature of its manifest exists")),
         "{found:?}"
     );
     yard.store.plant(
@@ -220,7 +220,7 @@ async fn forget_refuses_a_backup_while_the_base_of_an_attempt_is_unknown() {
     );
     let found = look_at(&env, &yard.dataset, &second).await.unwrap();
     assert!(
-        matches!(&found.warnings[..], [warning] if warning.contains("is not believed")),
+        matches!(&found.warnings[..], [warning] if warning.contains("is invalid or untrusted")),
         "{found:?}"
     );
     forget(&env, &yard.dataset, attempt).await.unwrap();

@@ -845,7 +845,7 @@ async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote()
     assert!(
         error
             .to_string()
-            .contains(&format!("{child} in memory: follows from {full}")),
+            .contains(&format!("{child} in memory: builds on {full}")),
         "{error}"
     );
     assert_eq!(yard.record_keys(), [""; 0]);

@@ -153,7 +153,7 @@ async fn forget_keeps_what_a_backup_follows_from_as_a_twin() {
     assert!(
         refused
             .to_string()
-            .contains(&format!("{} follows from {}", child.id, twin.id)),
+            .contains(&format!("{} builds on {}", child.id, twin.id)),
         "{refused}"
     );
     assert!(
@@ -191,7 +191,7 @@ async fn a_copy_under_way_keeps_the_twin_that_it_will_follow_from() {
     assert!(
         refused
             .to_string()
-            .contains(&format!("{} follows from {}", child.id, twin.id)),
+            .contains(&format!("{} builds on {}", child.id, twin.id)),
         "{refused}"
     );
 }

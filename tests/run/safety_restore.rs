@@ -870,7 +870,7 @@ async fn a_restart_destroys_no_data_that_was_written_after_the_restore() {
     );
     assert_eq!(
         refused.hint().unwrap(),
-        "look at what is in it; if it may go: zfs destroy -r tank/back"
+        "check its contents; if it may go: zfs destroy -r tank/back"
     );
     assert_eq!(world.zfs.files(&target)[&900], b"a month of work");
     assert_eq!(shorts(&world, &target).len(), 2);

@@ -221,7 +221,7 @@ impl Judge<'_> {
         }
         let attempts = attempts_anywhere(self.state_dir, id)?;
         let is_named = self.known.named.contains(id);
-        let release = format!("`zfs-backup holds release --id {id} -y` releases it all the same");
+        let release = format!("`zfs-backup holds release --id {id} -y` releases it anyway");
         for attempt in attempts.iter().filter(|attempt| !attempt.is_abandoned) {
             let of = self
                 .stores

@@ -36,7 +36,8 @@ pub fn refuse_inside<'a>(
     inside.map_or(Ok(()), |dataset| {
         Err(RunError::refused(
             format!(
-                "{} lies inside {dataset}, which is backed up: each backup would hold the ones before",
+                "{} lies inside {dataset}, which is backed up: each backup would contain the \
+                 earlier ones",
                 folder.display()
             ),
             "put main.intermediate_basedir into a dataset of its own that is not backed up, or exclude that dataset",

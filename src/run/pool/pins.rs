@@ -81,7 +81,7 @@ pub fn unpin(
             PinnedThing::Snapshot(name) => zfs.release(name, &tag(&pin.id))?,
             PinnedThing::Bookmark(name) => zfs.destroy_bookmarks(std::slice::from_ref(name))?,
         }
-        tracing::debug!(id = %pin.id, %dataset, "what the upload kept in the pool is released");
+        tracing::debug!(id = %pin.id, %dataset, "released a hold or bookmark of an upload that is over");
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub(super) async fn delete_backup(
     let manifest = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
     if leftover {
         if store.head(&manifest).await?.is_some() {
-            let what = format!("{manifest} is there now; nothing of {id} was deleted");
+            let what = format!("{manifest} exists now; nothing of {id} was deleted");
             return Err(RunError::refused(what, "run it again"));
         }
     } else {

@@ -60,7 +60,7 @@ pub async fn plan_forget_with_intermediate(
     let store = &*env.store;
     let catalog = read_catalog(store, dataset, &env.trusted).await?;
     let depends = |other: &BackupId| {
-        let what = format!("{other} follows from {id}; nothing was deleted");
+        let what = format!("{other} builds on {id}; nothing was deleted");
         RunError::refused(what, format!("zfs-backup forget {other} first"))
     };
     let records = read_prune_records(store, dataset, &env.trusted, None).await?;
@@ -88,7 +88,7 @@ pub async fn plan_forget_with_intermediate(
         match &leftover.started {
             StartedFact::Unreadable(unreadable) if seen.catalog.backup(id).is_some() => {
                 let what = format!(
-                    "what {} builds on is not known: {}",
+                    "the base of {} is unknown: {}",
                     leftover.id, unreadable.reason
                 );
                 return Err(RunError::refused(
@@ -108,12 +108,11 @@ pub async fn plan_forget_with_intermediate(
         let mut warnings = Vec::new();
         if attempt.untrusted.is_some() {
             warnings.push(
-                "its manifest is there and is not believed: an older version of it may be good"
-                    .to_owned(),
+                "its manifest is invalid or untrusted; an older version may be valid".to_owned(),
             );
         } else if attempt.was_committed {
             warnings.push(
-                "its manifest's signature is there: it was a backup, or nearly one".to_owned(),
+                "the signature of its manifest exists: it was a backup, or nearly one".to_owned(),
             );
         }
         let (objects, bytes) = (attempt.objects, attempt.bytes);
@@ -172,7 +171,7 @@ async fn check_waiting(
         return Ok(());
     };
     let what = format!(
-        "{other} in {} follows from {id}; nothing was deleted",
+        "{other} in {} builds on {id}; nothing was deleted",
         intermediate.url()
     );
     Err(RunError::refused(

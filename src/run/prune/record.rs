@@ -62,7 +62,7 @@ async fn put_record_of(
     })?;
     if bytes.len() as u64 > PRUNE_RECORD_BYTES_MAX {
         let what = format!(
-            "the record of {} deletions of {dataset} is longer than any reader takes",
+            "the record of {} deletions of {dataset} is longer than readers accept",
             record.pruned.len()
         );
         return Err(RunError::refused(
@@ -157,9 +157,7 @@ mod tests {
         let put = put_record(&env, &dataset, vec![entry; count]).await;
         let error = put.err().expect("the record is longer than the limit");
         assert!(
-            error
-                .to_string()
-                .contains("is longer than any reader takes"),
+            error.to_string().contains("is longer than readers accept"),
             "{error}"
         );
         assert_eq!(store.keys(), [""; 0]);

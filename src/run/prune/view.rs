@@ -433,7 +433,7 @@ fn lock_at(until: String, now: Timestamp) -> Option<Lock> {
         Ok(time) if time <= now => None,
         Ok(_) => Some(Lock::Until(until)),
         Err(_) => Some(Lock::Unknown(format!(
-            "the receipt says {until:?}, which is no time"
+            "the receipt says {until:?}, which is not a time"
         ))),
     }
 }

@@ -72,7 +72,7 @@ impl ProduceError {
             ),
             Self::Thread(error) => RunError::refused(
                 format!("start the threads that seal {snapshot}: {error}"),
-                "raise the limit of threads, or run it when less goes on",
+                "raise the limit of threads, or run it when this host is less busy",
             ),
             Self::Panicked => RunError::refused(
                 format!("the thread that reads {snapshot} panicked"),

@@ -38,7 +38,7 @@ pub(super) fn gaps(catalog: &Catalog, reported: &[Damage]) -> Vec<Damage> {
         match bases.base(id) {
             Err(RestoreGap::MissingBase { missing: base, .. }) if reported.contains(&base) => {}
             Err(RestoreGap::MissingBase { of, missing: base }) if missing.insert(base.clone()) => {
-                let reason = format!("{MISSING}, and {of} follows from it");
+                let reason = format!("{MISSING}, and {of} builds on it");
                 damage.push(Damage::of_whole(&catalog.dataset, &base, reason));
             }
             Err(RestoreGap::MissingBase { .. }) | Ok(_) => {}
