@@ -66,7 +66,8 @@ impl fmt::Display for StrayReason<'_> {
             Self::Later { known } => {
                 write!(
                     f,
-                    "the pool has neither its snapshot nor a bookmark, and the newest that it has is of {}",
+                    "the pool has neither its snapshot nor a bookmark of it, and the newest that \
+                     the pool has is of {}",
                     known.id
                 )
             }

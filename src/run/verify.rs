@@ -219,7 +219,7 @@ impl VerifyReport {
                 }
                 Some(error) => error_chain(error),
                 None if attempt.was_committed && !catalog.holds(attempt.id.snapshot_guid()) => {
-                    format!("{MISSING}, and its signature is there")
+                    format!("{MISSING}, but its signature exists")
                 }
                 None => {
                     self.extra.push(format!(
