@@ -1,196 +1,96 @@
 //! [`ContentCheck`]: checks whether the store's evidence for an object matches these bytes. For
 //! bytes that an earlier run stored and that can be read again here.
 
-use super::checksum::WholeCrc;
+use super::hash::{ContentVerdict, ExpectedEvidence, HashKind, Hasher, PartHash};
 use super::{Evidence, EvidenceTier};
-use aws_lc_rs::digest::{Context, SHA256};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use md5::{Digest as _, Md5};
-
-/// The result of comparing the store's evidence with the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContentVerdict {
-    /// Size and checksum match these bytes.
-    Proven,
-    /// The size matches; the store reports nothing about the content that could be computed here.
-    SizeAgrees,
-    /// The object has other bytes.
-    Differs,
-}
 
 /// Computes the store's checksum over the bytes of an object, in order and as the store computed
 /// it: over the whole, or by parts of the recorded size. Keeps a few bytes for each part.
 pub struct ContentCheck {
     found: Evidence,
-    sum: Option<Sum>,
     bytes: u64,
+    hasher: Option<ObjectHasher>,
 }
 
-enum Sum {
-    Whole(WholeCrc, u64),
-    Parts {
-        kind: PartKind,
-        part: PartHasher,
-        room: u64,
-        part_bytes: Option<u64>,
-        digests: Vec<u8>,
-        parts: usize,
-    },
-}
-
-#[derive(Clone, Copy)]
-enum PartKind {
-    Sha256,
-    Md5,
-}
-
-enum PartHasher {
-    Sha256(Box<Context>),
-    Md5(Md5),
+/// Hashes the bytes of an object by parts.
+struct ObjectHasher {
+    kind: HashKind,
+    /// The size of all parts but the last; `None` for an object that was sent in one request.
+    part_bytes: Option<u64>,
+    /// The part that the next bytes belong to.
+    part: Hasher,
+    full_parts: Vec<PartHash>,
 }
 
 impl ContentCheck {
     /// Makes a check against this evidence.
     pub fn new(found: &Evidence) -> Self {
         let kind = match found.tier {
-            EvidenceTier::Sha256Composite => Some(PartKind::Sha256),
-            EvidenceTier::Md5Etag => Some(PartKind::Md5),
+            EvidenceTier::Crc64nvmeFull => Some(HashKind::Crc64nvme),
+            EvidenceTier::Crc32c => Some(HashKind::Crc32c),
+            EvidenceTier::Sha256Composite => Some(HashKind::Sha256),
+            EvidenceTier::Md5Etag => Some(HashKind::Md5),
             _ => None,
-        };
-        let by_parts = |kind: PartKind| Sum::Parts {
-            kind,
-            part: kind.begin(),
-            room: found.part_bytes.unwrap_or(u64::MAX),
-            part_bytes: found.part_bytes,
-            digests: Vec::new(),
-            parts: 0,
-        };
-        let sum = match found.tier {
-            EvidenceTier::Crc64nvmeFull => {
-                Some(Sum::Whole(WholeCrc::Crc64nvme, WholeCrc::Crc64nvme.of(&[])))
-            }
-            EvidenceTier::Crc32c => Some(Sum::Whole(WholeCrc::Crc32c, WholeCrc::Crc32c.of(&[]))),
-            _ => kind.map(by_parts),
         };
         Self {
             found: found.clone(),
-            sum,
             bytes: 0,
+            hasher: kind.map(|kind| ObjectHasher::new(kind, found)),
         }
     }
 
     /// Takes the next bytes. MD5 runs at about 600 MB/s, so call this where blocking is allowed.
     pub fn update(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
-        if let Some(sum) = &mut self.sum {
-            sum.update(bytes);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
         }
     }
 
-    /// Returns the verdict over all bytes. A different ETag may be that of an encrypted object: it
-    /// proves nothing, in either direction.
+    /// Returns the verdict over all bytes.
     pub fn finish(self) -> ContentVerdict {
-        if self.bytes != self.found.bytes {
-            return ContentVerdict::Differs;
-        }
-        let (Some(sum), Some(told)) = (self.sum, &self.found.checksum) else {
-            return ContentVerdict::SizeAgrees;
-        };
-        match sum.finish() == *told {
-            true => ContentVerdict::Proven,
-            false if self.found.tier == EvidenceTier::Md5Etag => ContentVerdict::SizeAgrees,
-            false => ContentVerdict::Differs,
+        match self.hasher {
+            _ if self.bytes != self.found.bytes => ContentVerdict::Differs,
+            None => ContentVerdict::SizeAgrees,
+            Some(hasher) => hasher.finish().compare(&self.found),
         }
     }
 }
 
-impl Sum {
+impl ObjectHasher {
+    fn new(kind: HashKind, found: &Evidence) -> Self {
+        Self {
+            kind,
+            part_bytes: found.part_bytes.map(|bytes| bytes.max(1)),
+            part: Hasher::new(kind),
+            full_parts: Vec::new(),
+        }
+    }
+
     fn update(&mut self, mut bytes: &[u8]) {
-        match self {
-            Self::Whole(kind, crc) => *crc = kind.append(*crc, kind.of(bytes), bytes.len() as u64),
-            Self::Parts {
-                kind,
-                part,
-                room,
-                part_bytes,
-                digests,
-                parts,
-            } => {
-                while !bytes.is_empty() {
-                    let now = usize::try_from(*room)
-                        .unwrap_or(usize::MAX)
-                        .min(bytes.len());
-                    part.update(&bytes[..now]);
-                    (bytes, *room) = (&bytes[now..], *room - now as u64);
-                    if let (0, Some(next)) = (*room, *part_bytes) {
-                        digests.extend(std::mem::replace(part, kind.begin()).finish());
-                        (*parts, *room) = (*parts + 1, next.max(1));
-                    }
-                }
+        let part_bytes = self.part_bytes.unwrap_or(u64::MAX);
+        while !bytes.is_empty() {
+            let room = usize::try_from(part_bytes - self.part.bytes()).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.part.update(now);
+            if self.part.bytes() == part_bytes {
+                let full = std::mem::replace(&mut self.part, Hasher::new(self.kind));
+                self.full_parts.push(full.finish());
             }
+            bytes = later;
         }
     }
 
-    fn finish(self) -> String {
-        match self {
-            Self::Whole(kind, crc) => kind.text(crc),
-            Self::Parts {
-                kind,
-                part,
-                part_bytes: None,
-                ..
-            } => kind.text(&part.finish()),
-            Self::Parts {
-                kind,
-                part,
-                room,
-                part_bytes: Some(part_bytes),
-                mut digests,
-                mut parts,
-            } => {
-                if room < part_bytes || parts == 0 {
-                    digests.extend(part.finish());
-                    parts += 1;
-                }
-                let mut whole = kind.begin();
-                whole.update(&digests);
-                format!("{}-{parts}", kind.text(&whole.finish()))
-            }
+    fn finish(self) -> ExpectedEvidence {
+        let last = self.part.finish();
+        if self.part_bytes.is_none() {
+            return ExpectedEvidence::of_whole(&last);
         }
-    }
-}
-
-impl PartKind {
-    fn begin(self) -> PartHasher {
-        match self {
-            Self::Sha256 => PartHasher::Sha256(Box::new(Context::new(&SHA256))),
-            Self::Md5 => PartHasher::Md5(Md5::new()),
+        let mut parts = self.full_parts;
+        if last.bytes > 0 || parts.is_empty() {
+            parts.push(last);
         }
-    }
-
-    /// Encodes a digest as the store's responses do.
-    fn text(self, digest: &[u8]) -> String {
-        match self {
-            Self::Sha256 => STANDARD.encode(digest),
-            Self::Md5 => digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        }
-    }
-}
-
-impl PartHasher {
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(context) => context.update(bytes),
-            Self::Md5(md5) => md5.update(bytes),
-        }
-    }
-
-    fn finish(self) -> Vec<u8> {
-        match self {
-            Self::Sha256(context) => context.finish().as_ref().to_vec(),
-            Self::Md5(md5) => md5.finalize().to_vec(),
-        }
+        ExpectedEvidence::of_parts(self.kind, &parts)
     }
 }
 
@@ -198,6 +98,7 @@ impl PartHasher {
 mod tests {
     use super::*;
     use ContentVerdict::{Differs, Proven, SizeAgrees};
+    use md5::{Digest as _, Md5};
 
     fn check(
         tier: EvidenceTier,
@@ -276,11 +177,7 @@ mod tests {
                     .iter()
                     .flat_map(|part| Md5::digest(part).to_vec())
                     .collect();
-                let md5 = format!(
-                    "{}-{}",
-                    PartKind::Md5.text(&Md5::digest(&md5s)),
-                    parts.len()
-                );
+                let md5 = format!("{}-{}", HashKind::Md5.hash(&md5s).hex(), parts.len());
                 assert_eq!(
                     check(Md5Etag, Some(&md5), Some(part_bytes as u64), pieces),
                     Proven,

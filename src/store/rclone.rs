@@ -47,6 +47,7 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
     );
 }
 
+use super::hash::HashKind;
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile,
     SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
@@ -55,7 +56,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cause::Cause;
 use process::{Call, Ended};
-use put::HashKind;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -142,7 +142,7 @@ impl RcloneStore {
             .about()
             .await
             .map_err(|cause| store.failed("access", "", cause))?;
-        store.hash = HashKind::best_of(&about.hashes);
+        store.hash = read::best_hash(&about.hashes);
         store.buckets = about.features.bucket_based;
         store.demand_place("access").await?;
         Ok(store)

@@ -17,11 +17,11 @@ mod probe;
 mod put;
 mod read;
 mod settings;
-mod sum;
 mod upload;
 
 pub use settings::{S3Checksum, S3Credentials, S3Settings};
 
+use super::hash::PartHash;
 use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
@@ -177,6 +177,11 @@ impl Shared {
             tls: self.tls,
         };
         Self::new(connected, settings)
+    }
+
+    /// Hashes bytes with the checksum of the settings.
+    async fn hash(&self, bytes: Bytes) -> PartHash {
+        self.settings.checksum.kind().hash_blocking(bytes).await
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {

@@ -6,7 +6,7 @@
 //! memory and verified whenever the part is read back, because a checksum that is computed later
 //! would confirm bytes that the spool's disk had damaged.
 
-use super::checksum::WholeCrc;
+use super::hash::{HashKind, Hasher, PartHash, crc64};
 use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
 use super::{
@@ -151,7 +151,7 @@ impl SpoolFile {
             let mut bytes = vec![0; part.bytes];
             file.read_exact_at(&mut bytes, part.offset)
                 .map_err(|error| SpoolError::io(&dir, "read", error))?;
-            match WholeCrc::Crc64nvme.of(&bytes) == part.crc64 {
+            match crc64(&bytes) == part.crc64 {
                 true => Ok(Bytes::from(bytes)),
                 false => Err(SpoolError {
                     kind: StoreErrorKind::Corrupt,
@@ -164,6 +164,21 @@ impl SpoolFile {
         .await
     }
 
+    /// Hashes the whole object, as it is read back: a hash of the bytes before they were written
+    /// would not show that the disk has damaged them.
+    pub(super) async fn hash(&self, kind: HashKind) -> Result<PartHash, SpoolError> {
+        let mut hasher = Hasher::new(kind);
+        for index in 0..self.part_count() {
+            let part = self.read_part(index).await?;
+            hasher = run_blocking(move || {
+                hasher.update(&part);
+                hasher
+            })
+            .await;
+        }
+        Ok(hasher.finish())
+    }
+
     /// Appends the next part.
     async fn append(&mut self, bytes: Bytes) -> Result<(), SpoolError> {
         let (file, offset, dir) = (Arc::clone(&self.file), self.bytes(), self.dir.clone());
@@ -173,7 +188,7 @@ impl SpoolFile {
             Ok(SpooledPart {
                 offset,
                 bytes: bytes.len(),
-                crc64: WholeCrc::Crc64nvme.of(&bytes),
+                crc64: crc64(&bytes),
             })
         })
         .await?;

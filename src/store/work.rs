@@ -9,15 +9,11 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
-/// Runs file work on a thread that may block. A panic there is resumed here. The work continues to
+/// Runs `work` on a thread that may block. A panic there is resumed here. The work continues to
 /// its end even if the caller stops waiting.
-pub(crate) async fn run_blocking<T, E>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, E>
-where
-    T: Send + 'static,
-    E: Send + 'static,
-{
+pub(crate) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     match spawn_blocking(work).await {
         Ok(result) => result,
         // Running work is never cancelled. No work is begun once the runtime shuts down, when

@@ -9,8 +9,10 @@ use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::Digest;
 use crate::run::transfer::stopped;
 use crate::run::{RunError, error_chain};
-use crate::store::proof::{ContentCheck, ContentVerdict};
-use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore, PartWriter, StoreErrorKind};
+use crate::store::{
+    ContentCheck, ContentVerdict, Evidence, EvidenceTier, ObjectKey, ObjectStore, PartWriter,
+    StoreErrorKind,
+};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::ops::Range;

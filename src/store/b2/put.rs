@@ -5,14 +5,11 @@ use super::cause::Cause;
 use super::client::Pauses;
 use super::list::live_of;
 use super::messages::FileVersion;
-use crate::store::work::run_blocking;
+use crate::store::hash::HashKind;
 use crate::store::{Evidence, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
-use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use std::convert::Infallible;
-use std::fmt::Write as _;
 use tokio::time::sleep;
 
 /// The maximum number of attempts of one upload, as in B2's own tools.
@@ -47,23 +44,6 @@ impl Sent {
         let same_sha1 = self.sha1.is_some() && file.sha1() == self.sha1.as_deref();
         file.content_length == self.bytes && (same_sha1 || (same_id && self.sha1.is_none()))
     }
-}
-
-/// Computes the SHA-1 in hexadecimal, on a thread that may block.
-pub(super) async fn sha1_of(bytes: Bytes) -> String {
-    let summed: Result<String, Infallible> =
-        run_blocking(move || Ok(hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, &bytes).as_ref()))).await;
-    match summed {
-        Ok(sha1) => sha1,
-    }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Encodes a name for headers and URLs.
@@ -111,10 +91,10 @@ impl Shared {
     /// Sends until the store has the file. A request whose response was lost may have succeeded, so
     /// the name is checked before the bytes are sent again.
     async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
-        let sha1 = sha1_of(bytes.clone()).await;
+        let hash = HashKind::Sha1.hash_blocking(bytes.clone()).await;
         let mut sent = Sent {
-            bytes: bytes.len() as u64,
-            sha1: Some(sha1),
+            bytes: hash.bytes,
+            sha1: Some(hash.hex()),
             id: None,
         };
         let mut pauses = Pauses::new(&self.settings);
@@ -266,13 +246,5 @@ mod tests {
         ] {
             assert_eq!(encode_name(name), encoded);
         }
-    }
-
-    #[tokio::test]
-    async fn sha1_is_that_of_everybody() {
-        assert_eq!(
-            sha1_of(Bytes::from_static(b"abc")).await,
-            "a9993e364706816aba3e25717850c26c9cd0d89d"
-        );
     }
 }

@@ -2,14 +2,11 @@
 //! with the file.
 
 use super::Shared;
-use super::put::hex;
 use super::upload::B2Writer;
+use crate::store::hash::HashKind;
 use crate::store::spool::SpoolError;
-use crate::store::work::run_blocking;
 use crate::store::{Evidence, ObjectKey, PartWriter, SpoolFile, StoreError};
-use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use bytes::Bytes;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 /// Puts an object from a spool: in one request if it fits into one part, else as a large file.
@@ -28,7 +25,7 @@ pub(super) async fn put_spooled(
         }
         _ => {}
     }
-    let sha1 = whole_sha1(file).await.map_err(failed)?;
+    let sha1 = file.hash(HashKind::Sha1).await.map_err(failed)?.hex();
     let mut writer = Box::new(B2Writer::new(shared, key, Some(sha1)));
     for index in 0..file.part_count() {
         let handed_over = match file.read_part(index).await {
@@ -42,25 +39,4 @@ pub(super) async fn put_spooled(
         }
     }
     writer.finish().await
-}
-
-/// Computes the SHA-1 of a whole spool file, part by part.
-async fn whole_sha1(file: &SpoolFile) -> Result<String, SpoolError> {
-    let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
-    for index in 0..file.part_count() {
-        context = sum_on(context, file.read_part(index).await?).await;
-    }
-    Ok(hex(context.finish().as_ref()))
-}
-
-/// Continues a sum on a thread that may block.
-async fn sum_on(mut context: Context, part: Bytes) -> Context {
-    let summed: Result<Context, Infallible> = run_blocking(move || {
-        context.update(&part);
-        Ok(context)
-    })
-    .await;
-    match summed {
-        Ok(context) => context,
-    }
 }

@@ -11,7 +11,8 @@ use super::client::{Pauses, Session, TRIES_MAX, UrlPool};
 use super::messages::{
     ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart,
 };
-use super::put::{SHA1_HEADER, Sent, UPLOAD_TRIES_MAX, sha1_of, value};
+use super::put::{SHA1_HEADER, Sent, UPLOAD_TRIES_MAX, value};
+use crate::store::hash::HashKind;
 use crate::store::parts::PartSizes;
 use crate::store::work::{InFlight, random_u64};
 use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind};
@@ -272,7 +273,8 @@ impl Shared {
         part: Bytes,
     ) -> Result<DonePart, StoreError> {
         let operation = format!("upload part {number} of");
-        let (bytes, sha1) = (part.len() as u64, sha1_of(part.clone()).await);
+        let hash = HashKind::Sha1.hash_blocking(part.clone()).await;
+        let (bytes, sha1) = (hash.bytes, hash.hex());
         let mut pauses = Pauses::new(&self.settings);
         let mut tries_left = UPLOAD_TRIES_MAX;
         loop {

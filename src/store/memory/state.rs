@@ -2,7 +2,7 @@
 //! failures are not applied here.
 
 use super::{Fault, StoreEvent};
-use crate::store::checksum::WholeCrc::Crc64nvme;
+use crate::store::hash::HashKind;
 use crate::store::{
     Evidence, EvidenceTier, ListedObject, ObjectLock, PutOutcome, StoreErrorKind, UnfinishedUpload,
 };
@@ -151,7 +151,7 @@ impl State {
             tier,
             bytes: bytes.len() as u64,
             checksum: (tier == EvidenceTier::Crc64nvmeFull)
-                .then(|| Crc64nvme.text(Crc64nvme.of(&bytes))),
+                .then(|| HashKind::Crc64nvme.hash(&bytes).base64()),
             etag: None,
             version_id: (tier == EvidenceTier::IdPin).then(|| self.next_id("version")),
             part_bytes,

@@ -5,16 +5,13 @@ use super::cause::Cause;
 use super::process::{self, Call};
 use super::read::partial_of;
 use super::{ANSWER_BYTES_MAX, RcloneStore};
+use crate::store::hash::HashKind;
 use crate::store::work::run_blocking;
 use crate::store::{
-    Evidence, EvidenceTier, ObjectKey, PutOutcome, SpoolFile, StoreError, StoreErrorKind,
-    UnfinishedUpload,
+    Evidence, ObjectKey, PutOutcome, SpoolFile, StoreError, StoreErrorKind, UnfinishedUpload,
 };
-use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use bytes::Bytes;
-use md5::{Digest as _, Md5};
 use rustix::fs::{MemfdFlags, memfd_create};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write as _};
@@ -30,79 +27,11 @@ const CONFIRM_PAUSE: Duration = Duration::from_millis(500);
 /// The maximum number of deletions of one name: each may make an older version visible.
 const DELETE_TRIES_MAX: u32 = 20;
 
-/// A hash that remotes have and that this program can compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HashKind {
-    Sha1,
-    Md5,
-}
-
-enum Hashing {
-    Sha1(Box<Context>),
-    Md5(Md5),
-}
-
 /// The description of the object that the remote should report.
 struct Sent {
     bytes: u64,
     /// The hash of the remote's kind, if it has one.
     hash: Option<String>,
-}
-
-impl HashKind {
-    /// Returns the better of the hashes that a remote has.
-    pub(super) fn best_of(names: &[String]) -> Option<Self> {
-        [Self::Sha1, Self::Md5]
-            .into_iter()
-            .find(|kind| names.iter().any(|name| name == kind.name()))
-    }
-
-    /// Returns rclone's name for the hash.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Sha1 => "sha1",
-            Self::Md5 => "md5",
-        }
-    }
-
-    pub(super) fn flag(self) -> String {
-        format!("--hash-type={}", self.name())
-    }
-
-    pub(super) fn tier(self) -> EvidenceTier {
-        match self {
-            Self::Sha1 => EvidenceTier::Sha1,
-            Self::Md5 => EvidenceTier::Md5Etag,
-        }
-    }
-
-    fn begin(self) -> Hashing {
-        match self {
-            Self::Sha1 => Hashing::Sha1(Box::new(Context::new(&SHA1_FOR_LEGACY_USE_ONLY))),
-            Self::Md5 => Hashing::Md5(Md5::new()),
-        }
-    }
-}
-
-impl Hashing {
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha1(context) => context.update(bytes),
-            Self::Md5(md5) => md5.update(bytes),
-        }
-    }
-
-    fn finish(self) -> String {
-        let digest = match self {
-            Self::Sha1(context) => context.finish().as_ref().to_vec(),
-            Self::Md5(md5) => md5.finalize().to_vec(),
-        };
-        digest.iter().fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    }
 }
 
 impl RcloneStore {
@@ -138,15 +67,13 @@ impl RcloneStore {
             return Err(self.taken(key));
         }
         let failed = |error: crate::store::spool::SpoolError| error.in_store(key, &self.url);
-        let mut hashing = self.hash.map(HashKind::begin);
-        for index in 0..file.part_count() {
-            // The file is read back as it was written: a hash over bytes that the spool's disk
-            // damaged would agree with what rclone reads.
-            hashing = hash_on(hashing, file.read_part(index).await.map_err(failed)?).await;
-        }
+        // The file is read back even if the remote has no hash, because rclone would not notice
+        // bytes that the spool's disk has damaged.
+        let kind = self.hash.unwrap_or(HashKind::Crc64nvme);
+        let hash = file.hash(kind).await.map_err(failed)?;
         let sent = Sent {
-            bytes: file.bytes(),
-            hash: hashing.map(Hashing::finish),
+            bytes: hash.bytes,
+            hash: self.hash.map(|_| hash.hex()),
         };
         self.copy_there(key, file.share().map_err(failed)?, &sent)
             .await
@@ -164,16 +91,12 @@ impl RcloneStore {
     async fn prepare(&self, key: &ObjectKey, bytes: Bytes) -> Result<(Sent, File), StoreError> {
         let kind = self.hash;
         let work = move || -> io::Result<(Sent, File)> {
-            let mut hashing = kind.map(HashKind::begin);
-            if let Some(hashing) = &mut hashing {
-                hashing.update(&bytes);
-            }
             let mut file = File::from(memfd_create("zfs-backup", MemfdFlags::CLOEXEC)?);
             file.write_all(&bytes)?;
             Ok((
                 Sent {
                     bytes: bytes.len() as u64,
-                    hash: hashing.map(Hashing::finish),
+                    hash: kind.map(|kind| kind.hash(&bytes).hex()),
                 },
                 file,
             ))
@@ -356,18 +279,5 @@ impl RcloneStore {
             key.as_str(),
             "it is there again after each deletion",
         ))
-    }
-}
-
-/// Continues hashing on a thread that may block.
-async fn hash_on(hashing: Option<Hashing>, part: Bytes) -> Option<Hashing> {
-    let mut hashing = hashing?;
-    let hashed: Result<Hashing, std::convert::Infallible> = run_blocking(move || {
-        hashing.update(&part);
-        Ok(hashing)
-    })
-    .await;
-    match hashed {
-        Ok(hashing) => Some(hashing),
     }
 }

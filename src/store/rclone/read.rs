@@ -2,8 +2,8 @@
 
 use super::cause::Cause;
 use super::process::{self, Call, PARTIAL_SUFFIX};
-use super::put::HashKind;
 use super::{RcloneStore, unreadable};
+use crate::store::hash::HashKind;
 use crate::store::{
     Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload,
 };
@@ -72,7 +72,7 @@ impl RcloneStore {
             "--no-modtime",
         ];
         let mut arguments: Vec<&str> = arguments.to_vec();
-        let hash = self.hash.map(HashKind::flag);
+        let hash = self.hash.map(hash_flag);
         arguments.extend(hash.iter().flat_map(|flag| ["--hash", flag.as_str()]));
         let ended = self
             .run(&arguments, &[self.settings.place_of(key)], false)
@@ -130,7 +130,7 @@ impl RcloneStore {
         .map(str::to_owned)
         .to_vec();
         if let Some(kind) = self.hash.filter(|_| hashes) {
-            arguments.extend(["--hash".to_owned(), kind.flag()]);
+            arguments.extend(["--hash".to_owned(), hash_flag(kind)]);
         }
         let places = vec![self.settings.place_of(folder)];
         let (output_bytes_max, limit) = (LISTING_BYTES_MAX, LISTING_LIMIT);
@@ -324,6 +324,17 @@ impl RcloneStore {
             Some(_) => Err(self.failed("get", key.as_str(), cause)),
         }
     }
+}
+
+/// Returns the better of the hashes that a remote has and that can be compared.
+pub(super) fn best_hash(names: &[String]) -> Option<HashKind> {
+    [HashKind::Sha1, HashKind::Md5]
+        .into_iter()
+        .find(|kind| names.iter().any(|name| name == kind.name()))
+}
+
+fn hash_flag(kind: HashKind) -> String {
+    format!("--hash-type={}", kind.name())
 }
 
 fn outside(range: &Range<u64>, has: u64) -> String {

@@ -6,10 +6,9 @@
 //! store may report another checksum for several parts than for one.
 
 use super::cause::Cause;
-use super::put::sum_of;
-use super::sum::ObjectSum;
 use super::upload::S3Writer;
 use super::{S3Checksum, S3Settings, Shared};
+use crate::store::hash::{ExpectedEvidence, HashKind};
 use crate::store::key::PROBE_PREFIX;
 use crate::store::probe::{Ability, Deleting, StoreProbe};
 use crate::store::{EvidenceTier, ObjectKey, PartWriter, StoreError, StoreErrorKind};
@@ -102,9 +101,9 @@ impl Probing {
 
     async fn put(&self, key: &ObjectKey, bytes: &'static [u8]) -> Result<(), Cause> {
         let bytes = Bytes::from_static(bytes);
-        let sum = sum_of(S3Checksum::Md5, bytes.clone()).await;
+        let hash = self.shared.hash(bytes.clone()).await;
         self.shared
-            .send_whole(key, &bytes, &sum, self.shared.put_condition())
+            .send_whole(key, &bytes, &hash, self.shared.put_condition())
             .await
     }
 
@@ -253,8 +252,7 @@ impl Probing {
             .shared
             .send_part(key, &upload_id, 1, Bytes::from_static(b"4"))
             .await?;
-        let sum = sum_of(S3Checksum::Md5, Bytes::from_static(b"4")).await;
-        let sent = ObjectSum::of_parts(S3Checksum::Md5, &[sum]);
+        let sent = ExpectedEvidence::of_parts(HashKind::Md5, &[HashKind::Md5.hash(b"4")]);
         let completed = self
             .shared
             .send_complete(key, &upload_id, &[part], &sent, Some("*".to_owned()))

@@ -1,13 +1,11 @@
 //! Puts small objects, and confirms every upload.
 
 use super::cause::Cause;
-use super::sum::{ObjectSum, PartSum, Verdict};
 use super::{S3Checksum, Shared};
-use crate::store::work::run_blocking;
+use crate::store::hash::{ContentVerdict, ExpectedEvidence, PartHash};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use bytes::Bytes;
-use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -20,15 +18,6 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 const CONFIRM_TRIES_MAX: u32 = 3;
 const CONFIRM_PAUSE: Duration = Duration::from_millis(500);
 
-/// Computes the checksum on a thread that may block.
-pub(super) async fn sum_of(kind: S3Checksum, bytes: Bytes) -> PartSum {
-    let summed: Result<PartSum, Infallible> =
-        run_blocking(move || Ok(PartSum::of(kind, &bytes))).await;
-    match summed {
-        Ok(sum) => sum,
-    }
-}
-
 impl Shared {
     /// Puts an object in one request, create-only as far as the store supports it. The key is
     /// checked first, unless the probe found that the store refuses to replace objects: the put
@@ -38,8 +27,8 @@ impl Shared {
         key: &ObjectKey,
         bytes: Bytes,
     ) -> Result<(PutOutcome, Evidence), StoreError> {
-        let part = sum_of(self.settings.checksum, bytes.clone()).await;
-        let sent = ObjectSum::of_whole(self.settings.checksum, &part);
+        let hash = self.hash(bytes.clone()).await;
+        let sent = ExpectedEvidence::of_whole(&hash);
         let (mut tries_left, mut looked) = (PUT_TRIES_MAX, false);
         loop {
             let condition = self.put_condition();
@@ -51,7 +40,7 @@ impl Shared {
                 looked = true;
             }
             let conditional = condition.is_some();
-            let Err(cause) = self.send_whole(key, &bytes, &part, condition).await else {
+            let Err(cause) = self.send_whole(key, &bytes, &hash, condition).await else {
                 return Ok((PutOutcome::Created, self.confirm(key, &sent).await?));
             };
             tries_left -= 1;
@@ -74,7 +63,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         bytes: &Bytes,
-        part: &PartSum,
+        hash: &PartHash,
         condition: Option<String>,
     ) -> Result<(), Cause> {
         let call = self
@@ -86,7 +75,7 @@ impl Shared {
             .set_if_none_match(condition)
             .body(self.body(bytes.clone()));
         let call = self.locked_put(call);
-        let call = with_checksum(call, self.settings.checksum, part).customize();
+        let call = with_checksum(call, self.settings.checksum, hash).customize();
         let call = call.config_override(self.limits_for(bytes.len() as u64));
         let call = if self.unsigned() {
             call.disable_payload_signing()
@@ -127,7 +116,7 @@ impl Shared {
     pub(super) async fn confirm(
         &self,
         key: &ObjectKey,
-        sent: &ObjectSum,
+        sent: &ExpectedEvidence,
     ) -> Result<Evidence, StoreError> {
         let mut found = None;
         for attempt in 1..=CONFIRM_TRIES_MAX {
@@ -138,15 +127,15 @@ impl Shared {
             sleep(CONFIRM_PAUSE).await;
         }
         match found.map(|found| (sent.compare(&found), found)) {
-            Some((Verdict::Proven, found)) => self.check_lock(key, found),
-            Some((Verdict::SizeAgrees, found)) => {
-                self.note_weak_evidence(sent.kind);
+            Some((ContentVerdict::Proven, found)) => self.check_lock(key, found),
+            Some((ContentVerdict::SizeAgrees, found)) => {
+                self.note_weak_evidence(self.settings.checksum);
                 self.check_lock(key, weakened(found))
             }
             other => {
                 let found =
                     other.map_or_else(|| "nothing".to_owned(), |(_, found)| describe(&found));
-                let sent = format!("{} bytes with checksum {}", sent.bytes, sent.text);
+                let sent = format!("{} bytes with checksum {}", sent.bytes, sent.checksum);
                 let text = format!("{sent} were sent and accepted, but the store has {found}");
                 Err(self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text))
             }
@@ -179,12 +168,12 @@ pub(super) fn weakened(found: Evidence) -> Evidence {
 fn with_checksum(
     call: PutObjectFluentBuilder,
     kind: S3Checksum,
-    sum: &PartSum,
+    hash: &PartHash,
 ) -> PutObjectFluentBuilder {
     match kind {
-        S3Checksum::Crc64nvme => call.checksum_crc64_nvme(sum.header()),
-        S3Checksum::Sha256 => call.checksum_sha256(sum.header()),
-        S3Checksum::Crc32c => call.checksum_crc32_c(sum.header()),
-        S3Checksum::Md5 => call.content_md5(sum.header()),
+        S3Checksum::Crc64nvme => call.checksum_crc64_nvme(hash.base64()),
+        S3Checksum::Sha256 => call.checksum_sha256(hash.base64()),
+        S3Checksum::Crc32c => call.checksum_crc32_c(hash.base64()),
+        S3Checksum::Md5 => call.content_md5(hash.base64()),
     }
 }

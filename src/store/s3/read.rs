@@ -1,7 +1,6 @@
 //! Reads objects: their existence, the store's evidence for them, and their bytes.
 
 use super::cause::{Cause, Stage};
-use super::sum::is_md5_etag;
 use super::{S3Checksum, Shared, leads_here};
 use crate::store::answer::Expected;
 use crate::store::key::PROBE_PREFIX;
@@ -317,6 +316,15 @@ impl Shared {
             ))),
         }
     }
+}
+
+/// Whether an ETag can be an MD5: 32 hexadecimal digits, optionally followed by the number of
+/// parts.
+fn is_md5_etag(etag: &str) -> bool {
+    let (digest, parts) = etag.split_once('-').unwrap_or((etag, "1"));
+    digest.len() == 32
+        && digest.bytes().all(|b| b.is_ascii_hexdigit())
+        && parts.parse::<u32>().is_ok()
 }
 
 async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<BytesMut, Broken> {

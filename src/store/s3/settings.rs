@@ -1,5 +1,6 @@
 //! [`S3Settings`]: the settings of an S3 store.
 
+use crate::store::hash::HashKind;
 use crate::store::{EvidenceTier, Limiter, ObjectLock, Renew};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -168,23 +169,22 @@ impl S3Checksum {
 
     /// Returns the evidence tier of a store that keeps this checksum.
     pub fn tier(self) -> EvidenceTier {
+        self.kind().tier()
+    }
+
+    pub(super) fn kind(self) -> HashKind {
         match self {
-            Self::Crc64nvme => EvidenceTier::Crc64nvmeFull,
-            Self::Sha256 => EvidenceTier::Sha256Composite,
-            Self::Crc32c => EvidenceTier::Crc32c,
-            Self::Md5 => EvidenceTier::Md5Etag,
+            Self::Crc64nvme => HashKind::Crc64nvme,
+            Self::Sha256 => HashKind::Sha256,
+            Self::Crc32c => HashKind::Crc32c,
+            Self::Md5 => HashKind::Md5,
         }
     }
 }
 
 impl fmt::Display for S3Checksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Crc64nvme => "crc64nvme",
-            Self::Sha256 => "sha256",
-            Self::Crc32c => "crc32c",
-            Self::Md5 => "md5",
-        })
+        f.write_str(self.kind().name())
     }
 }
 

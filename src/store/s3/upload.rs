@@ -5,10 +5,10 @@
 //! [`Shared::abort_upload`] or the bucket's lifecycle rule removes it.
 
 use super::cause::Cause;
-use super::put::{sum_of, weakened};
+use super::put::weakened;
 use super::read::PART_BYTES_ENTRY;
-use super::sum::{ObjectSum, PartSum, Verdict};
 use super::{S3Checksum, Shared};
+use crate::store::hash::{ContentVerdict, ExpectedEvidence, PartHash};
 use crate::store::parts::PartSizes;
 use crate::store::work::InFlight;
 use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind};
@@ -31,7 +31,7 @@ const COMPLETE_SLACK_FACTOR: u32 = 5;
 pub(super) struct DonePart {
     number: i32,
     etag: String,
-    sum: PartSum,
+    hash: PartHash,
 }
 
 pub(super) struct S3Writer {
@@ -100,8 +100,8 @@ impl S3Writer {
         }
         let mut done = self.in_flight.all().await?;
         done.sort_unstable_by_key(|part| part.number);
-        let sums: Vec<PartSum> = done.iter().map(|part| part.sum.clone()).collect();
-        let sent = ObjectSum::of_parts(self.shared.settings.checksum, &sums);
+        let hashes: Vec<PartHash> = done.iter().map(|part| part.hash.clone()).collect();
+        let sent = ExpectedEvidence::of_parts(self.shared.settings.checksum.kind(), &hashes);
         if sent.bytes != self.sizes.bytes() {
             return Err(self.invalid("a part was interrupted and never sent"));
         }
@@ -217,7 +217,7 @@ impl Shared {
         number: i32,
         part: Bytes,
     ) -> Result<DonePart, StoreError> {
-        let sum = sum_of(self.settings.checksum, part.clone()).await;
+        let hash = self.hash(part.clone()).await;
         let call = self
             .client
             .upload_part()
@@ -225,15 +225,15 @@ impl Shared {
             .key(self.full_key(key));
         let call = call.upload_id(upload_id).part_number(number);
         let call = match self.settings.checksum {
-            S3Checksum::Crc64nvme => call.checksum_crc64_nvme(sum.header()),
-            S3Checksum::Sha256 => call.checksum_sha256(sum.header()),
-            S3Checksum::Crc32c => call.checksum_crc32_c(sum.header()),
-            S3Checksum::Md5 => call.content_md5(sum.header()),
+            S3Checksum::Crc64nvme => call.checksum_crc64_nvme(hash.base64()),
+            S3Checksum::Sha256 => call.checksum_sha256(hash.base64()),
+            S3Checksum::Crc32c => call.checksum_crc32_c(hash.base64()),
+            S3Checksum::Md5 => call.content_md5(hash.base64()),
         };
         let call = call
             .body(self.body(part))
             .customize()
-            .config_override(self.limits_for(sum.bytes));
+            .config_override(self.limits_for(hash.bytes));
         let call = if self.unsigned() {
             call.disable_payload_signing()
         } else {
@@ -244,14 +244,14 @@ impl Shared {
             .send()
             .await
             .map_err(|error| self.failed(&operation, "UploadPart", key.as_str(), error))?;
-        match echoed_otherwise(&stored, self.settings.checksum, &sum) {
+        match echoed_otherwise(&stored, self.settings.checksum, &hash) {
             None => Ok(DonePart {
                 number,
                 etag: stored.e_tag().unwrap_or_default().to_owned(),
-                sum,
+                hash,
             }),
             Some(echo) => {
-                let text = format!("{} was sent, the store got {echo}", sum.header());
+                let text = format!("{} was sent, the store got {echo}", hash.base64());
                 Err(self.wrong(StoreErrorKind::Corrupt, &operation, key.as_str(), text))
             }
         }
@@ -262,7 +262,7 @@ impl Shared {
         key: &ObjectKey,
         upload_id: &str,
         parts: &[DonePart],
-        sent: &ObjectSum,
+        sent: &ExpectedEvidence,
     ) -> Result<(), Cause> {
         let condition = self.complete_condition();
         match self
@@ -284,7 +284,7 @@ impl Shared {
         key: &ObjectKey,
         upload_id: &str,
         parts: &[DonePart],
-        sent: &ObjectSum,
+        sent: &ExpectedEvidence,
         condition: Option<String>,
     ) -> Result<(), Cause> {
         let kind = self.settings.checksum;
@@ -307,11 +307,11 @@ impl Shared {
         let call = match kind {
             S3Checksum::Crc64nvme => call
                 .checksum_type(ChecksumType::FullObject)
-                .checksum_crc64_nvme(&sent.text),
-            S3Checksum::Sha256 => call.checksum_sha256(&sent.text),
+                .checksum_crc64_nvme(&sent.checksum),
+            S3Checksum::Sha256 => call.checksum_sha256(&sent.checksum),
             S3Checksum::Crc32c => call
                 .checksum_type(ChecksumType::FullObject)
-                .checksum_crc32_c(&sent.text),
+                .checksum_crc32_c(&sent.checksum),
             S3Checksum::Md5 => call,
         };
         // Stores that support nothing newer than MD5 may refuse this header too.
@@ -335,7 +335,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         cause: Cause,
-        sent: &ObjectSum,
+        sent: &ExpectedEvidence,
     ) -> Result<Evidence, StoreError> {
         let upload_is_gone = cause.has_code("NoSuchUpload");
         let conflict = cause.kind() == StoreErrorKind::AlreadyExists || cause.status == Some(409);
@@ -352,10 +352,10 @@ impl Shared {
             return Err(error);
         };
         match sent.compare(&found) {
-            Verdict::Proven => self.check_lock(key, found),
+            ContentVerdict::Proven => self.check_lock(key, found),
             // The upload no longer exists, and an object with its key and size does: the upload was
             // completed.
-            Verdict::SizeAgrees if upload_is_gone => self.check_lock(key, weakened(found)),
+            ContentVerdict::SizeAgrees if upload_is_gone => self.check_lock(key, weakened(found)),
             _ => Err(self.taken("complete upload of", key)),
         }
     }
@@ -388,9 +388,9 @@ fn completed_part(kind: S3Checksum, part: &DonePart) -> CompletedPart {
         .part_number(part.number)
         .e_tag(&part.etag);
     match kind {
-        S3Checksum::Crc64nvme => entry.checksum_crc64_nvme(part.sum.header()),
-        S3Checksum::Sha256 => entry.checksum_sha256(part.sum.header()),
-        S3Checksum::Crc32c => entry.checksum_crc32_c(part.sum.header()),
+        S3Checksum::Crc64nvme => entry.checksum_crc64_nvme(part.hash.base64()),
+        S3Checksum::Sha256 => entry.checksum_sha256(part.hash.base64()),
+        S3Checksum::Crc32c => entry.checksum_crc32_c(part.hash.base64()),
         S3Checksum::Md5 => entry,
     }
     .build()
@@ -398,12 +398,17 @@ fn completed_part(kind: S3Checksum, part: &DonePart) -> CompletedPart {
 
 /// Returns the checksum that the store reports for a part, if it reports one and it differs. The
 /// ETag of an encrypted part is not its MD5, so it is no evidence here.
-fn echoed_otherwise(stored: &UploadPartOutput, kind: S3Checksum, sum: &PartSum) -> Option<String> {
+fn echoed_otherwise(
+    stored: &UploadPartOutput,
+    kind: S3Checksum,
+    hash: &PartHash,
+) -> Option<String> {
     let echo = match kind {
         S3Checksum::Crc64nvme => stored.checksum_crc64_nvme(),
         S3Checksum::Sha256 => stored.checksum_sha256(),
         S3Checksum::Crc32c => stored.checksum_crc32_c(),
         S3Checksum::Md5 => None,
     };
-    echo.filter(|echo| *echo != sum.header()).map(str::to_owned)
+    echo.filter(|echo| *echo != hash.base64())
+        .map(str::to_owned)
 }
