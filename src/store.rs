@@ -17,6 +17,7 @@ mod hash;
 mod identified;
 pub mod key;
 pub mod memory;
+mod multipart;
 mod pace;
 mod pages;
 mod parts;

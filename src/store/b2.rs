@@ -37,6 +37,7 @@ mod upload;
 pub(crate) use messages::read_any_answer;
 pub use settings::{B2Credentials, B2Settings};
 
+use super::multipart::MultipartWriter;
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
     PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreProbe,
@@ -51,7 +52,6 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::Mutex;
-use upload::B2Writer;
 
 /// A bucket, or the part of it below a prefix. Clones share one client and one session.
 #[derive(Clone)]
@@ -183,7 +183,7 @@ impl ObjectStore for B2Store {
 
     /// Sends no request yet: whether the key is taken is checked before the object is created.
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        Ok(Box::new(B2Writer::new(&self.shared, key, None)))
+        Ok(Box::new(MultipartWriter::new(&self.shared, key, None)))
     }
 
     async fn put_new(

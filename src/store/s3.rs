@@ -41,7 +41,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket}
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use upload::S3Writer;
 
 /// The header value that makes a put create-only.
 const NOTHING_THERE: &str = "*";
@@ -355,7 +354,7 @@ impl ObjectStore for S3Store {
     /// Checks the key first, because some servers ignore `If-None-Match`, and then begins a
     /// multipart upload, independent of the object's size.
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        Ok(Box::new(S3Writer::begin(&self.shared, key).await?))
+        Ok(Box::new(upload::create(&self.shared, key).await?))
     }
 
     async fn put_new(

@@ -3,17 +3,14 @@
 use super::Shared;
 use super::cause::Cause;
 use super::messages::{FileVersion, Ignored};
+use crate::store::multipart::within_abort_limit;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 use serde_json::json;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use tokio::time::timeout;
 
 const DELETE: &str = "b2_delete_file_version";
 const HIDE: &str = "b2_hide_file";
 const CANCEL: &str = "b2_cancel_large_file";
-/// The time limit for cancelling an upload. After it the upload remains for the next clean-up.
-const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 
 impl Shared {
     /// Deletes the oldest version first: if the deletion is interrupted, the visible version is
@@ -85,11 +82,10 @@ impl Shared {
     /// whether it is missing, since B2 has no error code for that.
     pub(super) async fn cancel(&self, key: &str, file_id: &str) -> Result<(), StoreError> {
         let operation = "abort upload of";
-        let Ok(cancelled) = timeout(CANCEL_LIMIT, self.try_cancel(key, file_id)).await else {
-            let text = format!("no answer within {} s", CANCEL_LIMIT.as_secs());
-            return Err(self.wrong(StoreErrorKind::Unavailable, operation, key, text));
-        };
-        cancelled.map_err(|cause| self.failed(operation, CANCEL, key, cause))
+        within_abort_limit(self.try_cancel(key, file_id))
+            .await
+            .map_err(|text| self.wrong(StoreErrorKind::Unavailable, operation, key, text))?
+            .map_err(|cause| self.failed(operation, CANCEL, key, cause))
     }
 
     async fn try_cancel(&self, key: &str, file_id: &str) -> Result<(), Cause> {

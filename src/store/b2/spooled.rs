@@ -2,8 +2,8 @@
 //! with the file.
 
 use super::Shared;
-use super::upload::B2Writer;
 use crate::store::hash::HashKind;
+use crate::store::multipart::MultipartWriter;
 use crate::store::spool::SpoolError;
 use crate::store::{Evidence, ObjectKey, PartWriter, SpoolFile, StoreError};
 use bytes::Bytes;
@@ -26,7 +26,8 @@ pub(super) async fn put_spooled(
         _ => {}
     }
     let sha1 = file.hash(HashKind::Sha1).await.map_err(failed)?.hex();
-    let mut writer = Box::new(B2Writer::new(shared, key, Some(sha1)));
+    let large = shared.begin_large(key, Some(&sha1)).await?;
+    let mut writer = Box::new(MultipartWriter::new(shared, key, Some(large)));
     for index in 0..file.part_count() {
         let handed_over = match file.read_part(index).await {
             Ok(part) => writer.put_part(part).await,

@@ -1,9 +1,4 @@
-//! [`B2Writer`]: an object in parts, with several in flight; an object that fits into one part is
-//! sent in one request.
-//!
-//! Memory: the parts in flight and the part that the caller fills, so (concurrency + 1) parts.
-//! Dropping the writer stops its requests and does nothing more: a large file that was begun stays
-//! unfinished until [`Shared::cancel`] or the bucket's lifecycle rule removes it.
+//! The calls of a large file.
 
 use super::Shared;
 use super::cause::Cause;
@@ -12,189 +7,120 @@ use super::messages::{
     ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart,
 };
 use super::put::{SHA1_HEADER, Sent, UPLOAD_TRIES_MAX, value};
-use crate::store::hash::HashKind;
-use crate::store::parts::PartSizes;
-use crate::store::work::{InFlight, random_u64};
-use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind};
-use async_trait::async_trait;
+use crate::store::hash::{HashKind, PartHash};
+use crate::store::multipart::MultipartStore;
+use crate::store::work::random_u64;
+use crate::store::{Evidence, ObjectKey, StoreError, StoreErrorKind, StoreTraits};
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::json;
-use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The protocol's limit.
-const PARTS_MAX: usize = 10_000;
 const START: &str = "b2_start_large_file";
 const PART: &str = "b2_upload_part";
 const FINISH: &str = "b2_finish_large_file";
 const PART_HEADER: HeaderName = HeaderName::from_static("x-bz-part-number");
 
-struct DonePart {
-    number: usize,
-    bytes: u64,
-    sha1: String,
-}
-
 /// A large file that was begun.
-#[derive(Clone)]
-pub(super) struct Large {
+pub(super) struct LargeFile {
     pub(super) id: String,
-    urls: Arc<UrlPool>,
+    urls: UrlPool,
+    /// Whether the file is complete, so that no upload is left to cancel.
+    is_complete: AtomicBool,
 }
 
-pub(super) struct B2Writer {
-    shared: Arc<Shared>,
-    key: ObjectKey,
-    /// The SHA-1 of the whole, if it is already known: it is kept with the file.
-    declared_sha1: Option<String>,
-    sizes: PartSizes,
-    /// The first part, with its permit: it is sent alone if no other part follows.
-    held: Option<(Bytes, OwnedSemaphorePermit)>,
-    large: Option<Large>,
-    parts_begun: usize,
-    in_flight: InFlight<DonePart, StoreError>,
-    given_up: bool,
+impl AsRef<str> for LargeFile {
+    fn as_ref(&self) -> &str {
+        &self.id
+    }
 }
 
-impl B2Writer {
-    pub(super) fn new(
-        shared: &Arc<Shared>,
+impl MultipartStore for Shared {
+    type Upload = LargeFile;
+    type Part = PartHash;
+
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn traits(&self) -> &StoreTraits {
+        &self.traits
+    }
+
+    async fn begin(&self, key: &ObjectKey) -> Result<LargeFile, StoreError> {
+        self.begin_large(key, None).await
+    }
+
+    /// Sends one part until the store has it. A repeated part replaces itself, so a retry is always
+    /// safe.
+    async fn put_part(
+        &self,
         key: &ObjectKey,
-        declared_sha1: Option<String>,
-    ) -> Self {
-        Self {
-            shared: Arc::clone(shared),
-            key: key.clone(),
-            declared_sha1,
-            sizes: PartSizes::new(shared.settings.part_bytes),
-            held: None,
-            large: None,
-            parts_begun: 0,
-            in_flight: InFlight::new(shared.settings.concurrency),
-            given_up: false,
+        large: &LargeFile,
+        number: u16,
+        part: Bytes,
+    ) -> Result<PartHash, StoreError> {
+        let operation = format!("upload part {number} of");
+        let hash = HashKind::Sha1.hash_blocking(part.clone()).await;
+        let (bytes, sha1) = (hash.bytes, hash.hex());
+        let mut pauses = Pauses::new(&self.settings);
+        let mut tries_left = UPLOAD_TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.try_part(large, number, &part, &sha1).await {
+                Ok(stored) if stored.content_sha1 == sha1 && stored.content_length == bytes => {
+                    return Ok(hash);
+                }
+                Ok(stored) => {
+                    let text = format!(
+                        "{bytes} bytes with SHA-1 {sha1} were sent as part {number}, the store has {} with {} as part {}",
+                        stored.content_length, stored.content_sha1, stored.part_number
+                    );
+                    return Err(self.wrong(
+                        StoreErrorKind::Corrupt,
+                        &operation,
+                        key.as_str(),
+                        text,
+                    ));
+                }
+                Err(cause) if cause.wants_new_url() && tries_left > 0 => {
+                    tracing::debug!(%key, number, %cause, "part failed; trying another URL");
+                    pauses.wait(&cause).await;
+                }
+                Err(cause) => return Err(self.failed(&operation, PART, key.as_str(), cause)),
+            }
         }
     }
 
-    fn invalid(&self, text: impl Into<String>) -> StoreError {
-        self.shared
-            .wrong(StoreErrorKind::Invalid, "upload", self.key.as_str(), text)
+    async fn finish(
+        &self,
+        key: &ObjectKey,
+        large: &LargeFile,
+        parts: Vec<PartHash>,
+    ) -> Result<Evidence, StoreError> {
+        let operation = "complete upload of";
+        if self.live(operation, key).await?.is_some() {
+            return Err(self.taken(operation, key));
+        }
+        self.finish_large(key, large, &parts).await?;
+        large.is_complete.store(true, Ordering::Relaxed);
+        let sent = Sent {
+            bytes: parts.iter().map(|part| part.bytes).sum(),
+            sha1: None,
+            id: Some(large.id.clone()),
+        };
+        self.confirm(key, &sent).await
     }
 
-    async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        if self.given_up {
-            return Err(self.invalid("the upload was aborted after an earlier failure"));
-        }
-        self.sizes
-            .accept(part.len())
-            .map_err(|text| self.invalid(text))?;
-        if part.is_empty() {
+    async fn abort(&self, key: &ObjectKey, large: &LargeFile) -> Result<(), StoreError> {
+        if large.is_complete.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if self.parts_begun == PARTS_MAX {
-            return Err(self.invalid(format!(
-                "an object has at most {PARTS_MAX} parts: choose a larger `part_size`"
-            )));
-        }
-        // The held part keeps its permit: with a concurrency of one, no other part could ever get
-        // one.
-        if let Some((first, place)) = self.held.take() {
-            let large = self
-                .shared
-                .begin_large(&self.key, self.declared_sha1.as_deref())
-                .await?;
-            self.large = Some(large.clone());
-            self.spawn(large, first, place);
-        }
-        let place = self.in_flight.place().await?;
-        match self.large.clone() {
-            None => self.held = Some((part, place)),
-            Some(large) => self.spawn(large, part, place),
-        }
-        Ok(())
+        self.cancel(key.as_str(), &large.id).await
     }
 
-    fn spawn(&mut self, large: Large, part: Bytes, place: OwnedSemaphorePermit) {
-        self.parts_begun += 1;
-        let (shared, key, number) = (Arc::clone(&self.shared), self.key.clone(), self.parts_begun);
-        self.in_flight.begin(place, async move {
-            shared.send_part(&key, &large, number, part).await
-        });
-    }
-
-    async fn complete(&mut self) -> Result<Evidence, StoreError> {
-        if self.given_up {
-            return Err(self.invalid("the upload was aborted after an earlier failure"));
-        }
-        let Some(large) = self.large.clone() else {
-            let whole = self.held.take().map(|(part, _)| part).unwrap_or_default();
-            if whole.len() as u64 != self.sizes.bytes() {
-                return Err(self.invalid("a part was interrupted and never sent"));
-            }
-            return self.shared.create_whole(&self.key, whole).await;
-        };
-        let mut done = self.in_flight.all().await?;
-        done.sort_unstable_by_key(|part| part.number);
-        let bytes: u64 = done.iter().map(|part| part.bytes).sum();
-        if bytes != self.sizes.bytes() {
-            return Err(self.invalid("a part was interrupted and never sent"));
-        }
-        if self
-            .shared
-            .live("complete upload of", &self.key)
-            .await?
-            .is_some()
-        {
-            return Err(self.shared.taken("complete upload of", &self.key));
-        }
-        self.shared.finish_large(&self.key, &large, &done).await?;
-        let sent = Sent {
-            bytes,
-            sha1: None,
-            id: Some(large.id),
-        };
-        let confirmed = self.shared.confirm(&self.key, &sent).await;
-        // The file is complete or was deleted, so no upload is left to abort.
-        self.large = None;
-        confirmed
-    }
-
-    async fn give_up(&mut self) -> Result<(), StoreError> {
-        self.given_up = true;
-        self.held = None;
-        self.in_flight.stop().await;
-        match self.large.take() {
-            Some(large) => self.shared.cancel(self.key.as_str(), &large.id).await,
-            None => Ok(()),
-        }
-    }
-}
-
-#[async_trait]
-impl PartWriter for B2Writer {
-    fn upload_id(&self) -> Option<&str> {
-        self.large.as_ref().map(|large| large.id.as_str())
-    }
-
-    async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        let begun = self.begin_part(part).await;
-        if begun.is_err() && !self.given_up {
-            // The first failure is returned to the caller; `unfinished` finds parts that remain.
-            let _ = self.give_up().await;
-        }
-        begun
-    }
-
-    async fn finish(mut self: Box<Self>) -> Result<Evidence, StoreError> {
-        let completed = self.complete().await;
-        if completed.is_err() && !self.given_up {
-            let _ = self.give_up().await;
-        }
-        completed
-    }
-
-    async fn abort(mut self: Box<Self>) -> Result<(), StoreError> {
-        self.give_up().await
+    async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
+        self.create_whole(key, bytes).await
     }
 }
 
@@ -205,7 +131,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         declared_sha1: Option<&str>,
-    ) -> Result<Large, StoreError> {
+    ) -> Result<LargeFile, StoreError> {
         let failed = |cause| self.failed("begin upload of", START, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
         let nonce = random_u64()
@@ -253,65 +179,21 @@ impl Shared {
         }
     }
 
-    fn large(&self, begun: FileVersion) -> Result<Large, Cause> {
+    fn large(&self, begun: FileVersion) -> Result<LargeFile, Cause> {
         let id = begun
             .file_id
             .ok_or_else(|| Cause::ours(StoreErrorKind::Unsupported, "it got no file id"))?;
-        Ok(Large {
+        Ok(LargeFile {
             id,
-            urls: Arc::default(),
+            urls: UrlPool::default(),
+            is_complete: AtomicBool::new(false),
         })
-    }
-
-    /// Sends one part until the store has it. A repeated part replaces itself, so a retry is always
-    /// safe.
-    async fn send_part(
-        &self,
-        key: &ObjectKey,
-        large: &Large,
-        number: usize,
-        part: Bytes,
-    ) -> Result<DonePart, StoreError> {
-        let operation = format!("upload part {number} of");
-        let hash = HashKind::Sha1.hash_blocking(part.clone()).await;
-        let (bytes, sha1) = (hash.bytes, hash.hex());
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = UPLOAD_TRIES_MAX;
-        loop {
-            tries_left -= 1;
-            match self.try_part(large, number, &part, &sha1).await {
-                Ok(stored) if stored.content_sha1 == sha1 && stored.content_length == bytes => {
-                    return Ok(DonePart {
-                        number,
-                        bytes,
-                        sha1,
-                    });
-                }
-                Ok(stored) => {
-                    let text = format!(
-                        "{bytes} bytes with SHA-1 {sha1} were sent as part {number}, the store has {} with {} as part {}",
-                        stored.content_length, stored.content_sha1, stored.part_number
-                    );
-                    return Err(self.wrong(
-                        StoreErrorKind::Corrupt,
-                        &operation,
-                        key.as_str(),
-                        text,
-                    ));
-                }
-                Err(cause) if cause.wants_new_url() && tries_left > 0 => {
-                    tracing::debug!(%key, number, %cause, "part failed; trying another URL");
-                    pauses.wait(&cause).await;
-                }
-                Err(cause) => return Err(self.failed(&operation, PART, key.as_str(), cause)),
-            }
-        }
     }
 
     async fn try_part(
         &self,
-        large: &Large,
-        number: usize,
+        large: &LargeFile,
+        number: u16,
         part: &Bytes,
         sha1: &str,
     ) -> Result<StoredPart, Cause> {
@@ -332,11 +214,11 @@ impl Shared {
     async fn finish_large(
         &self,
         key: &ObjectKey,
-        large: &Large,
-        parts: &[DonePart],
+        large: &LargeFile,
+        parts: &[PartHash],
     ) -> Result<(), StoreError> {
         let operation = "complete upload of";
-        let sha1s: Vec<&str> = parts.iter().map(|part| part.sha1.as_str()).collect();
+        let sha1s: Vec<String> = parts.iter().map(PartHash::hex).collect();
         let mut pauses = Pauses::new(&self.settings);
         let mut tries_left = TRIES_MAX;
         loop {

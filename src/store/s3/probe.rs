@@ -6,10 +6,11 @@
 //! store may report another checksum for several parts than for one.
 
 use super::cause::Cause;
-use super::upload::S3Writer;
+use super::upload;
 use super::{S3Checksum, S3Settings, Shared};
 use crate::store::hash::{ExpectedEvidence, HashKind};
 use crate::store::key::PROBE_PREFIX;
+use crate::store::multipart::MultipartStore;
 use crate::store::probe::{Ability, Deleting, StoreProbe};
 use crate::store::{EvidenceTier, ObjectKey, PartWriter, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use std::sync::atomic::Ordering;
 /// The smallest part, except the last, that stores accept.
 const PART_BYTES: usize = 5 * 1024 * 1024;
 /// The probed part numbers: the protocol's limit, then the limit of some stores.
-const PART_NUMBERS: [i32; 2] = [10_000, 1000];
+const PART_NUMBERS: [u16; 2] = [10_000, 1000];
 /// The age from which an object under the prefix is the remains of a killed probe.
 const LEFTOVER_SECONDS: i64 = 3600;
 
@@ -237,7 +238,7 @@ impl Probing {
         checksum: S3Checksum,
     ) -> Result<EvidenceTier, StoreError> {
         let shared = Arc::new(plain(&self.shared, checksum));
-        let mut writer = Box::new(S3Writer::begin(&shared, key).await?);
+        let mut writer = Box::new(upload::create(&shared, key).await?);
         if self.removes() {
             writer.put_part(Bytes::from(vec![0x5a; PART_BYTES])).await?;
         }
@@ -247,10 +248,10 @@ impl Probing {
 
     /// Probes a create-only completion: uploads to an existing key, to the end.
     async fn try_complete_condition(&mut self, key: &ObjectKey) -> Result<(), StoreError> {
-        let upload_id = self.shared.begin_upload(key).await?;
+        let upload_id = self.shared.begin(key).await?;
         let part = self
             .shared
-            .send_part(key, &upload_id, 1, Bytes::from_static(b"4"))
+            .put_part(key, &upload_id, 1, Bytes::from_static(b"4"))
             .await?;
         let sent = ExpectedEvidence::of_parts(HashKind::Md5, &[HashKind::Md5.hash(b"4")]);
         let completed = self
@@ -277,15 +278,15 @@ impl Probing {
     /// Probes listing and removing unfinished uploads, and the number of parts they may have.
     async fn try_uploads(&mut self) -> Result<(), StoreError> {
         let key = self.key("unfinished")?;
-        let upload_id = self.shared.begin_upload(&key).await?;
+        let upload_id = self.shared.begin(&key).await?;
         for number in PART_NUMBERS {
             match self
                 .shared
-                .send_part(&key, &upload_id, number, Bytes::from_static(b"5"))
+                .put_part(&key, &upload_id, number, Bytes::from_static(b"5"))
                 .await
             {
                 Ok(_) => {
-                    self.found.parts_max = u32::try_from(number).ok();
+                    self.found.parts_max = Some(number.into());
                     break;
                 }
                 Err(error) if error.is_transient() => return Err(error),

@@ -1,172 +1,53 @@
-//! [`S3Writer`]: a multipart upload, with several parts in flight.
-//!
-//! Memory: the parts in flight and the part that the caller fills, so (concurrency + 1) parts.
-//! Dropping the writer stops its requests and does nothing more: the upload stays unfinished until
-//! [`Shared::abort_upload`] or the bucket's lifecycle rule removes it.
+//! The requests of a multipart upload.
 
 use super::cause::Cause;
 use super::put::weakened;
 use super::read::PART_BYTES_ENTRY;
 use super::{S3Checksum, Shared};
 use crate::store::hash::{ContentVerdict, ExpectedEvidence, PartHash};
-use crate::store::parts::PartSizes;
-use crate::store::work::InFlight;
-use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind};
-use async_trait::async_trait;
+use crate::store::multipart::{MultipartStore, MultipartWriter, within_abort_limit};
+use crate::store::{Evidence, ObjectKey, StoreError, StoreErrorKind, StoreTraits};
 use aws_sdk_s3::operation::upload_part::UploadPartOutput;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::timeout;
 
-/// The protocol's limit.
-const PARTS_MAX: usize = 10_000;
-/// The time limit for aborting an upload. After it the upload remains for the next clean-up.
-const ABORT_LIMIT: Duration = Duration::from_secs(30);
 /// The factor for the time limit of a completion: stores may need minutes to assemble a large
 /// object.
 const COMPLETE_SLACK_FACTOR: u32 = 5;
 
-pub(super) struct DonePart {
-    number: i32,
+/// A part that the store has.
+pub(super) struct StoredPart {
+    number: u16,
     etag: String,
     hash: PartHash,
 }
 
-pub(super) struct S3Writer {
-    shared: Arc<Shared>,
-    key: ObjectKey,
-    upload_id: String,
-    sizes: PartSizes,
-    parts_begun: usize,
-    in_flight: InFlight<DonePart, StoreError>,
-    given_up: bool,
+/// Begins an upload if the key is free. Its size does not matter.
+pub(super) async fn create(
+    shared: &Arc<Shared>,
+    key: &ObjectKey,
+) -> Result<MultipartWriter<Shared>, StoreError> {
+    if shared.head(key).await?.is_some() {
+        return Err(shared.taken("begin upload of", key));
+    }
+    let upload_id = shared.begin(key).await?;
+    Ok(MultipartWriter::new(shared, key, Some(upload_id)))
 }
 
-impl S3Writer {
-    pub(super) async fn begin(shared: &Arc<Shared>, key: &ObjectKey) -> Result<Self, StoreError> {
-        if shared.head(key).await?.is_some() {
-            return Err(shared.taken("begin upload of", key));
-        }
-        Ok(Self {
-            upload_id: shared.begin_upload(key).await?,
-            shared: Arc::clone(shared),
-            key: key.clone(),
-            sizes: PartSizes::new(shared.settings.part_bytes),
-            parts_begun: 0,
-            in_flight: InFlight::new(shared.settings.concurrency),
-            given_up: false,
-        })
+impl MultipartStore for Shared {
+    type Upload = String;
+    type Part = StoredPart;
+
+    fn url(&self) -> &str {
+        &self.url
     }
 
-    fn invalid(&self, text: impl Into<String>) -> StoreError {
-        self.shared
-            .wrong(StoreErrorKind::Invalid, "upload", self.key.as_str(), text)
+    fn traits(&self) -> &StoreTraits {
+        &self.traits
     }
 
-    async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        if self.given_up {
-            return Err(self.invalid("the upload was aborted after an earlier failure"));
-        }
-        self.sizes
-            .accept(part.len())
-            .map_err(|text| self.invalid(text))?;
-        if part.is_empty() {
-            return Ok(());
-        }
-        if self.parts_begun == PARTS_MAX {
-            return Err(self.invalid(format!(
-                "an object has at most {PARTS_MAX} parts: choose a larger `part_size`"
-            )));
-        }
-        let place = self.in_flight.place().await?;
-        self.parts_begun += 1;
-        let number = i32::try_from(self.parts_begun).map_err(|_| self.invalid("too many parts"))?;
-        let (shared, key, upload_id) = (
-            Arc::clone(&self.shared),
-            self.key.clone(),
-            self.upload_id.clone(),
-        );
-        self.in_flight.begin(place, async move {
-            shared.send_part(&key, &upload_id, number, part).await
-        });
-        Ok(())
-    }
-
-    async fn complete(&mut self) -> Result<Evidence, StoreError> {
-        if self.given_up {
-            return Err(self.invalid("the upload was aborted after an earlier failure"));
-        }
-        let mut done = self.in_flight.all().await?;
-        done.sort_unstable_by_key(|part| part.number);
-        let hashes: Vec<PartHash> = done.iter().map(|part| part.hash.clone()).collect();
-        let sent = ExpectedEvidence::of_parts(self.shared.settings.checksum.kind(), &hashes);
-        if sent.bytes != self.sizes.bytes() {
-            return Err(self.invalid("a part was interrupted and never sent"));
-        }
-        if done.is_empty() {
-            return self.put_empty().await;
-        }
-        match self
-            .shared
-            .complete_upload(&self.key, &self.upload_id, &done, &sent)
-            .await
-        {
-            Ok(()) => self.shared.confirm(&self.key, &sent).await,
-            Err(cause) => self.shared.settle(&self.key, cause, &sent).await,
-        }
-    }
-
-    /// Puts an empty object, which cannot be sent in parts: B2 requires at least one byte in each.
-    async fn put_empty(&mut self) -> Result<Evidence, StoreError> {
-        self.give_up().await?;
-        self.shared
-            .put_new(&self.key, Bytes::new())
-            .await
-            .map(|(_, evidence)| evidence)
-    }
-
-    /// Stops all requests, and makes the store discard the parts.
-    async fn give_up(&mut self) -> Result<(), StoreError> {
-        self.given_up = true;
-        self.in_flight.stop().await;
-        self.shared
-            .abort_upload(self.key.as_str(), &self.upload_id)
-            .await
-    }
-}
-
-#[async_trait]
-impl PartWriter for S3Writer {
-    fn upload_id(&self) -> Option<&str> {
-        Some(&self.upload_id)
-    }
-
-    async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        let begun = self.begin_part(part).await;
-        if begun.is_err() && !self.given_up {
-            // The first failure is returned to the caller; `unfinished` finds parts that remain.
-            let _ = self.give_up().await;
-        }
-        begun
-    }
-
-    async fn finish(mut self: Box<Self>) -> Result<Evidence, StoreError> {
-        let completed = self.complete().await;
-        if completed.is_err() && !self.given_up {
-            let _ = self.give_up().await;
-        }
-        completed
-    }
-
-    async fn abort(mut self: Box<Self>) -> Result<(), StoreError> {
-        self.give_up().await
-    }
-}
-
-impl Shared {
-    pub(super) async fn begin_upload(&self, key: &ObjectKey) -> Result<String, StoreError> {
+    async fn begin(&self, key: &ObjectKey) -> Result<String, StoreError> {
         let (algorithm, form) = match self.settings.checksum {
             S3Checksum::Crc64nvme => (
                 Some(ChecksumAlgorithm::Crc64Nvme),
@@ -210,20 +91,20 @@ impl Shared {
         })
     }
 
-    pub(super) async fn send_part(
+    async fn put_part(
         &self,
         key: &ObjectKey,
-        upload_id: &str,
-        number: i32,
+        upload_id: &String,
+        number: u16,
         part: Bytes,
-    ) -> Result<DonePart, StoreError> {
+    ) -> Result<StoredPart, StoreError> {
         let hash = self.hash(part.clone()).await;
         let call = self
             .client
             .upload_part()
             .bucket(&self.settings.bucket)
             .key(self.full_key(key));
-        let call = call.upload_id(upload_id).part_number(number);
+        let call = call.upload_id(upload_id).part_number(number.into());
         let call = match self.settings.checksum {
             S3Checksum::Crc64nvme => call.checksum_crc64_nvme(hash.base64()),
             S3Checksum::Sha256 => call.checksum_sha256(hash.base64()),
@@ -245,7 +126,7 @@ impl Shared {
             .await
             .map_err(|error| self.failed(&operation, "UploadPart", key.as_str(), error))?;
         match echoed_otherwise(&stored, self.settings.checksum, &hash) {
-            None => Ok(DonePart {
+            None => Ok(StoredPart {
                 number,
                 etag: stored.e_tag().unwrap_or_default().to_owned(),
                 hash,
@@ -257,11 +138,36 @@ impl Shared {
         }
     }
 
+    async fn finish(
+        &self,
+        key: &ObjectKey,
+        upload_id: &String,
+        parts: Vec<StoredPart>,
+    ) -> Result<Evidence, StoreError> {
+        let hashes: Vec<PartHash> = parts.iter().map(|part| part.hash.clone()).collect();
+        let sent = ExpectedEvidence::of_parts(self.settings.checksum.kind(), &hashes);
+        match self.complete_upload(key, upload_id, &parts, &sent).await {
+            Ok(()) => self.confirm(key, &sent).await,
+            Err(cause) => self.settle(key, cause, &sent).await,
+        }
+    }
+
+    async fn abort(&self, key: &ObjectKey, upload_id: &String) -> Result<(), StoreError> {
+        self.abort_upload(key.as_str(), upload_id).await
+    }
+
+    async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
+        let (_, evidence) = self.put_new(key, bytes).await?;
+        Ok(evidence)
+    }
+}
+
+impl Shared {
     async fn complete_upload(
         &self,
         key: &ObjectKey,
         upload_id: &str,
-        parts: &[DonePart],
+        parts: &[StoredPart],
         sent: &ExpectedEvidence,
     ) -> Result<(), Cause> {
         let condition = self.complete_condition();
@@ -283,7 +189,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         upload_id: &str,
-        parts: &[DonePart],
+        parts: &[StoredPart],
         sent: &ExpectedEvidence,
         condition: Option<String>,
     ) -> Result<(), Cause> {
@@ -371,10 +277,9 @@ impl Shared {
             .upload_id(upload_id)
             .send();
         let operation = "abort upload of";
-        let Ok(aborted) = timeout(ABORT_LIMIT, call).await else {
-            let text = format!("no answer within {} s", ABORT_LIMIT.as_secs());
-            return Err(self.wrong(StoreErrorKind::Unavailable, operation, key, text));
-        };
+        let aborted = within_abort_limit(call)
+            .await
+            .map_err(|text| self.wrong(StoreErrorKind::Unavailable, operation, key, text))?;
         match aborted.map_err(Cause::from) {
             Ok(_) => Ok(()),
             Err(cause) if cause.has_code("NoSuchUpload") => Ok(()),
@@ -383,9 +288,9 @@ impl Shared {
     }
 }
 
-fn completed_part(kind: S3Checksum, part: &DonePart) -> CompletedPart {
+fn completed_part(kind: S3Checksum, part: &StoredPart) -> CompletedPart {
     let entry = CompletedPart::builder()
-        .part_number(part.number)
+        .part_number(part.number.into())
         .e_tag(&part.etag);
     match kind {
         S3Checksum::Crc64nvme => entry.checksum_crc64_nvme(part.hash.base64()),
