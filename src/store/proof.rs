@@ -2,6 +2,7 @@
 //! bytes that an earlier run stored and that can be read again here.
 
 use super::hash::{ContentVerdict, ExpectedEvidence, HashKind, Hasher, PartHash};
+use super::multipart::PARTS_MAX;
 use super::{Evidence, EvidenceTier};
 
 /// Computes the store's checksum over the bytes of an object, in order and as the store computed
@@ -59,9 +60,12 @@ impl ContentCheck {
 
 impl ObjectHasher {
     fn new(kind: HashKind, found: &Evidence) -> Self {
+        // The store reports the part size. Parts that are smaller than the protocol permits are
+        // false, and their hashes would fill memory.
+        let part_bytes_min = found.bytes.div_ceil(u64::from(PARTS_MAX)).max(1);
         Self {
             kind,
-            part_bytes: found.part_bytes.map(|bytes| bytes.max(1)),
+            part_bytes: found.part_bytes.map(|bytes| bytes.max(part_bytes_min)),
             part: Hasher::new(kind),
             full_parts: Vec::new(),
         }
@@ -189,5 +193,26 @@ mod tests {
             check(Crc64nvmeFull, Some("rosUhgp5mIg="), None, &[b"12345678"]),
             Differs
         );
+    }
+
+    #[test]
+    fn a_false_part_size_does_not_fill_memory() {
+        let bytes = 3 * u64::from(PARTS_MAX);
+        for part_bytes in [0, 1] {
+            let found = Evidence {
+                tier: EvidenceTier::Sha256Composite,
+                bytes,
+                checksum: Some("false".to_owned()),
+                etag: None,
+                version_id: None,
+                part_bytes: Some(part_bytes),
+                locked_until: None,
+            };
+            let mut check = ContentCheck::new(&found);
+            check.update(&vec![0; usize::try_from(bytes).unwrap()]);
+            let kept = check.hasher.as_ref().map(|hasher| hasher.full_parts.len());
+            assert_eq!(kept, Some(usize::from(PARTS_MAX)));
+            assert_eq!(check.finish(), Differs);
+        }
     }
 }
