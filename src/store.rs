@@ -16,6 +16,7 @@ pub mod dir;
 mod hash;
 mod identified;
 pub mod key;
+mod layer;
 pub mod memory;
 mod multipart;
 mod pace;

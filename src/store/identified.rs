@@ -1,14 +1,8 @@
 //! [`IdentifiedStore`]: a store together with its stored identity.
 
-use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
-};
+use super::ObjectStore;
+use super::layer::Layer;
 use crate::model::{KnownStore, StoreId};
-use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A store whose identity was read. All methods except [`ObjectStore::known`] are the store's own.
@@ -28,141 +22,12 @@ impl IdentifiedStore {
     }
 }
 
-#[async_trait]
-impl ObjectStore for IdentifiedStore {
-    fn url(&self) -> &str {
-        self.inner.url()
+impl Layer for IdentifiedStore {
+    fn inner(&self) -> &dyn ObjectStore {
+        &*self.inner
     }
 
     fn known(&self) -> KnownStore {
         self.known.clone()
-    }
-
-    fn traits(&self) -> &StoreTraits {
-        self.inner.traits()
-    }
-
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        self.inner.create(key).await
-    }
-
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.inner.put_new(key, bytes).await
-    }
-
-    async fn get(
-        &self,
-        key: &ObjectKey,
-        range: Option<Range<u64>>,
-        limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        self.inner.get(key, range, limit_bytes).await
-    }
-
-    async fn get_into(
-        &self,
-        key: &ObjectKey,
-        range: Range<u64>,
-        buffer: BytesMut,
-    ) -> Result<BytesMut, StoreError> {
-        self.inner.get_into(key, range, buffer).await
-    }
-
-    async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.inner.head(key).await
-    }
-
-    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.inner.any_version(key).await
-    }
-
-    async fn evidence_under(
-        &self,
-        prefix: &str,
-    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
-        self.inner.evidence_under(prefix).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
-        self.inner.list(prefix).await
-    }
-
-    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
-        self.inner.visit(prefix, take).await
-    }
-
-    async fn is_unused(&self) -> Result<bool, StoreError> {
-        self.inner.is_unused().await
-    }
-
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.inner.delete(key).await
-    }
-
-    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        self.inner.unfinished(prefix).await
-    }
-
-    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        self.inner.abort_unfinished(upload).await
-    }
-
-    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
-        self.inner.probe(prefix).await
-    }
-
-    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
-        self.inner.bucket_facts().await
-    }
-
-    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
-        self.inner.clock().await
-    }
-
-    fn object_lock(&self) -> Option<ObjectLock> {
-        self.inner.object_lock()
-    }
-
-    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
-        self.inner.extend_lock(key, until).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    /// A default method that is not forwarded would silently do less than the store can.
-    #[test]
-    fn every_method_of_a_store_is_passed_on() {
-        let methods = |source: &'static str, begin: &str| -> Vec<&'static str> {
-            let body = source
-                .split(begin)
-                .nth(1)
-                .unwrap()
-                .split("\n}\n")
-                .next()
-                .unwrap();
-            let lines = body.lines().map(|line| line.trim_start_matches("    "));
-            let names = lines.filter_map(|line| {
-                line.strip_prefix("async fn ")
-                    .or_else(|| line.strip_prefix("fn "))
-            });
-            names.map(|rest| rest.split('(').next().unwrap()).collect()
-        };
-        let wanted = methods(
-            include_str!("../store.rs"),
-            "\npub trait ObjectStore: Send + Sync {",
-        );
-        assert!(wanted.len() > 15 && wanted.contains(&"clock"), "{wanted:?}");
-        assert_eq!(
-            methods(
-                include_str!("identified.rs"),
-                "\nimpl ObjectStore for IdentifiedStore {"
-            ),
-            wanted
-        );
     }
 }

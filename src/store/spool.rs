@@ -7,19 +7,17 @@
 //! would confirm bytes that the spool's disk had damaged.
 
 use super::hash::{HashKind, Hasher, PartHash, crc64};
+use super::layer::Layer;
 use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload,
+    Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind, StoreTraits,
     UploadNeeds,
 };
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
-use std::collections::BTreeMap;
+use bytes::Bytes;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -249,13 +247,9 @@ impl PartWriter for SpoolWriter {
 }
 
 #[async_trait]
-impl ObjectStore for Spool {
-    fn url(&self) -> &str {
-        self.inner.url()
-    }
-
-    fn known(&self) -> crate::model::KnownStore {
-        self.inner.known()
+impl Layer for Spool {
+    fn inner(&self) -> &dyn ObjectStore {
+        &*self.inner
     }
 
     fn traits(&self) -> &StoreTraits {
@@ -263,19 +257,20 @@ impl ObjectStore for Spool {
     }
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        let url = self.inner.url();
         if self.inner.head(key).await?.is_some() {
             let text = "the key is taken";
             return Err(StoreError::new(
                 StoreErrorKind::AlreadyExists,
                 "spool",
                 key.as_str(),
-                self.url(),
+                url,
                 text,
             ));
         }
         let dir = self.dir.clone();
         let file = run_blocking(move || SpoolFile::create(&dir)).await;
-        let file = file.map_err(|error| error.in_store(key, self.url()))?;
+        let file = file.map_err(|error| error.in_store(key, url))?;
         let sizes = PartSizes::new(self.traits.part_bytes);
         Ok(Box::new(SpoolWriter {
             inner: Arc::clone(&self.inner),
@@ -283,86 +278,5 @@ impl ObjectStore for Spool {
             file,
             sizes,
         }))
-    }
-
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.inner.put_new(key, bytes).await
-    }
-
-    async fn get(
-        &self,
-        key: &ObjectKey,
-        range: Option<Range<u64>>,
-        limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        self.inner.get(key, range, limit_bytes).await
-    }
-
-    async fn get_into(
-        &self,
-        key: &ObjectKey,
-        range: Range<u64>,
-        buffer: BytesMut,
-    ) -> Result<BytesMut, StoreError> {
-        self.inner.get_into(key, range, buffer).await
-    }
-
-    async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.inner.head(key).await
-    }
-
-    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.inner.any_version(key).await
-    }
-
-    async fn evidence_under(
-        &self,
-        prefix: &str,
-    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
-        self.inner.evidence_under(prefix).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
-        self.inner.list(prefix).await
-    }
-
-    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
-        self.inner.visit(prefix, take).await
-    }
-
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.inner.delete(key).await
-    }
-
-    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        self.inner.unfinished(prefix).await
-    }
-
-    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        self.inner.abort_unfinished(upload).await
-    }
-
-    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
-        self.inner.probe(prefix).await
-    }
-
-    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
-        self.inner.bucket_facts().await
-    }
-
-    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
-        self.inner.clock().await
-    }
-
-    fn object_lock(&self) -> Option<ObjectLock> {
-        self.inner.object_lock()
-    }
-
-    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
-        self.inner.extend_lock(key, until).await
     }
 }

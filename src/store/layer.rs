@@ -1,0 +1,169 @@
+//! [`Layer`]: a store around another one.
+
+use super::{
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
+    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
+};
+use crate::model::KnownStore;
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// A store around another one. It may change the methods of this trait; all other methods of
+/// [`ObjectStore`] are the inner store's.
+#[async_trait]
+pub(super) trait Layer: Send + Sync {
+    fn inner(&self) -> &dyn ObjectStore;
+
+    fn known(&self) -> KnownStore {
+        self.inner().known()
+    }
+
+    fn traits(&self) -> &StoreTraits {
+        self.inner().traits()
+    }
+
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        self.inner().create(key).await
+    }
+}
+
+#[async_trait]
+impl<L: Layer> ObjectStore for L {
+    fn url(&self) -> &str {
+        self.inner().url()
+    }
+
+    fn known(&self) -> KnownStore {
+        Layer::known(self)
+    }
+
+    fn traits(&self) -> &StoreTraits {
+        Layer::traits(self)
+    }
+
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        Layer::create(self, key).await
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.inner().put_new(key, bytes).await
+    }
+
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        self.inner().get(key, range, limit_bytes).await
+    }
+
+    async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
+        self.inner().get_into(key, range, buffer).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
+        self.inner().head(key).await
+    }
+
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        self.inner().any_version(key).await
+    }
+
+    async fn evidence_under(
+        &self,
+        prefix: &str,
+    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+        self.inner().evidence_under(prefix).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+        self.inner().list(prefix).await
+    }
+
+    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        self.inner().visit(prefix, take).await
+    }
+
+    async fn is_unused(&self) -> Result<bool, StoreError> {
+        self.inner().is_unused().await
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.inner().delete(key).await
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.inner().unfinished(prefix).await
+    }
+
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.inner().abort_unfinished(upload).await
+    }
+
+    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
+        self.inner().probe(prefix).await
+    }
+
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        self.inner().bucket_facts().await
+    }
+
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.inner().clock().await
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner().object_lock()
+    }
+
+    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+        self.inner().extend_lock(key, until).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// A default method that is not forwarded would silently do less than the store can.
+    #[test]
+    fn every_method_of_a_store_is_passed_on() {
+        let methods = |source: &'static str, begin: &str| -> Vec<&'static str> {
+            let body = source
+                .split(begin)
+                .nth(1)
+                .unwrap()
+                .split("\n}\n")
+                .next()
+                .unwrap();
+            let lines = body.lines().map(|line| line.trim_start_matches("    "));
+            let names = lines.filter_map(|line| {
+                line.strip_prefix("async fn ")
+                    .or_else(|| line.strip_prefix("fn "))
+            });
+            names.map(|rest| rest.split('(').next().unwrap()).collect()
+        };
+        let wanted = methods(
+            include_str!("../store.rs"),
+            "\npub trait ObjectStore: Send + Sync {",
+        );
+        assert!(wanted.len() > 15 && wanted.contains(&"clock"), "{wanted:?}");
+        assert_eq!(
+            methods(
+                include_str!("layer.rs"),
+                "\nimpl<L: Layer> ObjectStore for L {"
+            ),
+            wanted
+        );
+    }
+}
