@@ -139,48 +139,6 @@ pub enum Told<T> {
     Untold(String),
 }
 
-/// The users whom an object lock prevents from deleting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LockMode {
-    /// All users without a special permission.
-    #[default]
-    Governance,
-    /// All users, including the owner of the account.
-    Compliance,
-}
-
-impl fmt::Display for LockMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Governance => "governance",
-            Self::Compliance => "compliance",
-        })
-    }
-}
-
-/// The lock of objects from the time they are put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ObjectLock {
-    /// Days, at least one.
-    pub days: u32,
-    /// The mode of the lock.
-    pub mode: LockMode,
-    /// Whether the days cover the longest possible chain, so that no lock ever has to be extended.
-    pub covers_chains: bool,
-}
-
-impl ObjectLock {
-    /// Returns the time until which an object put at `put_at` is locked, in whole seconds. A time
-    /// beyond the representable range becomes the last representable time.
-    pub fn until(&self, put_at: jiff::Timestamp) -> jiff::Timestamp {
-        let seconds = put_at
-            .as_second()
-            .saturating_add(i64::from(self.days) * 86_400);
-        jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX)
-    }
-}
-
 /// A rule by which the store itself changes or deletes objects, if it applies to names of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LifecycleRule {
@@ -249,17 +207,5 @@ mod tests {
         let again: StoreProbe =
             serde_json::from_value(serde_json::to_value(&probe).unwrap()).unwrap();
         assert_eq!(again, probe);
-    }
-
-    #[test]
-    fn a_lock_lasts_whole_days_and_never_overflows() {
-        let lock = ObjectLock {
-            days: 30,
-            mode: LockMode::default(),
-            covers_chains: false,
-        };
-        let at: jiff::Timestamp = "2026-11-01T10:00:00.5Z".parse().unwrap();
-        assert_eq!(lock.until(at).to_string(), "2026-12-01T10:00:00Z");
-        assert_eq!(lock.until(jiff::Timestamp::MAX), jiff::Timestamp::MAX);
     }
 }

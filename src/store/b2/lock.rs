@@ -5,6 +5,7 @@ use super::Shared;
 use super::cause::Cause;
 use super::messages::Ignored;
 use super::put::value;
+use crate::store::lock::{check_lock, is_locked_until};
 use crate::store::{Evidence, ObjectKey, StoreError, StoreErrorKind};
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, HeaderName};
@@ -40,12 +41,7 @@ impl Shared {
         key: &ObjectKey,
         found: Evidence,
     ) -> Result<Evidence, StoreError> {
-        if self.settings.lock.is_none() || found.locked_until.is_some() {
-            return Ok(found);
-        }
-        let text = "it was put with a lock, and the store shows none";
-        let error = self.wrong(StoreErrorKind::Unsupported, "lock", key.as_str(), text);
-        Err(error.with_hint(format!("{SWITCH_ON}; or remove object_lock_days")))
+        check_lock(self.settings.lock, key, found, &self.url, SWITCH_ON)
     }
 
     pub(super) async fn extend_lock(
@@ -64,11 +60,7 @@ impl Shared {
                 "no such object",
             ));
         };
-        let end = file
-            .evidence()
-            .locked_until
-            .and_then(|text| text.parse::<Timestamp>().ok());
-        if end.is_some_and(|end| end >= until) {
+        if is_locked_until(&file.evidence(), until) {
             return Ok(());
         }
         let mode = self

@@ -4,6 +4,7 @@
 
 use super::Shared;
 use super::cause::Cause;
+use crate::store::lock::{check_lock, is_locked_until};
 use crate::store::{Evidence, LockMode, ObjectKey, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
@@ -56,12 +57,7 @@ impl Shared {
         key: &ObjectKey,
         found: Evidence,
     ) -> Result<Evidence, StoreError> {
-        if self.settings.lock.is_none() || found.locked_until.is_some() {
-            return Ok(found);
-        }
-        let text = "it was put with a lock, and the store shows none";
-        let error = self.wrong(StoreErrorKind::Unsupported, "lock", key.as_str(), text);
-        Err(error.with_hint(format!("{SWITCH_ON}; or remove object_lock_days")))
+        check_lock(self.settings.lock, key, found, &self.url, SWITCH_ON)
     }
 
     pub(super) async fn extend_lock(
@@ -93,10 +89,7 @@ impl Shared {
             cause.kind(),
             StoreErrorKind::Denied | StoreErrorKind::Invalid
         ) && let Some(found) = self.head(key).await?
-            && found
-                .locked_until
-                .and_then(|text| text.parse::<Timestamp>().ok())
-                .is_some_and(|end| end >= until)
+            && is_locked_until(&found, until)
         {
             return Ok(());
         }
