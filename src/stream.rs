@@ -12,4 +12,5 @@ pub mod record;
 pub mod resuming;
 pub mod resync;
 pub mod seal;
+mod seal_error;
 pub mod splice;

@@ -12,7 +12,7 @@
 use super::age_file::{AgeError, PAGE_BYTES, PageKey, TAG_BYTES};
 use super::leaves::Leaves;
 use super::part::{PartBuffer, PartPool};
-use super::seal::SealError;
+use super::seal_error::SealError;
 use std::io::IoSliceMut;
 use std::ops::Range;
 use std::sync::Arc;

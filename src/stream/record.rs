@@ -25,19 +25,21 @@
 mod begin;
 mod error;
 mod header;
+mod record_type;
 mod resume;
 pub(super) mod walk;
 mod write;
 
 pub use begin::{BeginRecord, StreamDatasetType, feature};
 pub use error::{StreamError, StreamFault};
-pub use header::{HEADER_BYTES, PAYLOAD_BYTES_MAX, RecordHeader, RecordType};
+pub use header::{HEADER_BYTES, PAYLOAD_BYTES_MAX, RecordHeader};
+pub use record_type::RecordType;
 pub use resume::ResumePoint;
 pub use write::RecordWriter;
 
 use crate::model::Guid;
 use crate::stream::fletcher::Fletcher4;
-use header::KNOWN_TYPES;
+use record_type::KNOWN_TYPES;
 use resume::ResumeTracker;
 use walk::{Payload, RecordSink, Walker};
 

@@ -7,10 +7,11 @@
 //! ```
 //! The exact inverse is [`crate::stream::open`].
 
-use super::age_file::{AgeError, PAGE_BYTES, new_head};
+use super::age_file::{PAGE_BYTES, new_head};
 use super::fill::{FilledSink, PartFiller, Places, SealedPart};
 use super::leaves::LeafHasher;
 use super::part::{PartBuffer, PartPool};
+pub use super::seal_error::SealError;
 use crate::model::Digest;
 use zstd::stream::raw::{Encoder, Operation};
 use zstd::zstd_safe::{CParameter, InBuffer, OutBuffer};
@@ -57,26 +58,6 @@ pub struct SealedChunk {
     pub blake3: Digest,
     /// The head of the chunk.
     pub head: ChunkHead,
-}
-
-/// The reason why a chunk could not be sealed.
-#[derive(Debug, thiserror::Error)]
-pub enum SealError {
-    /// Encryption failed.
-    #[error(transparent)]
-    Age(#[from] AgeError),
-    /// Compression failed.
-    #[error("compress the stream")]
-    Compress(#[source] std::io::Error),
-    /// The parts of a chunk came in another order than they were filled.
-    #[error("hash a sealed part: it is not the next one; this is a defect, please report it")]
-    Misplaced,
-    /// The system has no memory for another part.
-    #[error("get memory for a part")]
-    Memory(#[source] std::io::Error),
-    /// The receiver of the parts has stopped.
-    #[error("hand over a sealed part: the upload has stopped")]
-    Stopped,
 }
 
 /// Joins the hashes of the sealed parts of one chunk, in order.
