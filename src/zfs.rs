@@ -501,6 +501,7 @@ pub mod fake;
 mod list;
 mod mount;
 mod nvlist;
+mod outcome;
 mod real;
 mod receive;
 pub mod recorded;

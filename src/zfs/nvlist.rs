@@ -2,6 +2,7 @@
 //! when dropped. Only functions that return an error number are used, never those that abort the
 //! process (`fnvlist_*`). This is one of the two files with `unsafe`.
 
+use super::PropertyValue;
 use super::sys::{self, LibNvPair, nvlist_t, nvpair_t};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
@@ -64,6 +65,21 @@ impl NvList {
         let errno = unsafe { lib.nvlist_alloc(slot.as_mut_ptr(), sys::NV_UNIQUE_NAME, 0) };
         status(errno)?;
         slot.take().ok_or(libc::ENOMEM)
+    }
+
+    /// Makes a list of properties with native types.
+    pub(super) fn of_properties(
+        lib: &'static LibNvPair,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<Self, i32> {
+        let mut list = Self::new(lib)?;
+        for (name, value) in properties {
+            match value {
+                PropertyValue::Number(number) => list.add_number(name, *number)?,
+                PropertyValue::Text(text) => list.add_text(name, text)?,
+            }
+        }
+        Ok(list)
     }
 
     /// Unpacks the list in a buffer that the kernel filled.

@@ -2,20 +2,19 @@
 //! result.
 
 use super::attempt::Attempt;
-use super::core::{Libraries, Outcome, inherit, set_properties};
+use super::core::{Libraries, inherit, set_properties};
 use super::list::Lister;
-use super::nvlist::{NvList, NvMap, NvValue, c_string};
+use super::nvlist::{NvList, NvValue, c_string};
+use super::outcome::{answer, errno_of_one, verdict_on_several};
 use super::{
     Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase,
-    SendFlags, SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send,
-    sys,
+    SendRequest, SendStream, Snapshot, Zfs, ZfsError, mount, receive, send,
     version::{self, MODULE_VERSION},
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::nvlist::{PackedValue, write_packed};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -25,9 +24,6 @@ use std::os::unix::fs::OpenOptionsExt;
 const DEVICE: &str = "/dev/zfs";
 /// The property that only a bookmark with a redaction list has.
 const REDACTION_LIST: &str = "redact_snaps";
-/// The key under which the kernel counts the errors for which its list had no room.
-const MORE_ERRORS: &str = "N_MORE_ERRORS";
-
 /// The ZFS of this host's kernel, through `libzfs_core` and `/dev/zfs`. One value serves all
 /// threads and is cheap to keep.
 pub struct RealZfs {
@@ -102,72 +98,6 @@ fn open_device(flags: i32) -> std::io::Result<File> {
         .open(DEVICE)
 }
 
-/// Makes a list of properties with native types.
-pub(super) fn properties_list(
-    libraries: &'static Libraries,
-    properties: &BTreeMap<String, PropertyValue>,
-) -> Result<NvList, i32> {
-    let mut list = NvList::new(libraries.nvpair())?;
-    for (name, value) in properties {
-        match value {
-            PropertyValue::Number(number) => list.add_number(name, *number)?,
-            PropertyValue::Text(text) => list.add_text(name, text)?,
-        }
-    }
-    Ok(list)
-}
-
-/// Returns the subjects that the kernel named, each with its error number.
-pub(super) fn failures(list: Option<NvList>) -> Result<Vec<(String, ZfsErrno)>, i32> {
-    let map = list.map_or(Ok(NvMap::new()), |list| list.to_map())?;
-    let failure = |(name, value)| match value {
-        NvValue::Signed(count) if name == MORE_ERRORS => {
-            Some((format!("and {count} more"), ZfsErrno(0)))
-        }
-        NvValue::Signed(errno) => {
-            Some((name, ZfsErrno(i32::try_from(errno).unwrap_or(libc::EINVAL))))
-        }
-        _ => None,
-    };
-    let mut failures: Vec<_> = map.into_iter().filter_map(failure).collect();
-    if let Some(at) = failures.iter().position(|(_, errno)| errno.0 == 0) {
-        let (name, _) = failures.remove(at);
-        let errno = failures
-            .last()
-            .map_or(ZfsErrno(libc::EINVAL), |(_, errno)| *errno);
-        failures.push((name, errno));
-    }
-    Ok(failures)
-}
-
-/// Returns the verdict on a call with several subjects: an error for the subjects that the kernel
-/// named, or for all of them.
-fn verdict_on_several(attempt: &Attempt, outcome: Outcome) -> Result<(), ZfsError> {
-    let failures = failures(outcome.list).map_err(|errno| attempt.refused(errno))?;
-    if failures.is_empty() {
-        attempt.verdict(outcome.errno)
-    } else {
-        Err(attempt.refused_several(failures))
-    }
-}
-
-/// Returns the error number of a call with one subject. The kernel sometimes returns 0 and names
-/// the subject as failed.
-fn errno_of_one(outcome: Outcome) -> i32 {
-    match failures(outcome.list) {
-        Ok(failures) => failures.first().map_or(outcome.errno, |(_, errno)| errno.0),
-        Err(errno) => errno,
-    }
-}
-
-/// Returns the list of a call that reads.
-fn answer(attempt: &Attempt, outcome: Outcome) -> Result<NvMap, ZfsError> {
-    attempt.verdict(outcome.errno)?;
-    outcome.list.map_or(Ok(NvMap::new()), |list| {
-        list.to_map().map_err(|errno| attempt.refused(errno))
-    })
-}
-
 fn timestamp(attempt: &Attempt, seconds: u64) -> Result<Timestamp, ZfsError> {
     let time = i64::try_from(seconds)
         .ok()
@@ -197,38 +127,6 @@ fn to_bookmark(
         redacted,
         name,
     })
-}
-
-/// Returns the flag bits for `lzc_send`.
-pub(super) fn send_flag_bits(flags: SendFlags) -> u32 {
-    [
-        (flags.raw, sys::LZC_SEND_FLAG_RAW),
-        (flags.compressed, sys::LZC_SEND_FLAG_COMPRESS),
-        (flags.embedded, sys::LZC_SEND_FLAG_EMBED_DATA),
-        (flags.large_blocks, sys::LZC_SEND_FLAG_LARGE_BLOCK),
-    ]
-    .iter()
-    .fold(
-        0,
-        |bits, (wanted, bit)| if *wanted { bits | bit } else { bits },
-    )
-}
-
-fn base_name(base: &SendBase) -> String {
-    match base {
-        SendBase::Snapshot(name) => name.to_string(),
-        SendBase::Bookmark(name) => name.to_string(),
-    }
-}
-
-/// Returns the names of the snapshot to send and of its base.
-pub(super) fn send_names(request: &SendRequest) -> Result<(CString, Option<CString>), i32> {
-    let base = request
-        .base
-        .as_ref()
-        .map(|base| c_string(&base_name(base)))
-        .transpose()?;
-    Ok((c_string(&request.snapshot.to_string())?, base))
 }
 
 impl Zfs for RealZfs {
@@ -334,7 +232,7 @@ impl Zfs for RealZfs {
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
         let attempt = Attempt::new("bookmark", name);
         let list = self
-            .list(|list| list.add_text(&name.to_string(), &base_name(source)))
+            .list(|list| list.add_text(&name.to_string(), &send::base_name(source)))
             .map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(errno_of_one(self.libraries.bookmark(&list)))
     }
@@ -347,8 +245,8 @@ impl Zfs for RealZfs {
 
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
         let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let (snapshot, base) = send_names(request).map_err(|errno| attempt.refused(errno))?;
-        let flags = send_flag_bits(request.flags);
+        let (snapshot, base) = send::send_names(request).map_err(|errno| attempt.refused(errno))?;
+        let flags = send::send_flag_bits(request.flags);
         self.libraries
             .send_space(&snapshot, base.as_deref(), flags)
             .map_err(|errno| attempt.refused(errno))
@@ -372,8 +270,8 @@ impl Zfs for RealZfs {
         properties: &BTreeMap<String, PropertyValue>,
     ) -> Result<(), ZfsError> {
         let attempt = Attempt::new("create", name);
-        let list =
-            properties_list(self.libraries, properties).map_err(|errno| attempt.refused(errno))?;
+        let list = NvList::of_properties(self.libraries.nvpair(), properties)
+            .map_err(|errno| attempt.refused(errno))?;
         let dataset = c_string(name.as_str()).map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(self.libraries.create_filesystem(&dataset, &list))
     }

@@ -7,8 +7,8 @@
 
 use super::attempt::Attempt;
 use super::core::{self, Libraries, Outcome, ReceiveCall};
-use super::nvlist::c_string;
-use super::real::{failures, properties_list};
+use super::nvlist::{NvList, c_string};
+use super::outcome::failures;
 use super::send::pipe;
 use super::{ReceiveRequest, STREAM_TRUNCATED, ZfsError};
 use std::fs::File;
@@ -135,7 +135,10 @@ fn receive_here(
             .transpose()?;
         let properties = match request.properties.is_empty() {
             true => None,
-            false => Some(properties_list(libraries, &request.properties)?),
+            false => Some(NvList::of_properties(
+                libraries.nvpair(),
+                &request.properties,
+            )?),
         };
         let call = ReceiveCall {
             snapshot: &snapshot,

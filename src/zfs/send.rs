@@ -2,9 +2,10 @@
 
 use super::attempt::Attempt;
 use super::core::{self, Libraries};
-use super::real::{send_flag_bits, send_names};
-use super::{SendRequest, SendStream, ZfsError};
+use super::nvlist::c_string;
+use super::{SendBase, SendFlags, SendRequest, SendStream, ZfsError, sys};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Error;
 use std::os::fd::{AsFd, OwnedFd};
@@ -62,4 +63,37 @@ pub(super) fn start(
         Box::new(File::from(reader)),
         Box::new(verdict),
     ))
+}
+
+/// Returns the flag bits for `lzc_send`.
+pub(super) fn send_flag_bits(flags: SendFlags) -> u32 {
+    [
+        (flags.raw, sys::LZC_SEND_FLAG_RAW),
+        (flags.compressed, sys::LZC_SEND_FLAG_COMPRESS),
+        (flags.embedded, sys::LZC_SEND_FLAG_EMBED_DATA),
+        (flags.large_blocks, sys::LZC_SEND_FLAG_LARGE_BLOCK),
+    ]
+    .iter()
+    .fold(
+        0,
+        |bits, (wanted, bit)| if *wanted { bits | bit } else { bits },
+    )
+}
+
+/// Returns the name of a base.
+pub(super) fn base_name(base: &SendBase) -> String {
+    match base {
+        SendBase::Snapshot(name) => name.to_string(),
+        SendBase::Bookmark(name) => name.to_string(),
+    }
+}
+
+/// Returns the names of the snapshot to send and of its base.
+pub(super) fn send_names(request: &SendRequest) -> Result<(CString, Option<CString>), i32> {
+    let base = request
+        .base
+        .as_ref()
+        .map(|base| c_string(&base_name(base)))
+        .transpose()?;
+    Ok((c_string(&request.snapshot.to_string())?, base))
 }
