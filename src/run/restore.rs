@@ -29,11 +29,10 @@ pub use properties::{PropertyChoice, PropertyError};
 pub use reading::plain::fetch_requests;
 pub use reading::reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{
-    ReceiveOptions, Received, ResumeChoice, ResumedReceive, find_interrupted, restore_as_planned,
-    restore_to_dataset,
+    Received, ResumedReceive, find_interrupted, restore_as_planned, restore_to_dataset,
 };
 pub use rollback::{LostSnapshot, Rollback};
-pub use target::{ReceivePlan, check_target};
+pub use target::{ReceiveOptions, ReceivePlan, ResumeChoice, check_target};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 pub use visible::{VisibleSteps, left_readonly, visible_steps};
 

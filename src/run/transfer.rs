@@ -17,6 +17,7 @@
 //! recorded one.
 
 mod produce;
+mod produce_error;
 mod sealers;
 
 use super::{RunError, error_chain};
@@ -30,7 +31,8 @@ use crate::stream::seal::{Compression, SealedChunk};
 use crate::zfs::{SendResume, SendStream, ZfsErrno, ZfsError};
 use async_trait::async_trait;
 use bytes::Bytes;
-use produce::{ProduceError, Producer};
+use produce::Producer;
+use produce_error::ProduceError;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;

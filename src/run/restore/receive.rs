@@ -8,8 +8,8 @@ use super::mark::{
     Begun, Mark, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreToken, parent_properties,
 };
 use super::rollback::find_stranger;
-use super::target::{ReceivePlan, check_target};
-use super::{PropertyChoice, RestoreBackup, RestoreSet, blocking, open_stream_until, take_failure};
+use super::target::{ReceiveOptions, ReceivePlan, ResumeChoice, check_target};
+use super::{RestoreBackup, RestoreSet, blocking, open_stream_until, take_failure};
 use crate::keyring::KeyFile;
 use crate::model::{BackupId, DatasetName, Digest, Guid, SnapshotName};
 use crate::run::restore::reading::plain::Entries;
@@ -23,31 +23,6 @@ use crate::zfs::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
-
-/// Settings of a restore.
-#[derive(Debug, Clone, Default)]
-pub struct ReceiveOptions {
-    /// The properties that the dataset gets.
-    pub properties: PropertyChoice,
-    /// Whether to receive onto a dataset that exists: everything after the newest snapshot in
-    /// common is destroyed first.
-    pub rollback: bool,
-    /// The treatment of an interrupted restore.
-    pub resume: ResumeChoice,
-}
-
-/// The treatment of an interrupted restore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ResumeChoice {
-    /// Resume it. If this run is interrupted, a later run can resume it too.
-    #[default]
-    Resume,
-    /// Destroy the data that it received, and receive everything again.
-    Restart,
-    /// Run a drill: the target must not exist, gets the mark of a scratch dataset, and is removed
-    /// after any error.
-    Never,
-}
 
 /// The result of a restore.
 #[derive(Debug)]

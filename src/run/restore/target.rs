@@ -7,12 +7,36 @@
 
 use super::mark::{Begun, RestoreToken, own};
 use super::rollback::Rollback;
-use super::{ReceiveOptions, ResumeChoice};
-use super::{RestoreBackup, RestoreSet, no_pool};
+use super::{PropertyChoice, RestoreBackup, RestoreSet, no_pool};
 use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::stream::record::feature;
 use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, Zfs};
+
+/// Settings of a restore.
+#[derive(Debug, Clone, Default)]
+pub struct ReceiveOptions {
+    /// The properties that the dataset gets.
+    pub properties: PropertyChoice,
+    /// Whether to receive onto a dataset that exists: everything after the newest snapshot in
+    /// common is destroyed first.
+    pub rollback: bool,
+    /// The treatment of an interrupted restore.
+    pub resume: ResumeChoice,
+}
+
+/// The treatment of an interrupted restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResumeChoice {
+    /// Resume it. If this run is interrupted, a later run can resume it too.
+    #[default]
+    Resume,
+    /// Destroy the data that it received, and receive everything again.
+    Restart,
+    /// Run a drill: the target must not exist, gets the mark of a scratch dataset, and is removed
+    /// after any error.
+    Never,
+}
 
 /// The plan of a receive, with the state of its target.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -1,19 +1,19 @@
 //! The producer of a transfer: reads the stream, joins it to what was sent before, cuts it into
 //! chunks, and fills the parts of the missing chunks. Runs on a blocking thread.
 
+use super::produce_error::ProduceError;
 use super::sealers::{EndOfChunk, SealLine, sealers, with_sealers};
 use super::{Ending, Event, StreamSource, TransferPlan};
 use crate::manifest::CHUNKS_MAX;
 use crate::model::ChunkIndex;
-use crate::run::RunError;
 use crate::store::key::BackupObject;
 use crate::stream::part::PartPool;
 use crate::stream::record::{
     BeginRecord, ResumePoint, StreamError, StreamFault, StreamParser, StreamSummary,
 };
-use crate::stream::seal::{ChunkFiller, Compression, SealError};
-use crate::stream::splice::{SpliceError, Splicer};
-use crate::zfs::{SendResume, ZfsError};
+use crate::stream::seal::{ChunkFiller, Compression};
+use crate::stream::splice::Splicer;
+use crate::zfs::SendResume;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
@@ -31,55 +31,6 @@ pub(super) struct Producer {
     /// The resume point, with the first record of the stream; `None` to read from the beginning.
     pub(super) resume: Option<(BeginRecord, ResumePoint)>,
     pub(super) events: mpsc::Sender<Event>,
-}
-
-pub(super) enum ProduceError {
-    Zfs(ZfsError),
-    Read(std::io::Error),
-    Stream(StreamError),
-    Splice(SpliceError),
-    Seal(SealError),
-    Changed(u32),
-    TooManyChunks,
-    Thread(std::io::Error),
-    Panicked,
-}
-
-impl ProduceError {
-    pub(super) fn into_run_error(self, plan: &TransferPlan) -> RunError {
-        let snapshot = plan.snapshot.clone();
-        match self {
-            Self::Zfs(error) => RunError::Zfs(error),
-            Self::Read(source) => RunError::ReadStream {
-                subject: snapshot,
-                source,
-            },
-            Self::Stream(source) => RunError::Stream { snapshot, source },
-            // The stream was damaged or cut on its way: another send may arrive whole.
-            Self::Splice(SpliceError::Stream(source)) => RunError::Stream { snapshot, source },
-            Self::Splice(source) => RunError::CannotResume {
-                id: plan.id.clone(),
-                source,
-            },
-            Self::Seal(error) => RunError::Seal(error),
-            Self::Changed(index) => RunError::StreamChanged {
-                index,
-                id: plan.id.clone(),
-            },
-            Self::TooManyChunks => RunError::refused(
-                format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
-                "make main.split_size larger",
-            ),
-            Self::Thread(error) => RunError::refused(
-                format!("start the threads that seal {snapshot}: {error}"),
-                "raise the limit of threads, or run it when this host is less busy",
-            ),
-            Self::Panicked => RunError::refused(
-                format!("the thread that reads {snapshot} panicked"),
-                "this is a defect: please report it",
-            ),
-        }
-    }
 }
 
 impl Producer {

@@ -9,7 +9,7 @@
 //! in flight here too. When the uploader stops, the hasher ends, then the reader's next step fails,
 //! and the sealers end with it.
 
-use super::produce::ProduceError;
+use super::produce_error::ProduceError;
 use super::{Ending, Event, SealedEnd};
 use crate::config::SEALING_THREADS_MAX;
 use crate::model::ChunkIndex;

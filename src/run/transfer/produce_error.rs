@@ -1,0 +1,59 @@
+//! [`ProduceError`]: the reason why the producer of a transfer stopped.
+
+use super::TransferPlan;
+use crate::manifest::CHUNKS_MAX;
+use crate::run::RunError;
+use crate::stream::record::StreamError;
+use crate::stream::seal::SealError;
+use crate::stream::splice::SpliceError;
+use crate::zfs::ZfsError;
+
+/// A failure of the reader or of the threads behind it.
+pub(super) enum ProduceError {
+    Zfs(ZfsError),
+    Read(std::io::Error),
+    Stream(StreamError),
+    Splice(SpliceError),
+    Seal(SealError),
+    Changed(u32),
+    TooManyChunks,
+    Thread(std::io::Error),
+    Panicked,
+}
+
+impl ProduceError {
+    pub(super) fn into_run_error(self, plan: &TransferPlan) -> RunError {
+        let snapshot = plan.snapshot.clone();
+        match self {
+            Self::Zfs(error) => RunError::Zfs(error),
+            Self::Read(source) => RunError::ReadStream {
+                subject: snapshot,
+                source,
+            },
+            Self::Stream(source) => RunError::Stream { snapshot, source },
+            // The stream was damaged or cut on its way: another send may arrive whole.
+            Self::Splice(SpliceError::Stream(source)) => RunError::Stream { snapshot, source },
+            Self::Splice(source) => RunError::CannotResume {
+                id: plan.id.clone(),
+                source,
+            },
+            Self::Seal(error) => RunError::Seal(error),
+            Self::Changed(index) => RunError::StreamChanged {
+                index,
+                id: plan.id.clone(),
+            },
+            Self::TooManyChunks => RunError::refused(
+                format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
+                "make main.split_size larger",
+            ),
+            Self::Thread(error) => RunError::refused(
+                format!("start the threads that seal {snapshot}: {error}"),
+                "raise the limit of threads, or run it when this host is less busy",
+            ),
+            Self::Panicked => RunError::refused(
+                format!("the thread that reads {snapshot} panicked"),
+                "this is a defect: please report it",
+            ),
+        }
+    }
+}
