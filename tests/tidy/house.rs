@@ -44,13 +44,6 @@ pub(crate) const SUBROOMS: &[(&str, Folders)] = &[(
 /// Files that still use each other. The list only gets shorter: a name that is in no circle any
 /// more must go.
 const CIRCLES_LEFT: &[&[&str]] = &[
-    &["stream::fill", "stream::seal"],
-    &["stream::record::error", "stream::record::header"],
-    &["store::probe", "store::s3::settings"],
-    &["store::rclone::put", "store::rclone::read"],
-    &["zfs::real", "zfs::receive", "zfs::send"],
-    &["run::transfer::produce", "run::transfer::sealers"],
-    &["run::restore::receive", "run::restore::target"],
     // `Attempt` and the functions that take it apart (issue 19, item 5: `BackupRun`).
     &[
         "run::backup::attempt",
