@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 
+mod adapter;
 mod answer;
 pub mod b2;
 pub mod dir;

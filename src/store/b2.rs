@@ -37,6 +37,7 @@ mod upload;
 pub(crate) use messages::read_any_answer;
 pub use settings::{B2Credentials, B2Settings};
 
+use super::adapter::{Adapter, folder_of};
 use super::multipart::MultipartWriter;
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
@@ -115,11 +116,6 @@ impl Shared {
             .check()
             .map_err(|text| failed(Cause::ours(StoreErrorKind::Invalid, text)))?;
         let http = client::build_http(&settings).map_err(failed)?;
-        let prefix = if settings.prefix.is_empty() {
-            String::new()
-        } else {
-            format!("{}/", settings.prefix)
-        };
         let traits = StoreTraits {
             needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
@@ -131,7 +127,7 @@ impl Shared {
         Ok(Self {
             http,
             url,
-            prefix,
+            prefix: folder_of(&settings.prefix),
             traits,
             session,
             credentials: std::sync::Mutex::new(settings.credentials.clone()),
@@ -148,26 +144,6 @@ impl Shared {
         let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
         error.hint = hint;
         error
-    }
-
-    /// Makes the error for a failure that this program found, not the store.
-    fn wrong(
-        &self,
-        kind: StoreErrorKind,
-        operation: &str,
-        subject: &str,
-        text: impl Into<String>,
-    ) -> StoreError {
-        StoreError::new(kind, operation, subject, &self.url, text.into())
-    }
-
-    fn taken(&self, operation: &str, key: &ObjectKey) -> StoreError {
-        self.wrong(
-            StoreErrorKind::AlreadyExists,
-            operation,
-            key.as_str(),
-            "the key is taken by another object",
-        )
     }
 }
 

@@ -5,6 +5,7 @@
 //! Dropping the writer stops its requests and does nothing more: an upload that was begun stays
 //! unfinished until it is aborted or the bucket's lifecycle rule removes it.
 
+use super::adapter::Adapter;
 use super::parts::PartSizes;
 use super::work::InFlight;
 use super::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind, StoreTraits};
@@ -21,13 +22,11 @@ pub(super) const PARTS_MAX: u16 = 10_000;
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
 
 /// The requests of one upload. Each retries on its own.
-pub(super) trait MultipartStore: Send + Sync + 'static {
+pub(super) trait MultipartStore: Adapter + Send + Sync + 'static {
     /// An upload that was begun; its text is the store's id of the upload.
     type Upload: AsRef<str> + Send + Sync;
     /// The store's description of a stored part, needed to complete the object.
     type Part: Send + 'static;
-
-    fn url(&self) -> &str;
 
     fn traits(&self) -> &StoreTraits;
 
@@ -115,13 +114,7 @@ impl<S: MultipartStore> MultipartWriter<S> {
 
     fn invalid(&self, text: impl Into<String>) -> StoreError {
         let kind = StoreErrorKind::Invalid;
-        StoreError::new(
-            kind,
-            "upload",
-            self.key.as_str(),
-            self.store.url(),
-            text.into(),
-        )
+        self.store.wrong(kind, "upload", self.key.as_str(), text)
     }
 
     fn check_not_aborted(&self) -> Result<(), StoreError> {

@@ -47,6 +47,7 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
     );
 }
 
+use super::adapter::Adapter;
 use super::hash::HashKind;
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile,
@@ -237,17 +238,6 @@ impl RcloneStore {
         error.hint = hint;
         error
     }
-
-    /// Makes the error for a failure that this program found, not rclone.
-    fn wrong(
-        &self,
-        kind: StoreErrorKind,
-        operation: &str,
-        subject: &str,
-        text: impl Into<String>,
-    ) -> StoreError {
-        StoreError::new(kind, operation, subject, &self.url, text.into())
-    }
 }
 
 fn unreadable(error: &serde_json::Error) -> Cause {
@@ -306,7 +296,7 @@ impl ObjectStore for RcloneStore {
         range: Option<Range<u64>>,
         limit_bytes: u64,
     ) -> Result<Bytes, StoreError> {
-        self.read(key, range, limit_bytes).await
+        Adapter::get(self, key, range, limit_bytes).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {

@@ -21,13 +21,13 @@ mod upload;
 
 pub use settings::{S3Checksum, S3Credentials, S3Settings};
 
+use super::adapter::{Adapter, folder_of};
 use super::hash::PartHash;
 use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
     BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload,
-    UploadNeeds,
+    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -137,11 +137,6 @@ impl S3Store {
 
 impl Shared {
     fn new(connected: Connected, settings: S3Settings) -> Self {
-        let prefix = if settings.prefix.is_empty() {
-            String::new()
-        } else {
-            format!("{}/", settings.prefix)
-        };
         let traits = StoreTraits {
             needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
@@ -154,7 +149,7 @@ impl Shared {
             url: settings.url(),
             local: is_local(&connected.endpoint),
             endpoint: connected.endpoint,
-            prefix,
+            prefix: folder_of(&settings.prefix),
             traits,
             tls: connected.tls,
             refuses_put_condition: AtomicBool::new(false),
@@ -203,17 +198,6 @@ impl Shared {
         let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
         error.hint = hint;
         error
-    }
-
-    /// Makes the error for a failure that this program found, not the store.
-    fn wrong(
-        &self,
-        kind: StoreErrorKind,
-        operation: &str,
-        subject: &str,
-        text: impl Into<String>,
-    ) -> StoreError {
-        StoreError::new(kind, operation, subject, &self.url, text.into())
     }
 
     /// Returns the value of `If-None-Match` for a put, unless the store has refused it.

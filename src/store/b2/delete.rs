@@ -3,6 +3,7 @@
 use super::Shared;
 use super::cause::Cause;
 use super::messages::{FileVersion, Ignored};
+use crate::store::adapter::Adapter;
 use crate::store::multipart::within_abort_limit;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 use serde_json::json;

@@ -5,6 +5,7 @@ use super::Shared;
 use super::cause::Cause;
 use super::messages::Ignored;
 use super::put::value;
+use crate::store::adapter::Adapter;
 use crate::store::lock::{check_lock, is_locked_until};
 use crate::store::{Evidence, ObjectKey, StoreError, StoreErrorKind};
 use jiff::Timestamp;

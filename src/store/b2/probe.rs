@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::settings::B2Settings;
+use crate::store::adapter::Adapter;
 use crate::store::probe::{Ability, Deleting, StoreProbe};
 use crate::store::{EvidenceTier, ObjectKey, StoreError, StoreErrorKind};
 use bytes::Bytes;

@@ -5,6 +5,7 @@ use super::cause::Cause;
 use super::client::Pauses;
 use super::list::live_of;
 use super::messages::FileVersion;
+use crate::store::adapter::Adapter;
 use crate::store::hash::HashKind;
 use crate::store::{Evidence, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -67,13 +68,7 @@ impl Shared {
             let evidence = self.put_whole(key, bytes).await?;
             return Ok((PutOutcome::Created, evidence));
         };
-        let len = bytes.len() as u64;
-        let same = found.content_length == len && self.get(key, None, len).await? == bytes;
-        if same {
-            Ok((PutOutcome::Identical, found.evidence()))
-        } else {
-            Err(self.taken("put", key))
-        }
+        self.compare_whole(key, &bytes, found.evidence()).await
     }
 
     /// Puts a file in one request, if the name is free.

@@ -4,6 +4,7 @@ use super::Shared;
 use super::cause::Cause;
 use super::client::{Pauses, TRIES_MAX, read_refusal, retry_after};
 use super::put::encode_name;
+use crate::store::adapter::Adapter;
 use crate::store::answer::Expected;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 use bytes::{Bytes, BytesMut};
@@ -15,8 +16,12 @@ use tokio::time::timeout;
 
 const DOWNLOAD: &str = "b2_download_file_by_name";
 
-impl Shared {
-    pub(super) async fn get(
+impl Adapter for Shared {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn get(
         &self,
         key: &ObjectKey,
         range: Option<Range<u64>>,
@@ -27,7 +32,9 @@ impl Shared {
             .await?
             .freeze())
     }
+}
 
+impl Shared {
     pub(super) async fn get_into(
         &self,
         key: &ObjectKey,
@@ -36,31 +43,13 @@ impl Shared {
         buffer: BytesMut,
     ) -> Result<BytesMut, StoreError> {
         match range {
-            Some(range) if range.start >= range.end => self.get_nothing(key, &range).await,
-            range => self.get_something(key, range, limit_bytes, buffer).await,
-        }
-    }
-
-    /// Handles a range of no bytes, which a Range header cannot express. The range must still lie
-    /// within the object.
-    async fn get_nothing(
-        &self,
-        key: &ObjectKey,
-        range: &Range<u64>,
-    ) -> Result<BytesMut, StoreError> {
-        let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
-        match self.live("get", key).await? {
-            None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
-            Some(file) if range.start == range.end && range.end <= file.content_length => {
+            // A Range header cannot express a range of no bytes.
+            Some(range) if range.start >= range.end => {
+                let bytes = self.live("get", key).await?.map(|file| file.content_length);
+                self.check_range(key, &range, bytes)?;
                 Ok(BytesMut::new())
             }
-            Some(file) => {
-                let has = file.content_length;
-                Err(wrong(
-                    StoreErrorKind::Corrupt,
-                    format!("bytes {range:?} were requested, the object has {has}"),
-                ))
-            }
+            range => self.get_something(key, range, limit_bytes, buffer).await,
         }
     }
 

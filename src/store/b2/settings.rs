@@ -1,7 +1,7 @@
 //! [`B2Settings`]: the settings of a native B2 store.
 
-use crate::store::ObjectLock;
-use crate::store::{Limiter, Renew};
+use crate::store::adapter::bucket_url;
+use crate::store::{Limiter, ObjectLock, Renew};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,10 +120,7 @@ impl B2Settings {
 
     /// Returns the store's name for messages.
     pub(super) fn url(&self) -> String {
-        match self.prefix.as_str() {
-            "" => format!("b2:{}", self.bucket),
-            prefix => format!("b2:{}/{prefix}", self.bucket),
-        }
+        bucket_url("b2", &self.bucket, &self.prefix)
     }
 }
 

@@ -7,6 +7,7 @@ use super::messages::{
     ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart,
 };
 use super::put::{SHA1_HEADER, Sent, UPLOAD_TRIES_MAX, value};
+use crate::store::adapter::Adapter;
 use crate::store::hash::{HashKind, PartHash};
 use crate::store::multipart::MultipartStore;
 use crate::store::work::random_u64;
@@ -38,10 +39,6 @@ impl AsRef<str> for LargeFile {
 impl MultipartStore for Shared {
     type Upload = LargeFile;
     type Part = PartHash;
-
-    fn url(&self) -> &str {
-        &self.url
-    }
 
     fn traits(&self) -> &StoreTraits {
         &self.traits

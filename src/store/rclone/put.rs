@@ -5,6 +5,7 @@ use super::cause::Cause;
 use super::process::{self, Call};
 use super::read::partial_of;
 use super::{ANSWER_BYTES_MAX, RcloneStore};
+use crate::store::adapter::Adapter;
 use crate::store::hash::HashKind;
 use crate::store::work::run_blocking;
 use crate::store::{
@@ -42,7 +43,7 @@ impl RcloneStore {
     ) -> Result<(PutOutcome, Evidence), StoreError> {
         let _one = self.lock_name(key).await;
         if let Some(found) = self.look_at("put", key).await? {
-            return self.compare(key, &bytes, found).await;
+            return self.compare_whole(key, &bytes, found).await;
         }
         let (sent, file) = self.prepare(key, bytes.clone()).await?;
         match self.copy_there(key, file, &sent).await {
@@ -51,7 +52,7 @@ impl RcloneStore {
                 let Some(found) = self.look_at("put", key).await? else {
                     return Err(error);
                 };
-                self.compare(key, &bytes, found).await
+                self.compare_whole(key, &bytes, found).await
             }
             Err(error) => Err(error),
         }
@@ -64,7 +65,7 @@ impl RcloneStore {
     ) -> Result<Evidence, StoreError> {
         let _one = self.lock_name(key).await;
         if self.look_at("put", key).await?.is_some() {
-            return Err(self.taken(key));
+            return Err(self.taken("put", key));
         }
         let failed = |error: crate::store::spool::SpoolError| error.in_store(key, &self.url);
         // The file is read back even if the remote has no hash, because rclone would not notice
@@ -135,7 +136,7 @@ impl RcloneStore {
             Err(cause) => Some(cause),
         };
         if failure.as_ref().is_some_and(Cause::is_taken) {
-            return Err(self.taken(key));
+            return Err(self.taken("put", key));
         }
         self.confirm(key, sent, failure).await
     }
@@ -208,31 +209,6 @@ impl RcloneStore {
             )),
             None => error,
         }
-    }
-
-    /// Handles a taken key: success if the existing object has the same bytes.
-    async fn compare(
-        &self,
-        key: &ObjectKey,
-        bytes: &Bytes,
-        found: Evidence,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        let len = bytes.len() as u64;
-        let same = found.bytes == len && self.read(key, None, len).await? == *bytes;
-        if same {
-            Ok((PutOutcome::Identical, found))
-        } else {
-            Err(self.taken(key))
-        }
-    }
-
-    fn taken(&self, key: &ObjectKey) -> StoreError {
-        self.wrong(
-            StoreErrorKind::AlreadyExists,
-            "put",
-            key.as_str(),
-            "the key is taken by another object",
-        )
     }
 
     /// Deletes until the name no longer exists: if versions are kept, an older one becomes visible

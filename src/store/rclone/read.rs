@@ -3,6 +3,7 @@
 use super::cause::Cause;
 use super::process::{self, Call, PARTIAL_SUFFIX};
 use super::{RcloneStore, unreadable};
+use crate::store::adapter::Adapter;
 use crate::store::hash::HashKind;
 use crate::store::{
     Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload,
@@ -37,6 +38,48 @@ pub(super) struct Entry {
     is_folder: bool,
     #[serde(rename = "Hashes", default)]
     hashes: Option<HashMap<String, String>>,
+}
+
+impl Adapter for RcloneStore {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let range = match range {
+            Some(range) if range.start < range.end => range,
+            other => {
+                let bytes = self.look_at("get", key).await?.map(|found| found.bytes);
+                match (other, bytes) {
+                    (None, Some(bytes)) if bytes > limit_bytes => {
+                        let text =
+                            format!("it has {bytes} bytes, more than the {limit_bytes} allowed");
+                        return Err(self.wrong(StoreErrorKind::Corrupt, "get", key.as_str(), text));
+                    }
+                    (None, Some(bytes)) if bytes > 0 => 0..bytes,
+                    (other, bytes) => {
+                        self.check_range(key, &other.unwrap_or(0..0), bytes)?;
+                        return Ok(Bytes::new());
+                    }
+                }
+            }
+        };
+        let mut tries_left = READ_TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.read_once(key, &range).await {
+                Err(error) if error.kind == StoreErrorKind::Unavailable && tries_left > 0 => {
+                    tracing::debug!(%key, %error, "reading again");
+                }
+                ended => return ended,
+            }
+        }
+    }
 }
 
 impl RcloneStore {
@@ -238,46 +281,6 @@ impl RcloneStore {
         Ok(entries.into_iter().filter_map(begun).collect())
     }
 
-    pub(super) async fn read(
-        &self,
-        key: &ObjectKey,
-        range: Option<Range<u64>>,
-        limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
-        let range = match range {
-            Some(range) if range.start < range.end => range,
-            other => {
-                let found = self.look_at("get", key).await?;
-                let has = found
-                    .ok_or_else(|| wrong(StoreErrorKind::NotFound, "no such object".to_owned()))?
-                    .bytes;
-                match other {
-                    None if has > limit_bytes => {
-                        let text =
-                            format!("it has {has} bytes, more than the {limit_bytes} allowed");
-                        return Err(wrong(StoreErrorKind::Corrupt, text));
-                    }
-                    None if has > 0 => 0..has,
-                    Some(range) if range.start != range.end || range.end > has => {
-                        return Err(wrong(StoreErrorKind::Corrupt, outside(&range, has)));
-                    }
-                    _ => return Ok(Bytes::new()),
-                }
-            }
-        };
-        let mut tries_left = READ_TRIES_MAX;
-        loop {
-            tries_left -= 1;
-            match self.read_once(key, &range).await {
-                Err(error) if error.kind == StoreErrorKind::Unavailable && tries_left > 0 => {
-                    tracing::debug!(%key, %error, "reading again");
-                }
-                ended => return ended,
-            }
-        }
-    }
-
     /// Reads exactly this range. rclone reports success even if the object does not exist, so the
     /// number of bytes decides.
     async fn read_once(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
@@ -308,21 +311,9 @@ impl RcloneStore {
             }),
             Err(cause) => cause,
         };
-        match self.look_at("get", key).await? {
-            None => Err(self.wrong(
-                StoreErrorKind::NotFound,
-                "get",
-                key.as_str(),
-                "no such object",
-            )),
-            Some(found) if range.end > found.bytes => Err(self.wrong(
-                StoreErrorKind::Corrupt,
-                "get",
-                key.as_str(),
-                outside(range, found.bytes),
-            )),
-            Some(_) => Err(self.failed("get", key.as_str(), cause)),
-        }
+        let bytes = self.look_at("get", key).await?.map(|found| found.bytes);
+        self.check_range(key, range, bytes)?;
+        Err(self.failed("get", key.as_str(), cause))
     }
 }
 
@@ -335,10 +326,6 @@ pub(super) fn best_hash(names: &[String]) -> Option<HashKind> {
 
 fn hash_flag(kind: HashKind) -> String {
     format!("--hash-type={}", kind.name())
-}
-
-fn outside(range: &Range<u64>, has: u64) -> String {
-    format!("bytes {range:?} were requested, the object has {has}")
 }
 
 /// Returns the key of a partial file: `KEY.1a2b3c4d.zb-partial`.

@@ -3,6 +3,7 @@
 
 use super::Shared;
 use super::cause::Cause;
+use crate::store::adapter::Adapter;
 use crate::store::pages::Marks;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 

@@ -1,6 +1,7 @@
 //! Lists objects and unfinished uploads, page by page to the end.
 
 use super::Shared;
+use crate::store::adapter::Adapter;
 use crate::store::pages::{Marks, check_count};
 use crate::store::{ListedObject, StoreError, StoreErrorKind, UnfinishedUpload};
 use aws_sdk_s3::primitives::DateTime;

@@ -8,6 +8,7 @@
 use super::cause::Cause;
 use super::upload;
 use super::{S3Checksum, S3Settings, Shared};
+use crate::store::adapter::Adapter;
 use crate::store::hash::{ExpectedEvidence, HashKind};
 use crate::store::key::PROBE_PREFIX;
 use crate::store::multipart::MultipartStore;

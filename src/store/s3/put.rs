@@ -2,6 +2,7 @@
 
 use super::cause::Cause;
 use super::{S3Checksum, Shared};
+use crate::store::adapter::Adapter;
 use crate::store::hash::{ContentVerdict, ExpectedEvidence, PartHash};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
@@ -86,30 +87,6 @@ impl Shared {
             .await
             .map(|_| self.saw_bucket())
             .map_err(Cause::from)
-    }
-
-    /// Handles a taken key: success if the existing object has the same bytes.
-    async fn compare_whole(
-        &self,
-        key: &ObjectKey,
-        bytes: &Bytes,
-        found: Evidence,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        let len = bytes.len() as u64;
-        let same = found.bytes == len && self.get(key, None, len).await? == *bytes;
-        match same {
-            true => Ok((PutOutcome::Identical, found)),
-            false => Err(self.taken("put", key)),
-        }
-    }
-
-    pub(super) fn taken(&self, operation: &str, key: &ObjectKey) -> StoreError {
-        self.wrong(
-            StoreErrorKind::AlreadyExists,
-            operation,
-            key.as_str(),
-            "the key is taken by another object",
-        )
     }
 
     /// Reads the store's evidence for the object, and compares it with what was sent.

@@ -2,6 +2,7 @@
 
 use super::cause::{Cause, Stage};
 use super::{S3Checksum, Shared, leads_here};
+use crate::store::adapter::Adapter;
 use crate::store::answer::Expected;
 use crate::store::key::PROBE_PREFIX;
 use crate::store::work::{chain_text, random_u64};
@@ -32,6 +33,24 @@ enum Broken {
     Off(String),
     /// The response does not match the request.
     Wrong(String),
+}
+
+impl Adapter for Shared {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        Ok(self
+            .get_into(key, range, limit_bytes, BytesMut::new())
+            .await?
+            .freeze())
+    }
 }
 
 impl Shared {
@@ -199,18 +218,6 @@ impl Shared {
         }
     }
 
-    pub(super) async fn get(
-        &self,
-        key: &ObjectKey,
-        range: Option<Range<u64>>,
-        limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        Ok(self
-            .get_into(key, range, limit_bytes, BytesMut::new())
-            .await?
-            .freeze())
-    }
-
     pub(super) async fn get_into(
         &self,
         key: &ObjectKey,
@@ -219,31 +226,13 @@ impl Shared {
         buffer: BytesMut,
     ) -> Result<BytesMut, StoreError> {
         match range {
-            Some(range) if range.start >= range.end => self.get_nothing(key, &range).await,
-            range => self.get_something(key, range, limit_bytes, buffer).await,
-        }
-    }
-
-    /// Handles a range of no bytes, which a Range header cannot express. The range must still lie
-    /// within the object.
-    async fn get_nothing(
-        &self,
-        key: &ObjectKey,
-        range: &Range<u64>,
-    ) -> Result<BytesMut, StoreError> {
-        let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
-        match self.head(key).await? {
-            None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
-            Some(found) if range.start == range.end && range.end <= found.bytes => {
+            // A Range header cannot express a range of no bytes.
+            Some(range) if range.start >= range.end => {
+                let bytes = self.head(key).await?.map(|found| found.bytes);
+                self.check_range(key, &range, bytes)?;
                 Ok(BytesMut::new())
             }
-            Some(found) => Err(wrong(
-                StoreErrorKind::Corrupt,
-                format!(
-                    "bytes {range:?} were requested, the object has {}",
-                    found.bytes
-                ),
-            )),
+            range => self.get_something(key, range, limit_bytes, buffer).await,
         }
     }
 

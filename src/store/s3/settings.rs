@@ -1,5 +1,6 @@
 //! [`S3Settings`]: the settings of an S3 store.
 
+use crate::store::adapter::bucket_url;
 use crate::store::hash::HashKind;
 use crate::store::{EvidenceTier, Limiter, ObjectLock, Renew};
 use serde::{Deserialize, Serialize};
@@ -126,10 +127,7 @@ impl S3Settings {
 
     /// Returns the store's name for messages.
     pub(super) fn url(&self) -> String {
-        match self.prefix.as_str() {
-            "" => format!("s3:{}", self.bucket),
-            prefix => format!("s3:{}/{prefix}", self.bucket),
-        }
+        bucket_url("s3", &self.bucket, &self.prefix)
     }
 }
 

@@ -4,6 +4,7 @@ use super::cause::Cause;
 use super::put::weakened;
 use super::read::PART_BYTES_ENTRY;
 use super::{S3Checksum, Shared};
+use crate::store::adapter::Adapter;
 use crate::store::hash::{ContentVerdict, ExpectedEvidence, PartHash};
 use crate::store::multipart::{MultipartStore, MultipartWriter, within_abort_limit};
 use crate::store::{Evidence, ObjectKey, StoreError, StoreErrorKind, StoreTraits};
@@ -38,10 +39,6 @@ pub(super) async fn create(
 impl MultipartStore for Shared {
     type Upload = String;
     type Part = StoredPart;
-
-    fn url(&self) -> &str {
-        &self.url
-    }
 
     fn traits(&self) -> &StoreTraits {
         &self.traits
