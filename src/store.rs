@@ -120,6 +120,21 @@ pub struct Evidence {
     pub locked_until: Option<String>,
 }
 
+impl Evidence {
+    /// Returns evidence of this size, without any identifier of the content.
+    pub fn of_size(tier: EvidenceTier, bytes: u64) -> Self {
+        Self {
+            tier,
+            bytes,
+            checksum: None,
+            etag: None,
+            version_id: None,
+            part_bytes: None,
+            locked_until: None,
+        }
+    }
+}
+
 /// An entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedObject {
@@ -227,6 +242,13 @@ impl StoreError {
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Sets the hint, if there is one.
+    #[must_use]
+    pub(crate) fn with_hint_of(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
         self
     }
 

@@ -1,7 +1,7 @@
 //! [`Adapter`]: the errors and comparisons that S3, B2 and rclone have in common.
 
 use super::{Evidence, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 
 /// A store that is reached by requests.
@@ -9,13 +9,26 @@ pub(super) trait Adapter: Sync {
     /// Returns the store's name for messages.
     fn url(&self) -> &str;
 
-    /// Reads a whole object (`None`) or a range of it; see [`super::ObjectStore::get`].
+    /// Reads a whole object (`None`) or a range of it into the memory of a buffer whose content is
+    /// no longer needed; see [`super::ObjectStore::get`].
+    fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+        buffer: BytesMut,
+    ) -> impl Future<Output = Result<BytesMut, StoreError>> + Send;
+
+    /// Reads as [`Adapter::get_into`] does, into new memory.
     fn get(
         &self,
         key: &ObjectKey,
         range: Option<Range<u64>>,
         limit_bytes: u64,
-    ) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Bytes, StoreError>> + Send {
+        let read = self.get_into(key, range, limit_bytes, BytesMut::new());
+        async move { Ok(read.await?.freeze()) }
+    }
 
     /// Makes the error for a failure that this program found, not the store.
     fn wrong(

@@ -108,9 +108,8 @@ impl Shared {
         settings.follow_limiter();
         let url = settings.url();
         let failed = |cause: Cause| {
-            let mut error = StoreError::new(cause.kind(), "connect to", "", &url, cause.clone());
-            error.hint = cause.hint;
-            error
+            StoreError::new(cause.kind(), "connect to", "", &url, cause.clone())
+                .with_hint_of(cause.hint)
         };
         settings
             .check()
@@ -141,9 +140,7 @@ impl Shared {
     /// Makes the error for a failure of the call `api`, with a hint.
     fn failed(&self, operation: &str, api: &str, subject: &str, cause: Cause) -> StoreError {
         let hint = cause.hint(api, self.settings.endpoint());
-        let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
-        error.hint = hint;
-        error
+        StoreError::new(cause.kind(), operation, subject, &self.url, cause).with_hint_of(hint)
     }
 }
 

@@ -108,22 +108,12 @@ fn in_store(error: PathError, operation: &str, subject: &str, url: &str) -> Stor
         }
         _ => None,
     };
-    let mut error = StoreError::new(error.kind, operation, subject, url, error);
-    error.hint = hint;
-    error
+    StoreError::new(error.kind, operation, subject, url, error).with_hint_of(hint)
 }
 
 impl Shared {
     fn evidence(&self, bytes: u64) -> Evidence {
-        Evidence {
-            tier: EvidenceTier::ReadBack,
-            bytes,
-            checksum: None,
-            etag: None,
-            version_id: None,
-            part_bytes: None,
-            locked_until: None,
-        }
+        Evidence::of_size(EvidenceTier::ReadBack, bytes)
     }
 
     fn begin(&self, key: &ObjectKey) -> Result<TempFile, PathError> {

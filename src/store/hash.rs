@@ -268,13 +268,8 @@ mod tests {
 
     fn found(tier: EvidenceTier, bytes: u64, checksum: &str) -> Evidence {
         Evidence {
-            tier,
-            bytes,
             checksum: Some(checksum.to_owned()),
-            etag: None,
-            version_id: None,
-            part_bytes: None,
-            locked_until: None,
+            ..Evidence::of_size(tier, bytes)
         }
     }
 

@@ -113,13 +113,9 @@ mod tests {
         let bytes = 9;
         let checksum = checksum.map(str::to_owned);
         let found = Evidence {
-            tier,
-            bytes,
             checksum,
-            etag: None,
-            version_id: None,
             part_bytes,
-            locked_until: None,
+            ..Evidence::of_size(tier, bytes)
         };
         let mut check = ContentCheck::new(&found);
         pieces.iter().for_each(|piece| check.update(piece));
@@ -200,13 +196,9 @@ mod tests {
         let bytes = 3 * u64::from(PARTS_MAX);
         for part_bytes in [0, 1] {
             let found = Evidence {
-                tier: EvidenceTier::Sha256Composite,
-                bytes,
                 checksum: Some("false".to_owned()),
-                etag: None,
-                version_id: None,
                 part_bytes: Some(part_bytes),
-                locked_until: None,
+                ..Evidence::of_size(EvidenceTier::Sha256Composite, bytes)
             };
             let mut check = ContentCheck::new(&found);
             check.update(&vec![0; usize::try_from(bytes).unwrap()]);

@@ -234,9 +234,7 @@ impl RcloneStore {
             &self.settings.remote,
             &self.settings.conf.display().to_string(),
         );
-        let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
-        error.hint = hint;
-        error
+        StoreError::new(cause.kind(), operation, subject, &self.url, cause).with_hint_of(hint)
     }
 }
 

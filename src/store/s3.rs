@@ -195,9 +195,7 @@ impl Shared {
             self.contradicts(&format!("{api} was refused: {cause}"));
         }
         let hint = cause.hint(api, &self.settings.bucket, &self.endpoint);
-        let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
-        error.hint = hint;
-        error
+        StoreError::new(cause.kind(), operation, subject, &self.url, cause).with_hint_of(hint)
     }
 
     /// Returns the value of `If-None-Match` for a put, unless the store has refused it.

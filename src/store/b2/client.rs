@@ -74,27 +74,37 @@ impl UrlPool {
     }
 }
 
-/// Pauses that double, with jitter so that many clients do not retry at the same time.
-pub(super) struct Pauses {
-    next: Duration,
+/// The attempts that are left of one call. The pauses before them double, with jitter so that many
+/// clients do not retry at the same time.
+pub(super) struct Retries {
+    left: u32,
+    pause_next: Duration,
 }
 
-impl Pauses {
-    pub(super) fn new(settings: &B2Settings) -> Self {
+impl Retries {
+    /// Allows `tries_max` attempts, with the first.
+    pub(super) fn new(settings: &B2Settings, tries_max: u32) -> Self {
         Self {
-            next: settings.pause_first,
+            left: tries_max.saturating_sub(1),
+            pause_next: settings.pause_first,
         }
     }
 
-    /// Waits at least as long as the store asked.
-    pub(super) async fn wait(&mut self, cause: &Cause) {
+    /// Waits for the next attempt, at least as long as the store asked. Returns false at once if no
+    /// attempt is left.
+    pub(super) async fn wait(&mut self, cause: &Cause) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
         let chance = random_u64().unwrap_or(0) % 256;
         let jitter = self
-            .next
+            .pause_next
             .mul_f64(f64::from(u8::try_from(chance).unwrap_or(0)) / 512.0);
-        let pause = (self.next + jitter).max(cause.retry_after.unwrap_or_default());
-        self.next *= 2;
+        let pause = (self.pause_next + jitter).max(cause.retry_after.unwrap_or_default());
+        self.pause_next *= 2;
         sleep(pause.min(PAUSE_MAX)).await;
+        true
     }
 }
 
@@ -125,14 +135,12 @@ impl Shared {
         if let Some(session) = &*held {
             return Ok(Arc::clone(session));
         }
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, TRIES_MAX);
         loop {
-            tries_left -= 1;
             match self.open_session().await {
                 Ok(session) => return Ok(Arc::clone(held.insert(Arc::new(session)))),
-                Err(cause) if (cause.is_transient() || cause.is_token()) && tries_left > 0 => {
-                    pauses.wait(&cause).await
+                Err(cause)
+                    if (cause.is_transient() || cause.is_token()) && retries.wait(&cause).await => {
                 }
                 Err(cause) => return Err(cause),
             }
@@ -299,10 +307,8 @@ impl Shared {
             self.settings.endpoint(),
             API_VERSIONS[0]
         );
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, TRIES_MAX);
         loop {
-            tries_left -= 1;
             match self
                 .http
                 .get(&url)
@@ -317,7 +323,7 @@ impl Shared {
                         .get(DATE)
                         .and_then(|date| http_date(date.to_str().ok()?)));
                 }
-                Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
+                Err(cause) if cause.is_transient() && retries.wait(&cause).await => {}
                 Err(cause) => return Err(cause),
             }
         }
@@ -386,12 +392,10 @@ impl Shared {
         api: &str,
         body: impl Fn(&Session) -> Value + Sync,
     ) -> Result<T, Cause> {
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, TRIES_MAX);
         loop {
-            tries_left -= 1;
             match self.call_once(api, &body).await {
-                Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
+                Err(cause) if cause.is_transient() && retries.wait(&cause).await => {}
                 ended => return ended,
             }
         }

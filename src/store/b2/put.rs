@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::cause::Cause;
-use super::client::Pauses;
+use super::client::Retries;
 use super::list::live_of;
 use super::messages::FileVersion;
 use crate::store::adapter::Adapter;
@@ -92,10 +92,8 @@ impl Shared {
             sha1: Some(hash.hex()),
             id: None,
         };
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = UPLOAD_TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, UPLOAD_TRIES_MAX);
         loop {
-            tries_left -= 1;
             let cause = match self.send_whole(key, &bytes, &sent).await {
                 Ok(stored) => {
                     sent.id = stored.file_id;
@@ -110,11 +108,10 @@ impl Shared {
             if arrived {
                 return self.confirm(key, &sent).await;
             }
-            if !cause.wants_new_url() || tries_left == 0 {
+            if !cause.wants_new_url() || !retries.wait(&cause).await {
                 return Err(self.failed("put", UPLOAD, key.as_str(), cause));
             }
             tracing::debug!(%key, %cause, "upload failed; trying another URL");
-            pauses.wait(&cause).await;
         }
     }
 

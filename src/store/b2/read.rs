@@ -2,12 +2,12 @@
 
 use super::Shared;
 use super::cause::Cause;
-use super::client::{Pauses, TRIES_MAX, read_refusal, retry_after};
+use super::client::{Retries, TRIES_MAX, read_refusal, retry_after};
 use super::put::encode_name;
 use crate::store::adapter::Adapter;
 use crate::store::answer::Expected;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use reqwest::Response;
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
 use std::ops::Range;
@@ -21,21 +21,7 @@ impl Adapter for Shared {
         &self.url
     }
 
-    async fn get(
-        &self,
-        key: &ObjectKey,
-        range: Option<Range<u64>>,
-        limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        Ok(self
-            .get_into(key, range, limit_bytes, BytesMut::new())
-            .await?
-            .freeze())
-    }
-}
-
-impl Shared {
-    pub(super) async fn get_into(
+    async fn get_into(
         &self,
         key: &ObjectKey,
         range: Option<Range<u64>>,
@@ -52,7 +38,9 @@ impl Shared {
             range => self.get_something(key, range, limit_bytes, buffer).await,
         }
     }
+}
 
+impl Shared {
     async fn get_something(
         &self,
         key: &ObjectKey,
@@ -64,15 +52,13 @@ impl Shared {
         let buffer = Mutex::new(buffer);
         let failed = |cause| self.failed("get", DOWNLOAD, key.as_str(), cause);
         let name = encode_name(&self.full_name(key.as_str()).map_err(failed)?);
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, TRIES_MAX);
         loop {
-            tries_left -= 1;
             match self
                 .fetch(&name, range.as_ref(), limit_bytes, &buffer)
                 .await
             {
-                Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
+                Err(cause) if cause.is_transient() && retries.wait(&cause).await => {}
                 fetched => return fetched.map_err(failed),
             }
         }

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::cause::Cause;
-use super::client::{Pauses, Session, TRIES_MAX, UrlPool};
+use super::client::{Retries, Session, TRIES_MAX, UrlPool};
 use super::messages::{
     ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart,
 };
@@ -60,10 +60,8 @@ impl MultipartStore for Shared {
         let operation = format!("upload part {number} of");
         let hash = HashKind::Sha1.hash_blocking(part.clone()).await;
         let (bytes, sha1) = (hash.bytes, hash.hex());
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = UPLOAD_TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, UPLOAD_TRIES_MAX);
         loop {
-            tries_left -= 1;
             match self.try_part(large, number, &part, &sha1).await {
                 Ok(stored) if stored.content_sha1 == sha1 && stored.content_length == bytes => {
                     return Ok(hash);
@@ -80,9 +78,8 @@ impl MultipartStore for Shared {
                         text,
                     ));
                 }
-                Err(cause) if cause.wants_new_url() && tries_left > 0 => {
+                Err(cause) if cause.wants_new_url() && retries.wait(&cause).await => {
                     tracing::debug!(%key, number, %cause, "part failed; trying another URL");
-                    pauses.wait(&cause).await;
                 }
                 Err(cause) => return Err(self.failed(&operation, PART, key.as_str(), cause)),
             }
@@ -152,10 +149,8 @@ impl Shared {
             }
             body
         };
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, TRIES_MAX);
         loop {
-            tries_left -= 1;
             let cause = match self.call_once::<FileVersion>(START, body).await {
                 Ok(begun) => return self.large(begun).map_err(failed),
                 Err(cause) => cause,
@@ -169,10 +164,9 @@ impl Shared {
                     return self.large(ours).map_err(failed);
                 }
             }
-            if !cause.is_transient() || tries_left == 0 {
+            if !cause.is_transient() || !retries.wait(&cause).await {
                 return Err(failed(cause));
             }
-            pauses.wait(&cause).await;
         }
     }
 
@@ -216,10 +210,8 @@ impl Shared {
     ) -> Result<(), StoreError> {
         let operation = "complete upload of";
         let sha1s: Vec<String> = parts.iter().map(PartHash::hex).collect();
-        let mut pauses = Pauses::new(&self.settings);
-        let mut tries_left = TRIES_MAX;
+        let mut retries = Retries::new(&self.settings, TRIES_MAX);
         loop {
-            tries_left -= 1;
             let body = |_: &Session| json!({"fileId": large.id, "partSha1Array": sha1s});
             let Err(cause) = self.call_once::<FileVersion>(FINISH, body).await else {
                 return Ok(());
@@ -231,10 +223,9 @@ impl Shared {
             {
                 return Ok(());
             }
-            if !cause.is_transient() || tries_left == 0 {
+            if !cause.is_transient() || !retries.wait(&cause).await {
                 return Err(self.failed(operation, FINISH, key.as_str(), cause));
             }
-            pauses.wait(&cause).await;
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::store::hash::HashKind;
 use crate::store::{
     Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -45,12 +45,13 @@ impl Adapter for RcloneStore {
         &self.url
     }
 
-    async fn get(
+    async fn get_into(
         &self,
         key: &ObjectKey,
         range: Option<Range<u64>>,
         limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
+        _buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         let range = match range {
             Some(range) if range.start < range.end => range,
             other => {
@@ -64,7 +65,7 @@ impl Adapter for RcloneStore {
                     (None, Some(bytes)) if bytes > 0 => 0..bytes,
                     (other, bytes) => {
                         self.check_range(key, &other.unwrap_or(0..0), bytes)?;
-                        return Ok(Bytes::new());
+                        return Ok(BytesMut::new());
                     }
                 }
             }
@@ -76,7 +77,7 @@ impl Adapter for RcloneStore {
                 Err(error) if error.kind == StoreErrorKind::Unavailable && tries_left > 0 => {
                     tracing::debug!(%key, %error, "reading again");
                 }
-                ended => return ended,
+                ended => return ended.map(BytesMut::from),
             }
         }
     }
@@ -145,13 +146,9 @@ impl RcloneStore {
         // An MD5 is compared in the same place as S3's ETags.
         let etag = checksum.clone().filter(|_| tier == EvidenceTier::Md5Etag);
         Ok(Evidence {
-            tier,
-            bytes,
             checksum,
             etag,
-            version_id: None,
-            part_bytes: None,
-            locked_until: None,
+            ..Evidence::of_size(tier, bytes)
         })
     }
 

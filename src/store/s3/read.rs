@@ -11,7 +11,7 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTimeFormat};
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use jiff::Timestamp;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -40,16 +40,22 @@ impl Adapter for Shared {
         &self.url
     }
 
-    async fn get(
+    async fn get_into(
         &self,
         key: &ObjectKey,
         range: Option<Range<u64>>,
         limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        Ok(self
-            .get_into(key, range, limit_bytes, BytesMut::new())
-            .await?
-            .freeze())
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
+        match range {
+            // A Range header cannot express a range of no bytes.
+            Some(range) if range.start >= range.end => {
+                let bytes = self.head(key).await?.map(|found| found.bytes);
+                self.check_range(key, &range, bytes)?;
+                Ok(BytesMut::new())
+            }
+            range => self.get_something(key, range, limit_bytes, buffer).await,
+        }
     }
 }
 
@@ -215,24 +221,6 @@ impl Shared {
                 .and_then(|until| until.fmt(DateTimeFormat::DateTime).ok()),
             version_id,
             etag,
-        }
-    }
-
-    pub(super) async fn get_into(
-        &self,
-        key: &ObjectKey,
-        range: Option<Range<u64>>,
-        limit_bytes: u64,
-        buffer: BytesMut,
-    ) -> Result<BytesMut, StoreError> {
-        match range {
-            // A Range header cannot express a range of no bytes.
-            Some(range) if range.start >= range.end => {
-                let bytes = self.head(key).await?.map(|found| found.bytes);
-                self.check_range(key, &range, bytes)?;
-                Ok(BytesMut::new())
-            }
-            range => self.get_something(key, range, limit_bytes, buffer).await,
         }
     }
 
