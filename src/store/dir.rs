@@ -120,7 +120,7 @@ impl Shared {
         let (folders, name) = split_key(key);
         if TempName::parse(name).is_some() {
             let text = "names of this form are reserved for unfinished uploads";
-            return Err(PathError::told(
+            return Err(PathError::of_kind(
                 StoreErrorKind::Invalid,
                 self.root.path().join(key.as_str()),
                 text,
@@ -206,7 +206,7 @@ impl Shared {
             FileType::RegularFile => Ok(Some(
                 self.evidence(u64::try_from(stat.st_size).unwrap_or(0)),
             )),
-            _ => Err(PathError::told(
+            _ => Err(PathError::of_kind(
                 StoreErrorKind::Invalid,
                 folder.path_of(name),
                 "it is not a file",
@@ -232,7 +232,7 @@ impl Shared {
             .metadata()
             .map_err(|error| PathError::new(&path, error))?
             .len();
-        let corrupt = |text| Err(PathError::told(StoreErrorKind::Corrupt, &path, text));
+        let corrupt = |text| Err(PathError::of_kind(StoreErrorKind::Corrupt, &path, text));
         let range = match range {
             None if bytes > limit_bytes => {
                 return corrupt(format!(
@@ -279,7 +279,7 @@ impl Shared {
                 "{:?} is not the name of an unfinished upload of {:?}",
                 upload.upload_id, upload.key
             );
-            return Err(PathError::told(
+            return Err(PathError::of_kind(
                 StoreErrorKind::Invalid,
                 self.root.path(),
                 text,
@@ -300,7 +300,7 @@ fn open_object(folder: &Folder, name: &str) -> Result<File, PathError> {
     let fd = openat(&folder.fd, name, flags, Mode::empty()).map_err(failed)?;
     match FileType::from_raw_mode(fstat(&fd).map_err(failed)?.st_mode) {
         FileType::RegularFile => Ok(File::from(fd)),
-        _ => Err(PathError::told(
+        _ => Err(PathError::of_kind(
             StoreErrorKind::Invalid,
             folder.path_of(name),
             "it is not a file",

@@ -130,13 +130,13 @@ impl fmt::Debug for Doubt {
     }
 }
 
-/// A setting that the bucket was asked for.
+/// A setting of the bucket, if it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told<T> {
+pub enum Fact<T> {
     /// The setting.
-    Is(T),
+    Known(T),
     /// The bucket does not or cannot report the setting, for this reason. Neither a yes nor a no.
-    Untold(String),
+    Unknown(String),
 }
 
 /// A rule by which the store itself changes or deletes objects, if it applies to names of ours.
@@ -162,13 +162,13 @@ pub struct LifecycleRule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BucketFacts {
     /// `private` or `public`, if the store reports it.
-    pub visibility: Told<String>,
+    pub visibility: Fact<String>,
     /// The lifecycle rules of the bucket.
-    pub lifecycle: Told<Vec<LifecycleRule>>,
+    pub lifecycle: Fact<Vec<LifecycleRule>>,
     /// Whether objects in the bucket can be locked.
-    pub object_lock: Told<bool>,
+    pub object_lock: Fact<bool>,
     /// The rights of the credentials, if the store reports them.
-    pub rights: Told<Rights>,
+    pub rights: Fact<Rights>,
 }
 
 /// The rights of credentials, as the store reports them.

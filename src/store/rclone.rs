@@ -298,7 +298,7 @@ impl ObjectStore for RcloneStore {
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.look_at("check", key).await
+        self.find_object("check", key).await
     }
 
     async fn evidence_under(

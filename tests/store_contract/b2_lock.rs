@@ -4,7 +4,7 @@ use crate::b2::{assert_says, connect};
 use crate::b2_sim::{B2Sim, BUCKET, Fault};
 use crate::contract::{key, pattern, upload};
 use jiff::{SignedDuration, Timestamp};
-use zfs_backup::store::probe::{Ability, Deleting, Told};
+use zfs_backup::store::probe::{Ability, Deleting, Fact};
 use zfs_backup::store::{B2Settings, LockMode, ObjectLock, ObjectStore, StoreErrorKind};
 
 const PART: usize = 64 * 1024;
@@ -50,7 +50,7 @@ async fn a_probe_leaves_nothing_behind_also_after_an_error() {
     ]);
     sim.describe_bucket(rules, false);
     let facts = store.bucket_facts().await.unwrap().unwrap();
-    let Told::Is(rules) = facts.lifecycle else {
+    let Fact::Known(rules) = facts.lifecycle else {
         panic!("{:?}", facts.lifecycle)
     };
     assert_eq!(
@@ -70,8 +70,8 @@ async fn a_probe_leaves_nothing_behind_also_after_an_error() {
     assert_eq!(probe.deleting, Deleting::Hides);
     assert_eq!(probe.left_behind, [format!("{UNDER}small")]);
     let facts = store.bucket_facts().await.unwrap().unwrap();
-    assert!(matches!(facts.lifecycle, Told::Untold(why) if why.contains("listBuckets")));
-    let Told::Is(rights) = facts.rights else {
+    assert!(matches!(facts.lifecycle, Fact::Unknown(why) if why.contains("listBuckets")));
+    let Fact::Known(rights) = facts.rights else {
         panic!("a key always says what it may do")
     };
     assert_eq!(

@@ -1,7 +1,7 @@
 //! The checks of the store, as pure judgements of its probe and of the facts about its bucket.
 
 use super::Check;
-use crate::store::probe::{Ability, Deleting, LifecycleRule, Rights, Told};
+use crate::store::probe::{Ability, Deleting, Fact, LifecycleRule, Rights};
 use crate::store::{BucketFacts, EvidenceTier, ObjectLock, S3Checksum, StoreProbe};
 
 /// Clock skew from which stores refuse signatures: 15 minutes.
@@ -249,13 +249,13 @@ pub fn check_bucket(
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     match &facts.visibility {
-        Told::Is(visibility) if visibility == "public" => checks.push(Check::warning(
+        Fact::Known(visibility) if visibility == "public" => checks.push(Check::warning(
             "bucket",
             "the bucket is public: everybody can read names, sizes and sealed chunks",
             "make the bucket private",
         )),
-        Told::Is(visibility) => checks.push(Check::good("bucket", visibility.clone())),
-        Told::Untold(why) => {
+        Fact::Known(visibility) => checks.push(Check::good("bucket", visibility.clone())),
+        Fact::Unknown(why) => {
             checks.push(Check::note(
                 "bucket",
                 format!("cannot find out whether the bucket is public: {why}"),
@@ -264,14 +264,14 @@ pub fn check_bucket(
     }
     let keeps_versions = probe.is_none_or(|probe| probe.deleting != Deleting::Removes);
     match &facts.lifecycle {
-        Told::Is(rules) => checks.extend(lifecycle(rules, keeps_versions, wanted)),
-        Told::Untold(why) => checks.push(Check::note(
+        Fact::Known(rules) => checks.extend(lifecycle(rules, keeps_versions, wanted)),
+        Fact::Unknown(why) => checks.push(Check::note(
             "lifecycle",
             format!("cannot read the lifecycle rules of the bucket: {why}"),
         )),
     }
     checks.extend(object_lock(&facts.object_lock, wanted));
-    if let Told::Is(rights) = &facts.rights {
+    if let Fact::Known(rights) = &facts.rights {
         checks.extend(check_rights(rights, wanted));
     }
     checks
@@ -344,23 +344,23 @@ fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> 
 
 const FOR_HIDDEN: &str = "a rule for hidden (noncurrent) versions alone does no harm";
 
-fn object_lock(told: &Told<bool>, wanted: &Wanted) -> Option<Check> {
+fn object_lock(told: &Fact<bool>, wanted: &Wanted) -> Option<Check> {
     let subject = "object lock";
     Some(match (told, wanted.lock) {
-        (Told::Is(true), None) => Check::note(
+        (Fact::Known(true), None) => Check::note(
             subject,
             "the bucket can lock objects; object_lock_days would protect backups from an attacker \
              on this host",
         ),
         (_, None) => return None,
-        (Told::Is(true), Some(lock)) => Check::good(
+        (Fact::Known(true), Some(lock)) => Check::good(
             subject,
             format!(
                 "on; objects are locked for {} days ({} mode)",
                 lock.days, lock.mode
             ),
         ),
-        (Told::Is(false), Some(lock)) => Check::bad(
+        (Fact::Known(false), Some(lock)) => Check::bad(
             subject,
             format!(
                 "object_lock_days = {} is configured, and the bucket has no object lock",
@@ -368,7 +368,7 @@ fn object_lock(told: &Told<bool>, wanted: &Wanted) -> Option<Check> {
             ),
             Some("switch object lock on for the bucket, or remove object_lock_days".to_owned()),
         ),
-        (Told::Untold(why), Some(_)) => Check::warning(
+        (Fact::Unknown(why), Some(_)) => Check::warning(
             subject,
             format!("cannot find out whether the bucket has object lock: {why}"),
             "allow s3:GetBucketObjectLockConfiguration (B2: readBucketRetentions); the first \
@@ -662,10 +662,10 @@ mod tests {
 
     fn facts(rules: Vec<LifecycleRule>) -> BucketFacts {
         BucketFacts {
-            visibility: Told::Is("private".to_owned()),
-            lifecycle: Told::Is(rules),
-            object_lock: Told::Is(false),
-            rights: Told::Untold("x".to_owned()),
+            visibility: Fact::Known("private".to_owned()),
+            lifecycle: Fact::Known(rules),
+            object_lock: Fact::Known(false),
+            rights: Fact::Unknown("x".to_owned()),
         }
     }
 
@@ -719,7 +719,7 @@ mod tests {
             [Warning, Good, Good]
         );
         let untold = BucketFacts {
-            lifecycle: Told::Untold("AccessDenied".to_owned()),
+            lifecycle: Fact::Unknown("AccessDenied".to_owned()),
             ..facts(vec![])
         };
         assert_eq!(
@@ -728,7 +728,7 @@ mod tests {
             "a refusal to say is no fault"
         );
         let public = BucketFacts {
-            visibility: Told::Is("public".to_owned()),
+            visibility: Fact::Known("public".to_owned()),
             ..facts(vec![])
         };
         assert_eq!(
@@ -745,11 +745,11 @@ mod tests {
             covers_chains: false,
         });
         for (told, lock, state) in [
-            (Told::Is(true), lock, vec![Good]),
-            (Told::Is(false), lock, vec![Bad]),
-            (Told::Untold("x".to_owned()), lock, vec![Warning]),
-            (Told::Is(true), None, vec![Note]),
-            (Told::Is(false), None, vec![]),
+            (Fact::Known(true), lock, vec![Good]),
+            (Fact::Known(false), lock, vec![Bad]),
+            (Fact::Unknown("x".to_owned()), lock, vec![Warning]),
+            (Fact::Known(true), None, vec![Note]),
+            (Fact::Known(false), None, vec![]),
         ] {
             let facts = BucketFacts {
                 object_lock: told.clone(),

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::messages::{Bucket, BucketRule};
 use crate::store::StoreError;
-use crate::store::probe::{BucketFacts, LifecycleRule, Rights, Told};
+use crate::store::probe::{BucketFacts, Fact, LifecycleRule, Rights};
 
 impl Shared {
     pub(super) async fn bucket_facts(&self) -> Result<BucketFacts, StoreError> {
@@ -20,7 +20,7 @@ impl Shared {
             prefix: session.rights.name_prefix.clone(),
         };
         if !session.may("listBuckets") {
-            return Ok(untold(
+            return Ok(unknown_facts(
                 "the application key lacks listBuckets".to_owned(),
                 rights,
             ));
@@ -32,17 +32,17 @@ impl Shared {
             Ok(bucket) => Ok(BucketFacts {
                 visibility: visibility(&bucket),
                 object_lock: object_lock(&bucket),
-                lifecycle: Told::Is(
+                lifecycle: Fact::Known(
                     bucket
                         .lifecycle_rules
                         .iter()
                         .filter_map(|rule| self.rule(rule))
                         .collect(),
                 ),
-                rights: Told::Is(rights),
+                rights: Fact::Known(rights),
             }),
             Err(cause) if cause.is_transient() => Err(failed(cause)),
-            Err(cause) => Ok(untold(cause.to_string(), rights)),
+            Err(cause) => Ok(unknown_facts(cause.to_string(), rights)),
         }
     }
 
@@ -64,31 +64,31 @@ impl Shared {
     }
 }
 
-fn untold(why: String, rights: Rights) -> BucketFacts {
+fn unknown_facts(why: String, rights: Rights) -> BucketFacts {
     BucketFacts {
-        visibility: Told::Untold(why.clone()),
-        lifecycle: Told::Untold(why.clone()),
-        object_lock: Told::Untold(why),
-        rights: Told::Is(rights),
+        visibility: Fact::Unknown(why.clone()),
+        lifecycle: Fact::Unknown(why.clone()),
+        object_lock: Fact::Unknown(why),
+        rights: Fact::Known(rights),
     }
 }
 
-fn visibility(bucket: &Bucket) -> Told<String> {
+fn visibility(bucket: &Bucket) -> Fact<String> {
     match bucket.bucket_type.as_deref() {
-        Some("allPrivate") => Told::Is("private".to_owned()),
-        Some("allPublic") => Told::Is("public".to_owned()),
-        Some(other) => Told::Is(other.to_owned()),
-        None => Told::Untold("B2 does not say".to_owned()),
+        Some("allPrivate") => Fact::Known("private".to_owned()),
+        Some("allPublic") => Fact::Known("public".to_owned()),
+        Some(other) => Fact::Known(other.to_owned()),
+        None => Fact::Unknown("B2 does not say".to_owned()),
     }
 }
 
-fn object_lock(bucket: &Bucket) -> Told<bool> {
+fn object_lock(bucket: &Bucket) -> Fact<bool> {
     match &bucket.file_lock_configuration {
-        Some(lock) if lock.is_client_authorized_to_read => Told::Is(
+        Some(lock) if lock.is_client_authorized_to_read => Fact::Known(
             lock.value
                 .as_ref()
                 .is_some_and(|lock| lock.is_file_lock_enabled),
         ),
-        _ => Told::Untold("the application key lacks readBucketRetentions".to_owned()),
+        _ => Fact::Unknown("the application key lacks readBucketRetentions".to_owned()),
     }
 }

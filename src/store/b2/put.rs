@@ -152,7 +152,7 @@ impl Shared {
         for attempt in 1..=CONFIRM_TRIES_MAX {
             let live = live_of(self.versions("confirm", key).await?);
             if live.iter().any(|file| sent.is(file)) {
-                return self.settle_versions(key, sent, live).await;
+                return self.keep_one_version(key, sent, live).await;
             }
             if attempt < CONFIRM_TRIES_MAX {
                 sleep(self.settings.pause_first * attempt).await;
@@ -173,7 +173,7 @@ impl Shared {
     /// Reduces the versions to one. `live` has the newest first, and at least one of them is the
     /// sent file. Of versions with these bytes the oldest is kept. If an older version has other
     /// bytes, it was there first, and ours is deleted.
-    async fn settle_versions(
+    async fn keep_one_version(
         &self,
         key: &ObjectKey,
         sent: &Sent,

@@ -36,7 +36,7 @@ impl PathError {
         }
     }
 
-    pub(super) fn told(
+    pub(super) fn of_kind(
         kind: StoreErrorKind,
         path: impl Into<PathBuf>,
         text: impl Into<String>,
@@ -113,7 +113,7 @@ impl Root {
         if (stat.st_dev, stat.st_ino) != (self.device, self.inode) {
             let text =
                 "it is no longer the folder that it was: was a file system mounted or unmounted?";
-            return Err(PathError::told(
+            return Err(PathError::of_kind(
                 StoreErrorKind::Unavailable,
                 &self.path,
                 text,
@@ -195,7 +195,7 @@ impl Folder {
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 let text =
                     "it is not a folder (symbolic links are not followed below the store's folder)";
-                Err(PathError::told(
+                Err(PathError::of_kind(
                     StoreErrorKind::Invalid,
                     self.path_of(name),
                     text,

@@ -27,7 +27,7 @@ pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject
                 bytes,
                 modified_at: modified_at(&stat),
             });
-            let too_many = |text| PathError::told(StoreErrorKind::Corrupt, root.path(), text);
+            let too_many = |text| PathError::of_kind(StoreErrorKind::Corrupt, root.path(), text);
             check_count(objects.len()).map_err(too_many)?;
         }
         Ok(())
@@ -79,7 +79,11 @@ fn walk(root: &Root, prefix: &str, visit: Visit<'_>) -> Result<(), PathError> {
     let components: Vec<&str> = folders.split_terminator('/').collect();
     if !folders.is_empty() && ObjectKey::listed(folders.trim_end_matches('/')).is_none() {
         let text = format!("{prefix:?} is not a prefix of any key");
-        return Err(PathError::told(StoreErrorKind::Invalid, root.path(), text));
+        return Err(PathError::of_kind(
+            StoreErrorKind::Invalid,
+            root.path(),
+            text,
+        ));
     }
     match root.find(&components)? {
         Some(folder) => walk_folder(&folder, folders, name_prefix, visit),
@@ -109,7 +113,7 @@ fn walk_folder(
             }
             Some(_) => {
                 let text = "it is neither a file nor a folder, and what it stands for would be missing in the listing";
-                return Err(PathError::told(
+                return Err(PathError::of_kind(
                     StoreErrorKind::Invalid,
                     folder.path_of(&name),
                     text,

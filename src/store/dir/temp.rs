@@ -133,7 +133,7 @@ impl TempFile {
             return Ok(());
         }
         let text = format!("{bytes} bytes were written, {found:?} are there");
-        Err(PathError::told(
+        Err(PathError::of_kind(
             StoreErrorKind::Corrupt,
             self.folder.path_of(&self.object),
             text,
@@ -207,7 +207,7 @@ impl TempFile {
             }
         }
         let text = "another writer completes this object; if none runs, remove this file";
-        Err(PathError::told(
+        Err(PathError::of_kind(
             StoreErrorKind::Unavailable,
             self.folder.path_of(claim),
             text,

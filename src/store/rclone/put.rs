@@ -42,14 +42,14 @@ impl RcloneStore {
         bytes: Bytes,
     ) -> Result<(PutOutcome, Evidence), StoreError> {
         let _one = self.lock_name(key).await;
-        if let Some(found) = self.look_at("put", key).await? {
+        if let Some(found) = self.find_object("put", key).await? {
             return self.compare_whole(key, &bytes, found).await;
         }
         let (sent, file) = self.prepare(key, bytes.clone()).await?;
         match self.copy_there(key, file, &sent).await {
             Ok(evidence) => Ok((PutOutcome::Created, evidence)),
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                let Some(found) = self.look_at("put", key).await? else {
+                let Some(found) = self.find_object("put", key).await? else {
                     return Err(error);
                 };
                 self.compare_whole(key, &bytes, found).await
@@ -64,7 +64,7 @@ impl RcloneStore {
         file: &SpoolFile,
     ) -> Result<Evidence, StoreError> {
         let _one = self.lock_name(key).await;
-        if self.look_at("put", key).await?.is_some() {
+        if self.find_object("put", key).await?.is_some() {
             return Err(self.taken("put", key));
         }
         let failed = |error: crate::store::spool::SpoolError| error.in_store(key, &self.url);
@@ -151,9 +151,9 @@ impl RcloneStore {
         let failed = |cause: Cause| self.failed("put", key.as_str(), cause);
         let mut found = None;
         for attempt in 1..=CONFIRM_TRIES_MAX {
-            found = match (self.look_at("confirm", key).await, &failure) {
+            found = match (self.find_object("confirm", key).await, &failure) {
                 (Err(_), Some(cause)) => return Err(failed(cause.clone())),
-                (looked, _) => looked?,
+                (checked, _) => checked?,
             };
             if found.is_some() || failure.is_some() || attempt == CONFIRM_TRIES_MAX {
                 break;
@@ -242,7 +242,7 @@ impl RcloneStore {
             let failure = ended
                 .failure
                 .filter(|cause| !cause.is_no_file() && !cause.is_no_folder());
-            let left = self.look_at(operation, key).await?;
+            let left = self.find_object(operation, key).await?;
             match (left, failure) {
                 (None, _) => return Ok(()),
                 (Some(_), Some(cause)) => return Err(failed(cause)),

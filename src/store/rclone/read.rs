@@ -55,7 +55,7 @@ impl Adapter for RcloneStore {
         let range = match range {
             Some(range) if range.start < range.end => range,
             other => {
-                let bytes = self.look_at("get", key).await?.map(|found| found.bytes);
+                let bytes = self.find_object("get", key).await?.map(|found| found.bytes);
                 match (other, bytes) {
                     (None, Some(bytes)) if bytes > limit_bytes => {
                         let text =
@@ -86,7 +86,7 @@ impl Adapter for RcloneStore {
 impl RcloneStore {
     /// Returns the evidence for the object, or `None` if it does not exist and the root folder
     /// does.
-    pub(super) async fn look_at(
+    pub(super) async fn find_object(
         &self,
         operation: &str,
         key: &ObjectKey,
@@ -135,14 +135,14 @@ impl RcloneStore {
             self.wrong(StoreErrorKind::Unsupported, "check", key, text)
         })?;
         let hashes = entry.hashes.as_ref();
-        let told = self.hash.and_then(|kind| {
+        let hash = self.hash.and_then(|kind| {
             Some((
                 kind,
                 hashes?.get(kind.name()).filter(|text| !text.is_empty())?,
             ))
         });
-        let tier = told.map_or(EvidenceTier::SizeOnly, |(kind, _)| kind.tier());
-        let checksum = told.map(|(_, text)| text.to_ascii_lowercase());
+        let tier = hash.map_or(EvidenceTier::SizeOnly, |(kind, _)| kind.tier());
+        let checksum = hash.map(|(_, text)| text.to_ascii_lowercase());
         // An MD5 is compared in the same place as S3's ETags.
         let etag = checksum.clone().filter(|_| tier == EvidenceTier::Md5Etag);
         Ok(Evidence {
@@ -308,7 +308,7 @@ impl RcloneStore {
             }),
             Err(cause) => cause,
         };
-        let bytes = self.look_at("get", key).await?.map(|found| found.bytes);
+        let bytes = self.find_object("get", key).await?.map(|found| found.bytes);
         self.check_range(key, range, bytes)?;
         Err(self.failed("get", key.as_str(), cause))
     }

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::cause::Cause;
-use crate::store::probe::{BucketFacts, LifecycleRule, Told};
+use crate::store::probe::{BucketFacts, Fact, LifecycleRule};
 use aws_sdk_s3::types::{ExpirationStatus, LifecycleRule as S3Rule, ObjectLockEnabled};
 
 /// The suffixes of the names of groups in access lists that contain every user.
@@ -15,13 +15,13 @@ impl Shared {
             visibility: self.visibility().await,
             lifecycle: self.lifecycle().await,
             object_lock: self.lock_of_bucket().await,
-            rights: Told::Untold("the S3 protocol has no call for it".to_owned()),
+            rights: Fact::Unknown("the S3 protocol has no call for it".to_owned()),
         }
     }
 
     /// Reads the visibility: public by the policy or by the access list; private only if the store
     /// answers both.
-    async fn visibility(&self) -> Told<String> {
+    async fn visibility(&self) -> Fact<String> {
         let call = self
             .client
             .get_bucket_policy_status()
@@ -29,15 +29,15 @@ impl Shared {
         let by_policy = match call.send().await.map_err(Cause::from) {
             Ok(found) => found.policy_status().and_then(|status| status.is_public()),
             Err(cause) if cause.has_code("NoSuchBucketPolicy") => Some(false),
-            Err(cause) => return Told::Untold(cause.to_string()),
+            Err(cause) => return Fact::Unknown(cause.to_string()),
         };
         if by_policy == Some(true) {
-            return Told::Is("public".to_owned());
+            return Fact::Known("public".to_owned());
         }
         let call = self.client.get_bucket_acl().bucket(&self.settings.bucket);
         let found = match call.send().await.map_err(Cause::from) {
             Ok(found) => found,
-            Err(cause) => return Told::Untold(cause.to_string()),
+            Err(cause) => return Fact::Unknown(cause.to_string()),
         };
         let everybody = |uri: &str| EVERYBODY.iter().any(|group| uri.ends_with(group));
         let mut uris = found
@@ -45,27 +45,27 @@ impl Shared {
             .iter()
             .filter_map(|grant| grant.grantee()?.uri());
         match (by_policy, uris.any(everybody)) {
-            (_, true) => Told::Is("public".to_owned()),
-            (Some(false), false) => Told::Is("private".to_owned()),
-            (_, false) => Told::Untold("the response does not say".to_owned()),
+            (_, true) => Fact::Known("public".to_owned()),
+            (Some(false), false) => Fact::Known("private".to_owned()),
+            (_, false) => Fact::Unknown("the response does not say".to_owned()),
         }
     }
 
-    async fn lifecycle(&self) -> Told<Vec<LifecycleRule>> {
+    async fn lifecycle(&self) -> Fact<Vec<LifecycleRule>> {
         let call = self
             .client
             .get_bucket_lifecycle_configuration()
             .bucket(&self.settings.bucket);
         match call.send().await.map_err(Cause::from) {
-            Ok(found) => Told::Is(
+            Ok(found) => Fact::Known(
                 found
                     .rules()
                     .iter()
                     .filter_map(|rule| self.rule(rule))
                     .collect(),
             ),
-            Err(cause) if cause.has_code("NoSuchLifecycleConfiguration") => Told::Is(Vec::new()),
-            Err(cause) => Told::Untold(cause.to_string()),
+            Err(cause) if cause.has_code("NoSuchLifecycleConfiguration") => Fact::Known(Vec::new()),
+            Err(cause) => Fact::Unknown(cause.to_string()),
         }
     }
 
@@ -119,7 +119,7 @@ impl Shared {
         })
     }
 
-    async fn lock_of_bucket(&self) -> Told<bool> {
+    async fn lock_of_bucket(&self) -> Fact<bool> {
         let call = self
             .client
             .get_object_lock_configuration()
@@ -129,10 +129,12 @@ impl Shared {
                 let enabled = found
                     .object_lock_configuration()
                     .and_then(|lock| lock.object_lock_enabled());
-                Told::Is(enabled == Some(&ObjectLockEnabled::Enabled))
+                Fact::Known(enabled == Some(&ObjectLockEnabled::Enabled))
             }
-            Err(cause) if cause.has_code("ObjectLockConfigurationNotFoundError") => Told::Is(false),
-            Err(cause) => Told::Untold(cause.to_string()),
+            Err(cause) if cause.has_code("ObjectLockConfigurationNotFoundError") => {
+                Fact::Known(false)
+            }
+            Err(cause) => Fact::Unknown(cause.to_string()),
         }
     }
 }

@@ -89,7 +89,7 @@ impl Probing {
 
     /// Returns the cause as the result of a probe, or fails the whole probe if the store is
     /// temporarily unavailable.
-    fn told(&self, api: &str, key: &ObjectKey, cause: Cause) -> Result<Cause, StoreError> {
+    fn refusal(&self, api: &str, key: &ObjectKey, cause: Cause) -> Result<Cause, StoreError> {
         let passing = matches!(
             cause.kind(),
             StoreErrorKind::Unavailable | StoreErrorKind::Throttled
@@ -114,7 +114,7 @@ impl Probing {
     async fn try_put_condition(&mut self) -> Result<(), StoreError> {
         let key = self.key("small")?;
         if let Err(cause) = self.put(&key, b"1").await {
-            let cause = self.told("PutObject", &key, cause)?;
+            let cause = self.refusal("PutObject", &key, cause)?;
             self.shared
                 .refuses_put_condition
                 .store(true, Ordering::Relaxed);
@@ -129,7 +129,7 @@ impl Probing {
         }
         self.found.conditional_put = match self.put(&key, b"2").await {
             Ok(()) => Ability::Ignored,
-            Err(cause) => match self.told("PutObject", &key, cause)? {
+            Err(cause) => match self.refusal("PutObject", &key, cause)? {
                 cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
                 cause if cause.is_not_implemented() => Ability::Refused,
                 cause => {
@@ -261,7 +261,7 @@ impl Probing {
             .await;
         self.found.conditional_complete = match completed {
             Ok(()) => Ability::Ignored,
-            Err(cause) => match self.told("CompleteMultipartUpload", key, cause)? {
+            Err(cause) => match self.refusal("CompleteMultipartUpload", key, cause)? {
                 cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
                 cause => {
                     self.note("a create-only completion of an upload", &cause);

@@ -30,15 +30,16 @@ impl Shared {
     ) -> Result<(PutOutcome, Evidence), StoreError> {
         let hash = self.hash(bytes.clone()).await;
         let sent = ExpectedEvidence::of_whole(&hash);
-        let (mut tries_left, mut looked) = (PUT_TRIES_MAX, false);
+        let mut tries_left = PUT_TRIES_MAX;
+        let mut is_checked = false;
         loop {
             let condition = self.put_condition();
             let asks = condition.is_some() && self.was_found_to_refuse_replacing();
-            if !asks && !looked {
+            if !asks && !is_checked {
                 if let Some(found) = self.head(key).await? {
                     return self.compare_whole(key, &bytes, found).await;
                 }
-                looked = true;
+                is_checked = true;
             }
             let conditional = condition.is_some();
             let Err(cause) = self.send_whole(key, &bytes, &hash, condition).await else {

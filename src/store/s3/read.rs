@@ -173,10 +173,10 @@ impl Shared {
         }
         if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
             let checked = self.check_bucket().await;
-            checked.map_err(|told| StoreError {
+            checked.map_err(|error| StoreError {
                 operation: "check".to_owned(),
                 subject: key.to_string(),
-                ..told
+                ..error
             })?;
         }
         if missing {

@@ -145,7 +145,7 @@ impl MultipartStore for Shared {
         let sent = ExpectedEvidence::of_parts(self.settings.checksum.kind(), &hashes);
         match self.complete_upload(key, upload_id, &parts, &sent).await {
             Ok(()) => self.confirm(key, &sent).await,
-            Err(cause) => self.settle(key, cause, &sent).await,
+            Err(cause) => self.resolve_completion(key, cause, &sent).await,
         }
     }
 
@@ -234,7 +234,7 @@ impl Shared {
 
     /// Decides by the store's state after the completion failed, or after its response was lost and
     /// the retry failed.
-    async fn settle(
+    async fn resolve_completion(
         &self,
         key: &ObjectKey,
         cause: Cause,

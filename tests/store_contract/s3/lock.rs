@@ -7,7 +7,7 @@ use crate::proxy::{Action, Proxy, first};
 use crate::weed::Weed;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
-use zfs_backup::store::probe::Told;
+use zfs_backup::store::probe::Fact;
 use zfs_backup::store::{LockMode, ObjectLock, ObjectStore, S3Settings, StoreErrorKind};
 
 fn until(evidence: &zfs_backup::store::Evidence) -> Timestamp {
@@ -37,7 +37,7 @@ pub(super) async fn objects_are_locked_and_locked_on(weed: Arc<Weed>, settings: 
     assert_eq!(store.object_lock(), lock);
     assert_eq!(
         store.bucket_facts().await.unwrap().unwrap().object_lock,
-        Told::Is(true)
+        Fact::Known(true)
     );
     let (large, small) = (key("tank/@a/large"), key("tank/@a/small"));
     let end = Timestamp::now() + SignedDuration::from_hours(48);

@@ -8,7 +8,7 @@ use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use futures_util::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use zfs_backup::store::probe::{Ability, Deleting, Told};
+use zfs_backup::store::probe::{Ability, Deleting, Fact};
 use zfs_backup::store::{
     Doubt, EvidenceTier, ObjectStore, PutOutcome, S3Checksum, S3Settings, StoreErrorKind,
     StoreProbe,
@@ -422,7 +422,7 @@ pub(super) async fn the_bucket_says_its_rules_or_that_it_would_not(
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(facts.lifecycle, Told::Is(vec![]));
+    assert_eq!(facts.lifecycle, Fact::Known(vec![]));
     let rules = "<LifecycleConfiguration>\
         <Rule><ID>tidy</ID><Filter><Prefix></Prefix></Filter><Status>Enabled</Status>\
         <AbortIncompleteMultipartUpload><DaysAfterInitiation>7</DaysAfterInitiation></AbortIncompleteMultipartUpload>\
@@ -444,7 +444,7 @@ pub(super) async fn the_bucket_says_its_rules_or_that_it_would_not(
         .await
         .unwrap()
         .unwrap();
-    let Told::Is(found) = facts.lifecycle else {
+    let Fact::Known(found) = facts.lifecycle else {
         panic!("{:?}", facts.lifecycle)
     };
     let names: Vec<_> = found
@@ -467,11 +467,11 @@ pub(super) async fn the_bucket_says_its_rules_or_that_it_would_not(
         .unwrap()
         .unwrap();
     assert!(
-        matches!(&facts.lifecycle, Told::Untold(why) if why.contains("AccessDenied")),
+        matches!(&facts.lifecycle, Fact::Unknown(why) if why.contains("AccessDenied")),
         "{facts:?}"
     );
     assert!(
-        matches!(&facts.object_lock, Told::Untold(why) if why.contains("AccessDenied")),
+        matches!(&facts.object_lock, Fact::Unknown(why) if why.contains("AccessDenied")),
         "{facts:?}"
     );
 }
@@ -546,8 +546,8 @@ pub(super) async fn the_bucket_says_who_may_read_it_or_that_it_would_not(
             .unwrap()
             .unwrap();
         match (&facts.visibility, visibility) {
-            (Told::Is(found), Ok(visibility)) => assert_eq!(found, visibility),
-            (Told::Untold(why), Err(reason)) => assert!(why.contains(reason), "{why}"),
+            (Fact::Known(found), Ok(visibility)) => assert_eq!(found, visibility),
+            (Fact::Unknown(why), Err(reason)) => assert!(why.contains(reason), "{why}"),
             (found, wanted) => panic!("{found:?} where {wanted:?}"),
         }
     }
