@@ -202,6 +202,14 @@ struct SpoolWriter {
     sizes: PartSizes,
 }
 
+impl SpoolWriter {
+    fn invalid(&self, operation: &str, text: impl Into<String>) -> StoreError {
+        let kind = StoreErrorKind::Invalid;
+        let store = self.inner.url();
+        StoreError::new(kind, operation, self.key.as_str(), store, text.into())
+    }
+}
+
 #[async_trait]
 impl PartWriter for SpoolWriter {
     fn upload_id(&self) -> Option<&str> {
@@ -209,15 +217,9 @@ impl PartWriter for SpoolWriter {
     }
 
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        self.sizes.accept(part.len()).map_err(|text| {
-            StoreError::new(
-                StoreErrorKind::Invalid,
-                "spool",
-                self.key.as_str(),
-                self.inner.url(),
-                text,
-            )
-        })?;
+        self.sizes
+            .accept(part.len())
+            .map_err(|text| self.invalid("spool", text))?;
         if part.is_empty() {
             return Ok(());
         }
@@ -229,14 +231,7 @@ impl PartWriter for SpoolWriter {
 
     async fn finish(self: Box<Self>) -> Result<Evidence, StoreError> {
         if self.file.bytes() != self.sizes.bytes() {
-            let text = "a part was interrupted and never reached the spool";
-            return Err(StoreError::new(
-                StoreErrorKind::Invalid,
-                "put",
-                self.key.as_str(),
-                self.inner.url(),
-                text,
-            ));
+            return Err(self.invalid("put", "a part was interrupted and never reached the spool"));
         }
         self.inner.put_spooled(&self.key, &self.file).await
     }
@@ -259,14 +254,9 @@ impl Layer for Spool {
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         let url = self.inner.url();
         if self.inner.head(key).await?.is_some() {
+            let kind = StoreErrorKind::AlreadyExists;
             let text = "the key is taken";
-            return Err(StoreError::new(
-                StoreErrorKind::AlreadyExists,
-                "spool",
-                key.as_str(),
-                url,
-                text,
-            ));
+            return Err(StoreError::new(kind, "spool", key.as_str(), url, text));
         }
         let dir = self.dir.clone();
         let file = run_blocking(move || SpoolFile::create(&dir)).await;

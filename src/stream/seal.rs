@@ -142,7 +142,7 @@ impl ChunkFiller {
     /// Takes stream bytes, in slices of any length.
     ///
     /// # Errors
-    /// Those of the sink; [`SealError::Compress`].
+    /// The errors of the sink, and [`SealError::Compress`].
     pub fn write(&mut self, stream: &[u8], sink: FilledSink<'_>) -> Result<(), SealError> {
         self.stream_bytes += stream.len() as u64;
         match &mut self.compressor {
@@ -169,7 +169,7 @@ impl ChunkFiller {
     /// compressed. May wait for a free buffer.
     ///
     /// # Errors
-    /// Those of the sink.
+    /// The errors of the sink.
     pub fn places(
         &mut self,
         bytes_max: usize,
@@ -187,7 +187,7 @@ impl ChunkFiller {
     /// Accepts this many of the bytes that were read there.
     ///
     /// # Errors
-    /// Those of the sink.
+    /// The errors of the sink.
     pub fn advance(&mut self, bytes: usize, sink: FilledSink<'_>) -> Result<(), SealError> {
         self.stream_bytes += bytes as u64;
         self.parts.advance(bytes, sink)

@@ -65,27 +65,19 @@ impl Shared {
         bytes: Bytes,
     ) -> Result<(PutOutcome, Evidence), StoreError> {
         let Some(found) = self.live("put", key).await? else {
-            let evidence = self.put_whole(key, bytes).await?;
+            let evidence = self.send_until_stored(key, bytes).await?;
             return Ok((PutOutcome::Created, evidence));
         };
         self.compare_whole(key, &bytes, found.evidence()).await
     }
 
-    /// Puts a file in one request, if the name is free.
-    pub(super) async fn create_whole(
+    /// Sends until the store has the file. A request whose response was lost may have succeeded, so
+    /// the name is checked before the bytes are sent again.
+    pub(super) async fn send_until_stored(
         &self,
         key: &ObjectKey,
         bytes: Bytes,
     ) -> Result<Evidence, StoreError> {
-        if self.live("put", key).await?.is_some() {
-            return Err(self.taken("put", key));
-        }
-        self.put_whole(key, bytes).await
-    }
-
-    /// Sends until the store has the file. A request whose response was lost may have succeeded, so
-    /// the name is checked before the bytes are sent again.
-    async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
         let hash = HashKind::Sha1.hash_blocking(bytes.clone()).await;
         let mut sent = Sent {
             bytes: hash.bytes,

@@ -6,7 +6,6 @@ use crate::store::hash::HashKind;
 use crate::store::multipart::MultipartWriter;
 use crate::store::spool::SpoolError;
 use crate::store::{Evidence, ObjectKey, PartWriter, SpoolFile, StoreError};
-use bytes::Bytes;
 use std::sync::Arc;
 
 /// Puts an object from a spool: in one request if it fits into one part, else as a large file.
@@ -16,18 +15,13 @@ pub(super) async fn put_spooled(
     file: &SpoolFile,
 ) -> Result<Evidence, StoreError> {
     let failed = |error: SpoolError| error.in_store(key, &shared.url);
-    match file.part_count() {
-        0 => return shared.create_whole(key, Bytes::new()).await,
-        1 => {
-            return shared
-                .create_whole(key, file.read_part(0).await.map_err(failed)?)
-                .await;
-        }
-        _ => {}
-    }
-    let sha1 = file.hash(HashKind::Sha1).await.map_err(failed)?.hex();
-    let large = shared.begin_large(key, Some(&sha1)).await?;
-    let mut writer = Box::new(MultipartWriter::new(shared, key, Some(large)));
+    let large = if file.part_count() > 1 {
+        let sha1 = file.hash(HashKind::Sha1).await.map_err(failed)?.hex();
+        Some(shared.begin_large(key, Some(&sha1)).await?)
+    } else {
+        None
+    };
+    let mut writer = Box::new(MultipartWriter::new(shared, key, large));
     for index in 0..file.part_count() {
         let handed_over = match file.read_part(index).await {
             Ok(part) => writer.put_part(part).await,

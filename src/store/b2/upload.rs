@@ -114,7 +114,10 @@ impl MultipartStore for Shared {
     }
 
     async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
-        self.create_whole(key, bytes).await
+        if self.live("put", key).await?.is_some() {
+            return Err(self.taken("put", key));
+        }
+        self.send_until_stored(key, bytes).await
     }
 }
 
