@@ -86,11 +86,11 @@ pub(super) struct MultipartWriter<S: MultipartStore> {
     /// part follows.
     held: Option<(Bytes, OwnedSemaphorePermit)>,
     parts_begun: u16,
-    in_flight: InFlight<StoredPart<S::Part>, StoreError>,
+    in_flight: InFlight<SentPart<S::Part>, StoreError>,
     is_aborted: bool,
 }
 
-struct StoredPart<P> {
+struct SentPart<P> {
     number: u16,
     bytes: u64,
     part: P,
@@ -160,7 +160,7 @@ impl<S: MultipartStore> MultipartWriter<S> {
         self.in_flight.begin(permit, async move {
             let bytes = part.len() as u64;
             let part = store.put_part(&key, &upload, number, part).await?;
-            Ok(StoredPart {
+            Ok(SentPart {
                 number,
                 bytes,
                 part,

@@ -344,9 +344,9 @@ fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> 
 
 const FOR_HIDDEN: &str = "a rule for hidden (noncurrent) versions alone does no harm";
 
-fn object_lock(told: &Fact<bool>, wanted: &Wanted) -> Option<Check> {
+fn object_lock(fact: &Fact<bool>, wanted: &Wanted) -> Option<Check> {
     let subject = "object lock";
-    Some(match (told, wanted.lock) {
+    Some(match (fact, wanted.lock) {
         (Fact::Known(true), None) => Check::note(
             subject,
             "the bucket can lock objects; object_lock_days would protect backups from an attacker \

@@ -18,7 +18,7 @@ use std::sync::Arc;
 const COMPLETE_SLACK_FACTOR: u32 = 5;
 
 /// A part that the store has.
-pub(super) struct StoredPart {
+pub(super) struct S3Part {
     number: u16,
     etag: String,
     hash: PartHash,
@@ -38,7 +38,7 @@ pub(super) async fn create(
 
 impl MultipartStore for Shared {
     type Upload = String;
-    type Part = StoredPart;
+    type Part = S3Part;
 
     fn traits(&self) -> &StoreTraits {
         &self.traits
@@ -94,7 +94,7 @@ impl MultipartStore for Shared {
         upload_id: &String,
         number: u16,
         part: Bytes,
-    ) -> Result<StoredPart, StoreError> {
+    ) -> Result<S3Part, StoreError> {
         let hash = self.hash(part.clone()).await;
         let call = self
             .client
@@ -123,7 +123,7 @@ impl MultipartStore for Shared {
             .await
             .map_err(|error| self.failed(&operation, "UploadPart", key.as_str(), error))?;
         match echoed_otherwise(&stored, self.settings.checksum, &hash) {
-            None => Ok(StoredPart {
+            None => Ok(S3Part {
                 number,
                 etag: stored.e_tag().unwrap_or_default().to_owned(),
                 hash,
@@ -139,7 +139,7 @@ impl MultipartStore for Shared {
         &self,
         key: &ObjectKey,
         upload_id: &String,
-        parts: Vec<StoredPart>,
+        parts: Vec<S3Part>,
     ) -> Result<Evidence, StoreError> {
         let hashes: Vec<PartHash> = parts.iter().map(|part| part.hash.clone()).collect();
         let sent = ExpectedEvidence::of_parts(self.settings.checksum.kind(), &hashes);
@@ -164,7 +164,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         upload_id: &str,
-        parts: &[StoredPart],
+        parts: &[S3Part],
         sent: &ExpectedEvidence,
     ) -> Result<(), Cause> {
         let condition = self.complete_condition();
@@ -186,7 +186,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         upload_id: &str,
-        parts: &[StoredPart],
+        parts: &[S3Part],
         sent: &ExpectedEvidence,
         condition: Option<String>,
     ) -> Result<(), Cause> {
@@ -285,7 +285,7 @@ impl Shared {
     }
 }
 
-fn completed_part(kind: S3Checksum, part: &StoredPart) -> CompletedPart {
+fn completed_part(kind: S3Checksum, part: &S3Part) -> CompletedPart {
     let entry = CompletedPart::builder()
         .part_number(part.number.into())
         .e_tag(&part.etag);
