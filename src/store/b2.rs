@@ -40,7 +40,7 @@ pub use settings::{B2Credentials, B2Settings};
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
     PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreProbe,
-    StoreTraits, UnfinishedUpload, UploadNeeds,
+    StoreTraits, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -87,11 +87,6 @@ impl B2Store {
         })
     }
 
-    /// Returns the URL at which the account is authorized.
-    pub fn endpoint(&self) -> &str {
-        self.shared.settings.endpoint()
-    }
-
     /// Authorizes and finds the bucket. Fails unless key, bucket, prefix and part size fit
     /// together.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
@@ -121,7 +116,6 @@ impl Shared {
             format!("{}/", settings.prefix)
         };
         let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
             concurrency: settings.concurrency,
             conditional_put: false,

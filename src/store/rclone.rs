@@ -49,7 +49,7 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
 
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile,
-    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -113,7 +113,6 @@ impl RcloneStore {
     pub async fn connect(settings: RcloneSettings) -> Result<Self, StoreError> {
         let url = settings.url();
         let traits = StoreTraits {
-            needs: UploadNeeds::Replay,
             part_bytes: settings.part_bytes,
             concurrency: 1,
             conditional_put: false,

@@ -27,7 +27,6 @@ use super::probe::Ability;
 use super::{
     BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
     PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload,
-    UploadNeeds,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -144,7 +143,6 @@ impl Shared {
             format!("{}/", settings.prefix)
         };
         let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
             concurrency: settings.concurrency,
             conditional_put: true,

@@ -12,7 +12,6 @@ use super::work::{random_u64, run_blocking};
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
     PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload,
-    UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -36,18 +35,13 @@ pub trait SpooledStore: ObjectStore {
 pub struct Spool {
     inner: Arc<dyn SpooledStore>,
     dir: PathBuf,
-    traits: StoreTraits,
 }
 
 impl Spool {
     /// Spools for `inner` in `dir`, which must exist. The folder needs space for each large object
     /// that is uploaded concurrently.
     pub fn new(inner: Arc<dyn SpooledStore>, dir: PathBuf) -> Self {
-        let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
-            ..inner.traits().clone()
-        };
-        Self { inner, dir, traits }
+        Self { inner, dir }
     }
 }
 
@@ -244,7 +238,7 @@ impl ObjectStore for Spool {
     }
 
     fn traits(&self) -> &StoreTraits {
-        &self.traits
+        self.inner.traits()
     }
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
@@ -261,7 +255,7 @@ impl ObjectStore for Spool {
         let dir = self.dir.clone();
         let file = run_blocking(move || SpoolFile::create(&dir)).await;
         let file = file.map_err(|error| error.in_store(key, self.url()))?;
-        let sizes = PartSizes::new(self.traits.part_bytes);
+        let sizes = PartSizes::new(self.traits().part_bytes);
         Ok(Box::new(SpoolWriter {
             inner: Arc::clone(&self.inner),
             key: key.clone(),
