@@ -16,6 +16,7 @@ mod checksum;
 pub mod dir;
 mod identified;
 pub mod key;
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod pace;
 mod pages;
@@ -32,6 +33,7 @@ pub use b2::{B2Credentials, B2Settings, B2Store};
 pub use dir::DirStore;
 pub use identified::IdentifiedStore;
 pub use key::ObjectKey;
+#[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryStore;
 pub use pace::Limiter;
 pub use probe::{BucketFacts, Doubt, LockMode, ObjectLock, StoreProbe};

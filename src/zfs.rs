@@ -475,12 +475,14 @@ mod attempt;
 mod core;
 mod delegation;
 mod errno;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 mod list;
 mod mount;
 mod nvlist;
 mod real;
 mod receive;
+#[cfg(any(test, feature = "testing"))]
 pub mod recorded;
 mod send;
 #[rustfmt::skip]

@@ -27,12 +27,14 @@ mod error;
 mod header;
 mod resume;
 pub(super) mod walk;
+#[cfg(any(test, feature = "testing"))]
 mod write;
 
 pub use begin::{BeginRecord, StreamDatasetType, feature};
 pub use error::{StreamError, StreamFault};
 pub use header::{HEADER_BYTES, PAYLOAD_BYTES_MAX, RecordHeader, RecordType};
 pub use resume::ResumePoint;
+#[cfg(any(test, feature = "testing"))]
 pub use write::RecordWriter;
 
 use crate::model::Guid;
