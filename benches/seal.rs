@@ -1,10 +1,9 @@
 //! Sealing and opening chunks, beside the arithmetic that they cannot do without: BLAKE3 and
 //! CRC64NVME.
-#![allow(missing_docs, reason = "criterion makes public functions")]
 
 use bytes::BytesMut;
 use crc_fast::{CrcAlgorithm, checksum};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use measure::measure;
 use std::hint::black_box;
 use zfs_backup::stream::open::{ChunkPieces, piece_ranges};
 use zfs_backup::stream::part::PartPool;
@@ -16,6 +15,7 @@ use zfs_backup::stream::seal::{Compression, SealedChunk};
 )]
 #[path = "../tests/support/chunk.rs"]
 mod chunk;
+mod measure;
 
 const CHUNK_BYTES: usize = 64 << 20;
 const PART_BYTES: usize = 8 << 20;
@@ -46,46 +46,29 @@ fn seal_chunk(
     .expect("there is a recipient")
 }
 
-fn seal(criterion: &mut Criterion) {
-    let (stream, to) = (noise(), [age::x25519::Identity::generate().to_public()]);
+fn seal() {
+    let to = [age::x25519::Identity::generate().to_public()];
     let pool = PartPool::new(2, PART_BYTES);
-    let mut group = criterion.benchmark_group("seal a chunk, one thread");
-    group
-        .throughput(Throughput::Bytes(CHUNK_BYTES as u64))
-        .sample_size(10);
-    group.bench_function("plain", |bencher| {
-        bencher.iter(|| seal_chunk(&stream, &to, Compression::None, &pool))
-    });
-    group.bench_function("zstd 1, incompressible", |bencher| {
-        bencher.iter(|| {
-            seal_chunk(
-                &stream,
-                &to,
-                Compression::Zstd {
-                    level: 1,
-                    long: None,
-                },
-                &pool,
-            )
-        });
-    });
+    let zstd = Compression::Zstd {
+        level: 1,
+        long: None,
+    };
+    let noise = noise();
     let zeros = vec![0; CHUNK_BYTES];
-    group.bench_function("zstd 1, zeros", |bencher| {
-        bencher.iter(|| {
-            seal_chunk(
-                &zeros,
-                &to,
-                Compression::Zstd {
-                    level: 1,
-                    long: None,
-                },
-                &pool,
-            )
-        });
-    });
+    for (name, stream, compression) in [
+        ("plain", &noise, Compression::None),
+        ("zstd 1, incompressible", &noise, zstd),
+        ("zstd 1, zeros", &zeros, zstd),
+    ] {
+        measure(
+            &format!("seal a chunk, one thread, {name}"),
+            CHUNK_BYTES,
+            || seal_chunk(stream, &to, compression, &pool),
+        );
+    }
 }
 
-fn open(criterion: &mut Criterion) {
+fn open() {
     let identity = age::x25519::Identity::generate();
     let pool = PartPool::new(CHUNK_BYTES / PART_BYTES + 2, PART_BYTES);
     let mut parts = Vec::new();
@@ -103,12 +86,10 @@ fn open(criterion: &mut Criterion) {
     let ranges: Vec<_> = piece_ranges(&chunk, PIECE_PAGES)
         .expect("a chunk")
         .collect();
-    let mut group = criterion.benchmark_group("open a chunk, one thread");
-    group
-        .throughput(Throughput::Bytes(CHUNK_BYTES as u64))
-        .sample_size(10);
-    group.bench_function("4 MiB pieces, copied once", |bencher| {
-        bencher.iter(|| {
+    measure(
+        "open a chunk, one thread, 4 MiB pieces",
+        CHUNK_BYTES,
+        || {
             let mut pieces = ChunkPieces::new(chunk, [identity.clone()].into()).expect("a chunk");
             for range in &ranges {
                 let range = usize::try_from(range.start).unwrap_or(0)
@@ -119,33 +100,28 @@ fn open(criterion: &mut Criterion) {
                 black_box(pages.open().expect("authentic"));
             }
             pieces.finish().expect("whole");
-        });
-    });
+        },
+    );
 }
 
-fn hashes(criterion: &mut Criterion) {
+fn hashes() {
     let bytes = noise();
-    let mut group = criterion.benchmark_group("one thread, 8 MiB at once");
-    group
-        .throughput(Throughput::Bytes(CHUNK_BYTES as u64))
-        .sample_size(10);
-    group.bench_function("BLAKE3", |bencher| {
-        bencher.iter(|| {
-            let mut hasher = blake3::Hasher::new();
-            bytes
-                .chunks(PART_BYTES)
-                .for_each(|part| _ = hasher.update(part));
-            hasher.finalize()
-        });
+    measure("BLAKE3, one thread, 8 MiB at once", CHUNK_BYTES, || {
+        let mut hasher = blake3::Hasher::new();
+        bytes
+            .chunks(PART_BYTES)
+            .for_each(|part| _ = hasher.update(part));
+        hasher.finalize()
     });
-    group.bench_function("CRC64NVME", |bencher| {
-        bencher.iter(|| {
-            bytes
-                .chunks(PART_BYTES)
-                .fold(0, |sum, part| sum ^ checksum(CrcAlgorithm::Crc64Nvme, part))
-        });
+    measure("CRC64NVME, one thread, 8 MiB at once", CHUNK_BYTES, || {
+        bytes
+            .chunks(PART_BYTES)
+            .fold(0, |sum, part| sum ^ checksum(CrcAlgorithm::Crc64Nvme, part))
     });
 }
 
-criterion_group!(benches, seal, open, hashes);
-criterion_main!(benches);
+fn main() {
+    seal();
+    open();
+    hashes();
+}

@@ -1,7 +1,8 @@
 //! The hot path of the stream: Fletcher-4, the parser over 128 KiB blocks, the splicer.
-#![allow(missing_docs, reason = "criterion makes public functions")]
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+mod measure;
+
+use measure::measure;
 use std::hint::black_box;
 use zfs_backup::model::Guid;
 use zfs_backup::stream::fletcher::{ByteOrder, Fletcher4};
@@ -57,41 +58,32 @@ fn parse(stream: &[u8], slice_bytes: usize, chunk_bytes: u64) {
     parser.finish().expect("a valid stream");
 }
 
-fn fletcher(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("fletcher4");
+fn fletcher() {
     let bytes = vec![0x5a; 1 << 20];
-    group.throughput(Throughput::Bytes(1 << 20));
     for order in [ByteOrder::Little, ByteOrder::Big] {
-        group.bench_function(
-            BenchmarkId::from_parameter(format!("{order:?}")),
-            |bencher| {
-                let mut sum = Fletcher4::default();
-                bencher.iter(|| sum.absorb(black_box(&bytes).as_chunks().0, order));
-                black_box(sum);
-            },
-        );
+        let mut sum = Fletcher4::default();
+        measure(&format!("fletcher4, {order:?}"), bytes.len(), || {
+            sum.absorb(black_box(&bytes).as_chunks().0, order);
+        });
+        black_box(sum);
     }
 }
 
-fn parser(criterion: &mut Criterion) {
+fn parser() {
     let stream = blocks(&begin());
-    let mut group = criterion.benchmark_group("parser, 128 KiB blocks");
-    group
-        .throughput(Throughput::Bytes(stream.len() as u64))
-        .sample_size(20);
     for (name, slice_bytes) in [("64 KiB slices", 64 << 10), ("1 MiB slices", 1 << 20)] {
+        let name = format!("parser, 128 KiB blocks, {name}");
         // The real share of hashed records at split_size 1 GiB: one each 32 MiB, and none near the
         // boundary.
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| parse(&stream, slice_bytes, 1 << 30))
-        });
-        group.bench_function(format!("{name}, boundary every 32 MiB"), |bencher| {
-            bencher.iter(|| parse(&stream, slice_bytes, 32 << 20));
+        measure(&name, stream.len(), || parse(&stream, slice_bytes, 1 << 30));
+        let name = format!("{name}, 32 MiB chunks");
+        measure(&name, stream.len(), || {
+            parse(&stream, slice_bytes, 32 << 20)
         });
     }
 }
 
-fn splicer(criterion: &mut Criterion) {
+fn splicer() {
     let saved = begin();
     let resumed = blocks(&BeginRecord {
         feature_flags: saved.feature_flags | feature::RESUMING,
@@ -108,12 +100,10 @@ fn splicer(criterion: &mut Criterion) {
         parser.feed(&stream[..200_000]).expect("a valid stream");
         parser.resume_point().expect("one block is complete")
     };
-    let mut group = criterion.benchmark_group("splicer, 128 KiB blocks");
-    group
-        .throughput(Throughput::Bytes(resumed.len() as u64))
-        .sample_size(20);
-    group.bench_function("1 MiB slices", |bencher| {
-        bencher.iter(|| {
+    measure(
+        "splicer, 128 KiB blocks, 1 MiB slices",
+        resumed.len(),
+        || {
             let mut splicer = Splicer::new(saved.clone(), point);
             for slice in resumed.chunks(1 << 20) {
                 splicer
@@ -121,9 +111,12 @@ fn splicer(criterion: &mut Criterion) {
                     .expect("the same stream");
             }
             splicer.finish().expect("the same stream");
-        });
-    });
+        },
+    );
 }
 
-criterion_group!(benches, fletcher, parser, splicer);
-criterion_main!(benches);
+fn main() {
+    fletcher();
+    parser();
+    splicer();
+}

@@ -19,6 +19,7 @@ mod identified;
 pub mod key;
 mod layer;
 mod lock;
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod multipart;
 mod pace;
@@ -38,6 +39,7 @@ pub use hash::ContentVerdict;
 pub use identified::IdentifiedStore;
 pub use key::ObjectKey;
 pub use lock::{LockMode, ObjectLock};
+#[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryStore;
 pub use pace::Limiter;
 pub use probe::{BucketFacts, Doubt, StoreProbe};
@@ -47,22 +49,9 @@ pub use renew::Renew;
 pub use s3::{S3Checksum, S3Credentials, S3Settings, S3Store};
 pub use spool::{Spool, SpoolFile, SpooledStore};
 
-/// The requirement of a store for a large object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UploadNeeds {
-    /// Parts, as they come; the total length may be unknown.
-    Parts,
-    /// The exact length, before the first byte.
-    ExactLength,
-    /// The whole object, so that it can be read again: the object is spooled first.
-    Replay,
-}
-
 /// The constant properties of a store.
 #[derive(Debug, Clone)]
 pub struct StoreTraits {
-    /// The requirement for large objects.
-    pub needs: UploadNeeds,
     /// The uniform size of all parts but the last, in bytes.
     pub part_bytes: usize,
     /// The number of parts that may be in flight at once.

@@ -175,18 +175,15 @@ impl SendStream {
     }
 }
 
-/// The parameters of one receive. The reader yields the BEGIN record first.
+/// The parameters of one receive. The reader yields the BEGIN record first. A receive never rolls
+/// its target back: a target that changed after the stream's base is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceiveRequest {
     /// The snapshot that the receive creates.
     pub target: SnapshotName,
-    /// Whether to roll the target back to the stream's base first, which loses all later changes.
-    pub force: bool,
     /// Whether to keep the received data of an interrupted stream, so that the receive can be
     /// resumed.
     pub resumable: bool,
-    /// The origin, if the stream is a clone's.
-    pub origin: Option<SnapshotName>,
     /// Properties to set on the received dataset (as `zfs receive -o`), with native types.
     pub properties: BTreeMap<String, PropertyValue>,
 }
@@ -352,12 +349,6 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`]; EEXIST when the snapshot already has a hold with this tag.
     fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError>;
 
-    /// Puts a hold that ends with this process or when the guard is dropped.
-    ///
-    /// # Errors
-    /// [`ZfsError`] as for [`Zfs::hold`].
-    fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError>;
-
     /// Releases a hold; a hold that does not exist is ignored.
     ///
     /// # Errors
@@ -480,23 +471,11 @@ pub trait Zfs: Send + Sync {
     fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError>;
 }
 
-/// A hold that ends when the guard is dropped, or with the process.
-pub struct HoldGuard {
-    _keep: Box<dyn Send>,
-}
-
-impl HoldGuard {
-    /// Keeps `resource` (an open descriptor, in the real implementation) for the lifetime of the
-    /// hold.
-    pub fn new(resource: Box<dyn Send>) -> Self {
-        Self { _keep: resource }
-    }
-}
-
 mod attempt;
 mod core;
 mod delegation;
 mod errno;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 mod list;
 mod mount;
@@ -504,6 +483,7 @@ mod nvlist;
 mod outcome;
 mod real;
 mod receive;
+#[cfg(any(test, feature = "testing"))]
 pub mod recorded;
 mod send;
 #[rustfmt::skip]

@@ -239,10 +239,10 @@ fn two_time_lines_are_a_question_and_each_is_there_for_whoever_names_it() {
     );
     for manifest in [&ours, &theirs] {
         let id = manifest.id.as_str();
-        let host = manifest.host_mark.as_ref().unwrap().as_str();
+        let host = manifest.host_mark.as_ref().unwrap().to_string();
         for part in [
             id,
-            host,
+            &host,
             &manifest.snapshot.created_at.to_string(),
             "choose one with --backup ID",
         ] {

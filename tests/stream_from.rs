@@ -55,7 +55,7 @@ impl Host {
         fs::create_dir(host.path("remote")).unwrap();
         let (remote, state) = (host.path("remote"), host.path("state"));
         let text = format!(
-            "[main]\nzfs_fs = \"tank/data\"\nencryption_passphrase = \"only for this test of sixteen\"\n\
+            "[main]\nzfs_fs = \"tank/data\"\nuse_snapshots = \"*\"\nencryption_passphrase = \"only for this test of sixteen\"\n\
              remote = \"file:{}\"\nstate_dir = \"{}\"\n{more}",
             remote.display(),
             state.display()

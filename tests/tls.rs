@@ -46,7 +46,7 @@ impl Host {
 
     fn configure(&self, remote_and_section: &str) {
         let text = format!(
-            "[main]\nzfs_fs = \"tank/data\"\nencryption_passphrase = \"only for this test of sixteen\"\n\
+            "[main]\nzfs_fs = \"tank/data\"\nuse_snapshots = \"*\"\nencryption_passphrase = \"only for this test of sixteen\"\n\
              split_size = \"12M\"\nstate_dir = \"{}\"\n{remote_and_section}",
             self.text("state")
         );

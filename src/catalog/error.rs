@@ -43,16 +43,6 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
-    /// Returns advice for the user, if there is any.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Store(error) => error.hint.clone(),
-            Self::State(error) => error.hint(),
-            Self::TooMany { hint, .. } => Some(hint.clone()),
-            Self::Manifest { .. } | Self::Damaged { .. } => None,
-        }
-    }
-
     /// Returns whether stored data is damaged or forged. An object that a later version made is
     /// neither.
     pub fn is_damage(&self) -> bool {

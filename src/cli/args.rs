@@ -298,7 +298,8 @@ pub(super) struct Kind {
     pub(super) restart: bool,
     /// Take this recorded full stream (a file or a pipe, as `zfs send` writes them) in place of
     /// what ZFS would send, for benchmarks and for tests on hosts without ZFS; the dataset and the
-    /// snapshot are those that it names
+    /// snapshot are those that it names. The released program does not have this option
+    #[cfg(any(test, feature = "testing"))]
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "incremental")]
     pub(super) stream_from: Option<PathBuf>,
 }

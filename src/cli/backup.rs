@@ -12,7 +12,7 @@ use super::wire::{
     open_remote, open_remote_for, open_zfs,
 };
 use super::{Failure, recover, remember};
-use crate::config::{Config, Environment, KeySource, SnapshotSource};
+use crate::config::{Config, Environment, KeySource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
@@ -28,6 +28,7 @@ use crate::run::pool::select::Selected;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
+#[cfg(any(test, feature = "testing"))]
 use crate::zfs::recorded::RecordedZfs;
 use crate::zfs::{SendBase, Zfs};
 use jiff::Timestamp;
@@ -47,7 +48,7 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
     back_up_all(
         context,
         kind,
-        &source_of(kind)?,
+        &open_source(kind)?,
         Target {
             store,
             role: StoreRole::Remote,
@@ -57,12 +58,19 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
     .await
 }
 
-/// Opens the kernel's ZFS, or a recorded stream in its place.
-fn source_of(kind: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
+/// Opens the recorded stream of `--stream-from`, or the kernel's ZFS if there is none.
+#[cfg(any(test, feature = "testing"))]
+fn open_source(kind: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
     match &kind.stream_from {
         None => open_zfs(),
         Some(file) => Ok(Arc::new(RecordedZfs::open(file)?)),
     }
+}
+
+/// Opens the kernel's ZFS.
+#[cfg(not(any(test, feature = "testing")))]
+fn open_source(_: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
+    open_zfs()
 }
 
 pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
@@ -74,7 +82,7 @@ pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Resul
     };
     let store = open_intermediate(config, purpose).await?;
     let other = open_other(config, env, StoreRole::Remote, &*store).await?;
-    let zfs = source_of(kind)?;
+    let zfs = open_source(kind)?;
     refuse_inside_datasets(context, config, &*zfs)?;
     let target = Target {
         store: Arc::clone(&store),
@@ -290,10 +298,6 @@ fn backup_env(
 ) -> BackupEnv {
     let mut settings = backup_settings(config);
     settings.restart = kind.restart;
-    if kind.stream_from.is_some() {
-        // A recorded stream has exactly one snapshot: match any name.
-        settings.source = SnapshotSource::Matching("*".to_owned());
-    }
     BackupEnv {
         zfs: Arc::clone(zfs),
         store: Arc::clone(&target.store),

@@ -12,7 +12,7 @@ use crate::model::{BackupId, DatasetName};
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::pool::pins::unpin;
-use crate::run::prune::{forget_with_intermediate, plan_forget_with_intermediate};
+use crate::run::prune;
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
 use serde_json::json;
@@ -50,11 +50,10 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     }
     let found = match carry_out {
         true => {
-            let forget =
-                async || forget_with_intermediate(&env, &dataset, &forget.id, beside).await;
+            let forget = async || prune::forget(&env, &dataset, &forget.id, beside).await;
             wait_for_others(context, forget).await?
         }
-        false => plan_forget_with_intermediate(&env, &dataset, &forget.id, beside).await?,
+        false => prune::plan_forget(&env, &dataset, &forget.id, beside).await?,
     };
     if carry_out {
         release(context, &dataset, &forget.id);

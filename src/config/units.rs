@@ -154,6 +154,7 @@ const AGE_FORM: &str =
 
 impl Age {
     /// Returns an age of `count` days.
+    #[cfg(any(test, feature = "testing"))]
     pub const fn days(count: u32) -> Self {
         Self {
             count,

@@ -13,13 +13,6 @@ const HALF_DIGITS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostMark(String);
 
-impl HostMark {
-    /// The whole mark.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl fmt::Display for HostMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -54,7 +47,7 @@ mod tests {
     #[test]
     fn a_mark_is_two_halves_of_sixteen_digits() {
         let mark = "0123456789abcdef-fedcba9876543210";
-        assert_eq!(mark.parse::<HostMark>().unwrap().as_str(), mark);
+        assert_eq!(mark.parse::<HostMark>().unwrap().to_string(), mark);
         for bad in [
             "",
             "-",

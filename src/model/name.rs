@@ -30,13 +30,6 @@ impl DatasetName {
             .map(|(parent, _)| DatasetName(parent.to_owned()))
     }
 
-    /// Whether this dataset is `ancestor` or lies below it.
-    pub fn is_within(&self, ancestor: &DatasetName) -> bool {
-        self.0
-            .strip_prefix(&ancestor.0)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-
     /// Returns the name of the snapshot `short` of this dataset.
     ///
     /// # Errors
@@ -202,11 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn a_dataset_lies_within_itself_and_its_ancestors_only() {
+    fn a_pool_has_no_parent() {
         let name = |s: &str| s.parse::<DatasetName>().unwrap();
-        assert!(name("tank/a/b").is_within(&name("tank/a")));
-        assert!(name("tank/a").is_within(&name("tank/a")));
-        assert!(!name("tank/ab").is_within(&name("tank/a")));
         assert_eq!(name("tank/a").parent(), Some(name("tank")));
         assert_eq!(name("tank").parent(), None);
     }

@@ -92,13 +92,6 @@ pub enum CopyGap {
     },
 }
 
-impl CopyGap {
-    /// Whether the reason is damage of stored data: exit status 4.
-    pub fn is_damage(&self) -> bool {
-        matches!(self, Self::DamagedParent { .. } | Self::Differs { .. })
-    }
-}
-
 /// A backup to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyStep {

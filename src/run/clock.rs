@@ -75,6 +75,7 @@ impl ClockCheck {
     }
 
     /// Makes a check that reads `now` from a clock that a person has confirmed.
+    #[cfg(any(test, feature = "testing"))]
     pub fn vouched_at(now: Timestamp) -> Self {
         let reading = ClockReading {
             wall: now,
@@ -215,8 +216,8 @@ fn note_path(state_dir: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use crate::run::error_chain;
+    use crate::store::StoreTraits;
     use crate::store::memory::MemoryStore;
-    use crate::store::{StoreTraits, UploadNeeds};
 
     #[test]
     fn only_a_confirmed_clock_is_noted_and_the_note_comes_back() {
@@ -252,7 +253,6 @@ mod tests {
         let state = folder.path();
         let note = || read_note(state).unwrap();
         let store = MemoryStore::with_traits(StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: 1000,
             concurrency: 1,
             conditional_put: true,

@@ -111,10 +111,11 @@ pub struct VerifyOptions<'a> {
     pub own_commits: Vec<OwnCommit>,
 }
 
-/// Verifies all backups of one dataset against what the store reports.
+/// Verifies all backups of one dataset against what the store reports, for tests.
 ///
 /// # Errors
-/// [`RunError`] when something could not be read. Damage is in the report, not an error.
+/// As for [`verify_with`].
+#[cfg(any(test, feature = "testing"))]
 pub async fn verify_dataset(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -126,11 +127,12 @@ pub async fn verify_dataset(
     Ok(report)
 }
 
-/// Does the same as [`verify_dataset`], with more checks.
+/// Verifies all backups of one dataset against what the store reports, with the checks of `options`
+/// in addition.
 ///
 /// # Errors
-/// As for [`verify_dataset`]; [`RunError::Interrupted`] when a stop was requested while chunks were
-/// read.
+/// [`RunError`] when something could not be read; [`RunError::Interrupted`] when a stop was
+/// requested while chunks were read. Damage is in the report, not an error.
 pub async fn verify_with(
     store: Arc<dyn ObjectStore>,
     dataset: &DatasetName,

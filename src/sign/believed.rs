@@ -70,14 +70,6 @@ impl Believed {
             .is_some()
     }
 
-    /// Returns the number of listed objects with this name, such as `manifest.json`.
-    pub fn count(&self, name: &str) -> usize {
-        self.0
-            .values()
-            .filter(|names| names.contains_key(name))
-            .count()
-    }
-
     /// Writes the stored form. Equal lists have equal bytes.
     ///
     /// # Errors
@@ -150,10 +142,6 @@ mod tests {
         assert!(
             !read.contains("tank/b/@x/manifest.json", one),
             "another place"
-        );
-        assert_eq!(
-            (read.count("manifest.json"), read.count("started.json")),
-            (1, 0)
         );
     }
 

@@ -158,7 +158,11 @@ mod tests {
         assert_eq!(known_host_mark(&folder).unwrap(), Some(mark.clone()));
         let theirs = host_mark(other.path()).unwrap();
         assert_ne!(theirs, mark);
-        assert_eq!(theirs.as_str()[..16], mark.as_str()[..16], "one machine");
+        assert_eq!(
+            theirs.to_string()[..16],
+            mark.to_string()[..16],
+            "one machine"
+        );
         let mode = fs::metadata(folder.join(FILE_NAME))
             .unwrap()
             .permissions()

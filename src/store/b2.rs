@@ -42,7 +42,7 @@ use super::multipart::MultipartWriter;
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
     PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreProbe,
-    StoreTraits, UnfinishedUpload, UploadNeeds,
+    StoreTraits, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -88,11 +88,6 @@ impl B2Store {
         })
     }
 
-    /// Returns the URL at which the account is authorized.
-    pub fn endpoint(&self) -> &str {
-        self.shared.settings.endpoint()
-    }
-
     /// Authorizes and finds the bucket. Fails unless key, bucket, prefix and part size fit
     /// together.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
@@ -116,7 +111,6 @@ impl Shared {
             .map_err(|text| failed(Cause::ours(StoreErrorKind::Invalid, text)))?;
         let http = client::build_http(&settings).map_err(failed)?;
         let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
             concurrency: settings.concurrency,
             conditional_put: false,

@@ -16,7 +16,7 @@ use super::parts::PartSizes;
 use super::work::run_blocking;
 use super::{
     DirSettings, Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectStore, PartWriter,
-    PutOutcome, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    PutOutcome, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -55,7 +55,6 @@ impl DirStore {
         let url = format!("file:{}", settings.root.display());
         let root = Root::open(&settings.root).map_err(|error| in_store(error, "open", "", &url))?;
         let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
             concurrency: 1,
             conditional_put: true,

@@ -13,7 +13,6 @@ pub use fault::{Fault, Operation, Outcome, StoreEvent};
 use super::{
     Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter,
     PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
-    UploadNeeds,
 };
 use crate::model::{KnownStore, StoreId};
 use async_trait::async_trait;
@@ -54,17 +53,14 @@ impl Default for MemoryStore {
 impl MemoryStore {
     /// Makes an empty store that takes parts of 64 KiB and reports CRC64NVME.
     pub fn new() -> Self {
-        let needs = UploadNeeds::Parts;
         Self::with_traits(StoreTraits {
-            needs,
             part_bytes: PART_BYTES,
             concurrency: CONCURRENCY,
             conditional_put: true,
         })
     }
 
-    /// Makes an empty store with these traits. With other needs than parts, `create` is refused and
-    /// [`SpooledStore::put_spooled`] works.
+    /// Makes an empty store with these traits.
     pub fn with_traits(traits: StoreTraits) -> Self {
         Self::with_tier(traits, EvidenceTier::Crc64nvmeFull)
     }
@@ -125,6 +121,12 @@ impl MemoryStore {
         let mut state = self.state();
         state.lock = lock;
         state.cannot_extend_locks = !extends;
+    }
+
+    /// Makes the store one that takes large objects only whole: `create` is refused from now on, and
+    /// [`SpooledStore::put_spooled`] works.
+    pub fn take_no_parts(&self) {
+        self.state().takes_no_parts = true;
     }
 
     /// The bytes under a key, without a call being recorded.
@@ -261,7 +263,7 @@ impl ObjectStore for MemoryStore {
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         let upload_id = self.call(Operation::Create, key.as_str(), |state| {
             self.demand(
-                self.shared.traits.needs == UploadNeeds::Parts,
+                !state.takes_no_parts,
                 "this store takes no parts: spool them",
             )?;
             state.begin(key.as_str())
@@ -355,7 +357,7 @@ impl SpooledStore for MemoryStore {
         }
         self.call(Operation::PutSpooled, key.as_str(), |state| {
             self.demand(
-                self.shared.traits.needs != UploadNeeds::Parts,
+                state.takes_no_parts,
                 "this store takes parts: spool nothing",
             )?;
             state.commit(key.as_str(), whole.into(), None, self.shared.tier)

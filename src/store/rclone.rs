@@ -51,7 +51,7 @@ use super::adapter::Adapter;
 use super::hash::HashKind;
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile,
-    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -114,7 +114,6 @@ impl RcloneStore {
     pub async fn connect(settings: RcloneSettings) -> Result<Self, StoreError> {
         let url = settings.url();
         let traits = StoreTraits {
-            needs: UploadNeeds::Replay,
             part_bytes: settings.part_bytes,
             concurrency: 1,
             conditional_put: false,

@@ -27,7 +27,7 @@ use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
     BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
+    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -138,7 +138,6 @@ impl S3Store {
 impl Shared {
     fn new(connected: Connected, settings: S3Settings) -> Self {
         let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
             concurrency: settings.concurrency,
             conditional_put: true,

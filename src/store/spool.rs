@@ -12,7 +12,6 @@ use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
 use super::{
     Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind, StoreTraits,
-    UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,18 +33,13 @@ pub trait SpooledStore: ObjectStore {
 pub struct Spool {
     inner: Arc<dyn SpooledStore>,
     dir: PathBuf,
-    traits: StoreTraits,
 }
 
 impl Spool {
     /// Spools for `inner` in `dir`, which must exist. The folder needs space for each large object
     /// that is uploaded concurrently.
     pub fn new(inner: Arc<dyn SpooledStore>, dir: PathBuf) -> Self {
-        let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
-            ..inner.traits().clone()
-        };
-        Self { inner, dir, traits }
+        Self { inner, dir }
     }
 }
 
@@ -248,7 +242,7 @@ impl Layer for Spool {
     }
 
     fn traits(&self) -> &StoreTraits {
-        &self.traits
+        self.inner.traits()
     }
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {

@@ -47,11 +47,6 @@ impl PartPool {
         }
     }
 
-    /// The capacity of each buffer.
-    pub fn part_bytes(&self) -> usize {
-        self.shared.part_bytes
-    }
-
     /// Returns an empty buffer; blocks until one is free. Call it from a blocking thread only.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ mod header;
 mod record_type;
 mod resume;
 pub(super) mod walk;
+#[cfg(any(test, feature = "testing"))]
 mod write;
 
 pub use begin::{BeginRecord, StreamDatasetType, feature};
@@ -35,6 +36,7 @@ pub use error::{StreamError, StreamFault};
 pub use header::{HEADER_BYTES, PAYLOAD_BYTES_MAX, RecordHeader};
 pub use record_type::RecordType;
 pub use resume::ResumePoint;
+#[cfg(any(test, feature = "testing"))]
 pub use write::RecordWriter;
 
 use crate::model::Guid;

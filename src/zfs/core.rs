@@ -43,8 +43,6 @@ pub(super) struct Outcome {
 pub(super) struct ReceiveCall<'a> {
     pub(super) snapshot: &'a CStr,
     pub(super) local_properties: Option<&'a NvList>,
-    pub(super) origin: Option<&'a CStr>,
-    pub(super) force: bool,
     pub(super) resumable: bool,
     pub(super) raw: bool,
     pub(super) input: BorrowedFd<'a>,
@@ -142,19 +140,13 @@ impl Libraries {
         })
     }
 
-    /// Puts holds: the list maps snapshot to tag. With a descriptor of `/dev/zfs` the holds end
-    /// when the descriptor is closed.
+    /// Puts holds: the list maps snapshot to tag.
     #[doc(alias = "lzc_hold")]
-    pub(super) fn hold(
-        &'static self,
-        holds: &NvList,
-        until_closed: Option<BorrowedFd<'_>>,
-    ) -> Outcome {
-        let fd = until_closed.map_or(-1, |fd| fd.as_raw_fd());
+    pub(super) fn hold(&'static self, holds: &NvList) -> Outcome {
         self.with_list(|slot| {
-            // SAFETY: list and descriptor are live through the call (the kernel keeps its own
-            // reference to the file's state); the slot takes a list that becomes ours.
-            unsafe { self.core.lzc_hold(holds.as_ptr(), fd, slot.as_mut_ptr()) }
+            // SAFETY: the list is live through the call and only read; the slot takes a list that
+            // becomes ours. Without a descriptor (-1) the holds stay until they are released.
+            unsafe { self.core.lzc_hold(holds.as_ptr(), -1, slot.as_mut_ptr()) }
         })
     }
 
@@ -289,8 +281,8 @@ impl Libraries {
                         .map_or(ptr::null_mut(), NvList::as_ptr),
                     ptr::null_mut(),
                     0,
-                    call.origin.map_or(ptr::null(), CStr::as_ptr),
-                    call.force.into(),
+                    ptr::null(),
+                    sys::B_FALSE,
                     call.resumable.into(),
                     call.raw.into(),
                     call.input.as_raw_fd(),

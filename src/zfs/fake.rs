@@ -13,8 +13,8 @@ mod stream;
 
 use super::attempt::Attempt;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, Property, PropertyValue,
-    ReceiveRequest, SendBase, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, Mount, Property, PropertyValue, ReceiveRequest,
+    SendBase, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use content::Content;
@@ -332,21 +332,6 @@ impl Read for Sending {
     }
 }
 
-/// A hold that is released when the value is dropped.
-struct TemporaryHold {
-    zfs: FakeZfs,
-    name: SnapshotName,
-    tag: String,
-}
-
-impl Drop for TemporaryHold {
-    fn drop(&mut self) {
-        if let Some(snapshot) = self.zfs.lock().state.snapshot_mut(&self.name) {
-            snapshot.holds.remove(&self.tag);
-        }
-    }
-}
-
 /// Returns the stream of a request, and the content of the snapshot, which the send holds.
 fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Content>), i32> {
     let base = state.base(request)?;
@@ -477,15 +462,6 @@ impl Zfs for FakeZfs {
             .state
             .hold(name, tag)
             .map_err(|errno| attempt.refused(errno))
-    }
-
-    fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
-        self.hold(name, tag)?;
-        Ok(HoldGuard::new(Box::new(TemporaryHold {
-            zfs: self.clone(),
-            name: name.clone(),
-            tag: tag.to_owned(),
-        })))
     }
 
     fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {

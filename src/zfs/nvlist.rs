@@ -309,7 +309,7 @@ fn copied(text: *const c_char, _owner: &Pair<'_>) -> String {
 /// Tests with the real libnvpair, which needs no kernel: `scripts/deps` installs it. `scripts/asan`
 /// runs them under AddressSanitizer, which finds a list that is freed twice, leaked, or read after
 /// it was freed.
-#[cfg(all(test, feature = "live-zfs"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::stream::nvlist::{PackedValue, read_packed, write_packed};

@@ -7,7 +7,7 @@ use super::list::Lister;
 use super::nvlist::{NvList, NvValue, c_string};
 use super::outcome::{answer, errno_of_one, verdict_on_several};
 use super::{
-    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase,
+    Bookmark, Dataset, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase,
     SendRequest, SendStream, Snapshot, Zfs, ZfsError, mount, receive, send,
     version::{self, MODULE_VERSION},
 };
@@ -18,8 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
 
 const DEVICE: &str = "/dev/zfs";
 /// The property that only a bookmark with a redaction list has.
@@ -41,7 +40,7 @@ impl RealZfs {
     /// [`ZfsError::System`] when the module's version cannot be read.
     pub fn open(allowed: Option<&str>) -> Result<Self, ZfsError> {
         let libraries = Libraries::of_this_host()?;
-        let device = open_device(0).map_err(|source| ZfsError::Device { source })?;
+        let device = open_device().map_err(|source| ZfsError::Device { source })?;
         version::check(&module_version()?, allowed)?;
         Ok(Self { libraries, device })
     }
@@ -65,19 +64,6 @@ impl RealZfs {
                 .try_for_each(|name| list.add_flag(&name.to_string()))
         })
     }
-
-    fn put_hold(
-        &self,
-        name: &SnapshotName,
-        tag: &str,
-        until: Option<BorrowedFd<'_>>,
-    ) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("hold", name);
-        let holds = self
-            .list(|list| list.add_text(&name.to_string(), tag))
-            .map_err(|errno| attempt.refused(errno))?;
-        attempt.verdict(errno_of_one(self.libraries.hold(&holds, until)))
-    }
 }
 
 /// Reads the module's version from sysfs, which has it for loaded and for built-in modules and
@@ -88,14 +74,9 @@ fn module_version() -> Result<String, ZfsError> {
     Ok(text.trim().to_owned())
 }
 
-/// Opens the device for reading and writing, with additional `flags`. Close-on-exec keeps the
-/// descriptor from children.
-fn open_device(flags: i32) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(flags)
-        .open(DEVICE)
+/// Opens the device for reading and writing. Close-on-exec keeps the descriptor from children.
+fn open_device() -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(DEVICE)
 }
 
 fn timestamp(attempt: &Attempt, seconds: u64) -> Result<Timestamp, ZfsError> {
@@ -193,15 +174,11 @@ impl Zfs for RealZfs {
     }
 
     fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
-        self.put_hold(name, tag, None)
-    }
-
-    fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
-        // O_EXCL asks the kernel for a separate state for this descriptor, to which the hold is
-        // tied.
-        let cleanup = open_device(libc::O_EXCL).map_err(|source| ZfsError::Device { source })?;
-        self.put_hold(name, tag, Some(cleanup.as_fd()))?;
-        Ok(HoldGuard::new(Box::new(cleanup)))
+        let attempt = Attempt::new("hold", name);
+        let holds = self
+            .list(|list| list.add_text(&name.to_string(), tag))
+            .map_err(|errno| attempt.refused(errno))?;
+        attempt.verdict(errno_of_one(self.libraries.hold(&holds)))
     }
 
     fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {

@@ -128,11 +128,6 @@ fn receive_here(
     core::block_signals();
     let called = || {
         let snapshot = c_string(&request.target.to_string())?;
-        let origin = request
-            .origin
-            .as_ref()
-            .map(|origin| c_string(&origin.to_string()))
-            .transpose()?;
         let properties = match request.properties.is_empty() {
             true => None,
             false => Some(NvList::of_properties(
@@ -143,8 +138,6 @@ fn receive_here(
         let call = ReceiveCall {
             snapshot: &snapshot,
             local_properties: properties.as_ref(),
-            origin: origin.as_deref(),
-            force: request.force,
             resumable: request.resumable,
             raw,
             input: input.as_fd(),

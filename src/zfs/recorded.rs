@@ -9,8 +9,8 @@
 use super::attempt::Attempt;
 use super::send::enlarge_pipe;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest,
-    SendBase, SendRequest, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase,
+    SendRequest, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
@@ -211,10 +211,6 @@ impl Zfs for RecordedZfs {
 
     fn hold(&self, _: &SnapshotName, _: &str) -> Result<(), ZfsError> {
         Ok(())
-    }
-
-    fn hold_until_dropped(&self, _: &SnapshotName, _: &str) -> Result<HoldGuard, ZfsError> {
-        Ok(HoldGuard::new(Box::new(())))
     }
 
     fn release(&self, _: &SnapshotName, _: &str) -> Result<(), ZfsError> {

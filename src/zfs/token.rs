@@ -8,8 +8,9 @@
 use super::{Dataset, PropertyValue, ZfsError};
 use crate::model::Guid;
 use crate::stream::fletcher::{ByteOrder, Fletcher4};
-use crate::stream::nvlist::{PackedValue, read_packed, write_packed};
-use std::collections::BTreeMap;
+use crate::stream::nvlist::{PackedValue, read_packed};
+#[cfg(any(test, feature = "testing"))]
+use {crate::stream::nvlist::write_packed, std::collections::BTreeMap};
 
 /// The name of the property.
 pub const RESUME_TOKEN_PROPERTY: &str = "receive_resume_token";
@@ -84,6 +85,7 @@ impl ResumeToken {
     }
 
     /// Writes the token in the kernel's form, for the fake.
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn to_text(&self) -> String {
         let mut values = BTreeMap::from([
             ("toname".to_owned(), PackedValue::Text(self.to_name.clone())),
@@ -109,6 +111,7 @@ impl ResumeToken {
 }
 
 /// Makes the token of a packed list with any content.
+#[cfg(any(test, feature = "testing"))]
 pub(crate) fn token_of_list(list: &[u8]) -> String {
     let packed = miniz_oxide::deflate::compress_to_vec_zlib(list, 6);
     let hex: String = packed.iter().map(|byte| format!("{byte:02x}")).collect();

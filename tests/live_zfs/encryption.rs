@@ -90,9 +90,7 @@ fn raw_needs_no_key_and_restores_with_the_passphrase() {
 
     let into = |path: &str| ReceiveRequest {
         target: pool.snapshot(path),
-        force: false,
         resumable: true,
-        origin: None,
         properties: BTreeMap::new(),
     };
     assert_eq!(

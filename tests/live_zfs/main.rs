@@ -1,7 +1,7 @@
 //! The real ZFS, call by call, on pools made in files. Runs as root in the virtual machine:
 //!
 //! ```text
-//! cargo test --features live-zfs --test live_zfs --no-run
+//! cargo test --test live_zfs --no-run
 //! tests/vm/run 2.1 --bin target/debug/deps/live_zfs-* -- live_zfs-* --test-threads=1
 //! ```
 //!

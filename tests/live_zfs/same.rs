@@ -35,13 +35,11 @@ enum Operation {
     Clone(SnapshotName, DatasetName),
     Set(DatasetName, &'static str, PropertyValue),
     Inherit(DatasetName, &'static str),
-    /// From, to, with force; onto the target's base while a snapshot of that name appears in the
-    /// middle.
+    /// From, to; onto the target's base while a snapshot of that name appears in the middle.
     SendReceive {
         base: Option<SendBase>,
         from: SnapshotName,
         to: SnapshotName,
-        force: bool,
         appears: Option<SnapshotName>,
     },
 }
@@ -123,7 +121,6 @@ impl Random {
                     base,
                     from,
                     to,
-                    force: self.below(2) == 0,
                     appears,
                 }
             }
@@ -235,7 +232,6 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
         base,
         from,
         to,
-        force,
         appears,
     } = operation
     else {
@@ -258,9 +254,7 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
     };
     let request = ReceiveRequest {
         target: to.clone(),
-        force: *force,
         resumable: false,
-        origin: None,
         properties: [("canmount".to_owned(), PropertyValue::Number(2))].into(),
     };
     let zfs = side.zfs();

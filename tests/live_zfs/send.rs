@@ -133,9 +133,7 @@ fn resumed_stream_is_that_of_zfs_send_with_the_token() {
     let cut = whole.len() / 2;
     let receive = ReceiveRequest {
         target: pool.snapshot("r@2"),
-        force: false,
         resumable: true,
-        origin: None,
         properties: BTreeMap::new(),
     };
     assert_eq!(errno(pool.zfs.receive(&receive, &mut &whole[..cut])), 1040);
@@ -300,9 +298,7 @@ fn volume_is_sent_as_zfs_send_does() {
     assert_eq!(records(&ours).last().unwrap().kind, END);
     let receive = ReceiveRequest {
         target: pool.snapshot("r@s"),
-        force: false,
         resumable: false,
-        origin: None,
         properties: BTreeMap::new(),
     };
     pool.zfs.receive(&receive, &mut &ours[..]).unwrap();
@@ -353,9 +349,7 @@ fn streams_of_the_zfs_in_memory_are_accepted_by_zstream_and_the_kernel() {
     // Its objects make no filesystem that could be mounted, but the kernel checks and keeps them.
     let request = ReceiveRequest {
         target: pool.snapshot("r@1"),
-        force: false,
         resumable: false,
-        origin: None,
         properties: BTreeMap::new(),
     };
     pool.zfs

@@ -145,26 +145,6 @@ fn hold_stays_until_released() {
 }
 
 #[test]
-fn hold_until_dropped_ends_with_its_guard() {
-    let pool = Pool::new("guard");
-    pool.create("a");
-    let name = pool.take("a@s");
-    let guard = pool.zfs.hold_until_dropped(&name, "temporary").unwrap();
-    assert!(pool.zfs.holds(&name).unwrap().contains_key("temporary"));
-    let failures = several(pool.zfs.destroy_snapshots(std::slice::from_ref(&name)));
-    assert_eq!(failures, [(name.to_string(), ZfsErrno(libc::EBUSY))]);
-    drop(guard);
-    assert_eq!(pool.zfs.holds(&name).unwrap(), BTreeMap::new());
-    pool.zfs
-        .destroy_snapshots(std::slice::from_ref(&name))
-        .unwrap();
-    assert_eq!(
-        errno(pool.zfs.hold_until_dropped(&name, "temporary").map(|_| ())),
-        libc::ENOENT
-    );
-}
-
-#[test]
 fn bookmarks_are_made_of_snapshots_and_of_bookmarks() {
     let pool = Pool::new("bookmark");
     let a = pool.create("a");

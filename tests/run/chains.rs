@@ -779,9 +779,7 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
     let target = replica.snapshot(first.short()).unwrap();
     let request = zfs_backup::zfs::ReceiveRequest {
         target,
-        force: false,
         resumable: false,
-        origin: None,
         properties: Default::default(),
     };
     world.zfs.receive(&request, &mut &stream[..]).unwrap();
@@ -981,9 +979,7 @@ async fn the_instructions_of_a_chain_name_every_step_in_order() {
         );
         let request = zfs_backup::zfs::ReceiveRequest {
             target: target.snapshot(&format!("s{number}")).unwrap(),
-            force: false,
             resumable: false,
-            origin: None,
             properties: Default::default(),
         };
         world

@@ -16,8 +16,8 @@ use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::zfs::fake::{FakeZfs, SendFault};
 use zfs_backup::zfs::{
-    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase,
-    SendRequest, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest,
+    SendStream, Snapshot, Zfs, ZfsError,
 };
 
 pub(crate) const EIO: i32 = 5;
@@ -358,10 +358,6 @@ impl Zfs for ThroughSend {
 
     fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
         self.zfs.hold(name, tag)
-    }
-
-    fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
-        self.zfs.hold_until_dropped(name, tag)
     }
 
     fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {

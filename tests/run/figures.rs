@@ -2,7 +2,7 @@
 //! again, seconds; against starting over. With the pool in memory and a folder as the store.
 //!
 //! ```text
-//! cargo nextest run --features live-zfs --test run --run-ignored only --no-capture figures
+//! cargo nextest run --test run --run-ignored only --no-capture figures
 //! ```
 //! `ZFS_BACKUP_TEST_MIB` is how much is sent; 2048 MiB take 10 GiB of memory.
 //! `ZFS_BACKUP_TEST_SPLIT_MIB` is the size of chunks, else 64 and 1024.

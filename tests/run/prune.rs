@@ -13,7 +13,7 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::prune::Proof;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::prune::{PruneEnv, SecondaryStore, forget, look_at, prune_dataset};
+use zfs_backup::run::prune::{PruneEnv, SecondaryStore, forget, plan_forget, prune_dataset};
 use zfs_backup::state::StateError;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -748,32 +748,40 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     let (mut yard, old, new) = two_chains().await;
     let env = |yard: &Yard| yard.env(0, Arc::new(yard.store.clone()), never());
     for id in [&old[0], &old[1], &new[0]] {
-        let error = forget(&env(&yard), &yard.dataset, id).await.unwrap_err();
+        let error = forget(&env(&yard), &yard.dataset, id, None)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("builds on"), "{error}");
         assert!(error.hint().unwrap().contains("forget"), "{error:?}");
     }
     assert_eq!(yard.record_keys(), [""; 0]);
-    let found = forget(&env(&yard), &yard.dataset, &old[2]).await.unwrap();
+    let found = forget(&env(&yard), &yard.dataset, &old[2], None)
+        .await
+        .unwrap();
     assert_eq!(
         (found.warnings.len(), found.manifest_blake3.is_some()),
         (0, true)
     );
     assert!(!yard.ids().contains(&old[2]));
     // The newest is said to be that.
-    let newest = look_at(&env(&yard), &yard.dataset, &new[2]).await.unwrap();
+    let newest = plan_forget(&env(&yard), &yard.dataset, &new[2], None)
+        .await
+        .unwrap();
     assert!(newest.warnings[0].contains("NEWEST"), "{newest:?}");
     assert!(
         newest.warnings[0].contains("4 older ones would be left"),
         "{newest:?}"
     );
-    forget(&env(&yard), &yard.dataset, &new[2]).await.unwrap();
+    forget(&env(&yard), &yard.dataset, &new[2], None)
+        .await
+        .unwrap();
     yard.assert_restores([&old[..2], &new[..2]].concat()).await;
     assert_eq!(
         yard.read_view(&last_chains(1)).await.plan.doubts,
         [],
         "records explain the gaps"
     );
-    let error = forget(&env(&yard), &yard.dataset, &new[2])
+    let error = forget(&env(&yard), &yard.dataset, &new[2], None)
         .await
         .unwrap_err();
     assert!(error.to_string().contains("has nothing of"), "{error}");
@@ -785,7 +793,7 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     );
     yard.upload(0, Some(&new[1])).await.unwrap_err();
     yard.store.heal();
-    forget(&env(&yard), &yard.dataset, &new[1])
+    forget(&env(&yard), &yard.dataset, &new[1], None)
         .await
         .unwrap_err();
     let attempt = yard
@@ -793,7 +801,9 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
         .into_iter()
         .find(|id| id.snapshot_guid().0 == 7)
         .unwrap();
-    let found = forget(&env(&yard), &yard.dataset, &attempt).await.unwrap();
+    let found = forget(&env(&yard), &yard.dataset, &attempt, None)
+        .await
+        .unwrap();
     assert_eq!(found.manifest_blake3, None);
     assert!(!yard.ids().contains(&attempt));
     let journal = zfs_backup::state::journal::never_committing(
@@ -803,7 +813,9 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     )
     .unwrap();
     assert!(journal.is_empty());
-    forget(&env(&yard), &yard.dataset, &new[1]).await.unwrap();
+    forget(&env(&yard), &yard.dataset, &new[1], None)
+        .await
+        .unwrap();
 }
 
 /// The other half of what a prune relies on: a real run does not build on what a fresh record
@@ -821,7 +833,9 @@ async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
                 .of(Operation::Delete)
                 .forever(),
         );
-        forget(env, &world.dataset, &full.id).await.unwrap_err();
+        forget(env, &world.dataset, &full.id, None)
+            .await
+            .unwrap_err();
         world.store.heal();
     };
     // A record of long ago was left by a prune that failed; the backup is there.
@@ -841,7 +855,9 @@ async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
             .of(Operation::Delete)
             .forever(),
     );
-    forget(&env, &world.dataset, &first.id).await.unwrap_err();
+    forget(&env, &world.dataset, &first.id, None)
+        .await
+        .unwrap_err();
     world.store.heal();
     let error = world
         .try_back_up_as(RequestedKind::Incremental)

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
-use zfs_backup::run::prune::{SecondaryStore, forget, look_at, prune_dataset};
+use zfs_backup::run::prune::{SecondaryStore, forget, plan_forget, prune_dataset};
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, ObjectStore, StoreErrorKind};
 
@@ -188,7 +188,9 @@ async fn forget_refuses_a_backup_while_the_base_of_an_attempt_is_unknown() {
     let attempt = all.iter().find(|id| id.snapshot_guid().0 == 7).unwrap();
     assert!(yard.store.flip(&yard.key(attempt, "started.json"), 40));
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let error = forget(&env, &yard.dataset, &old[2]).await.unwrap_err();
+    let error = forget(&env, &yard.dataset, &old[2], None)
+        .await
+        .unwrap_err();
     let what = format!("the base of {attempt} is unknown");
     assert!(error.to_string().contains(&what), "{error}");
     assert!(yard.ids().contains(&old[2]));
@@ -209,7 +211,9 @@ async fn forget_refuses_a_backup_while_the_base_of_an_attempt_is_unknown() {
     let signature = yard.key(&second, "manifest.json.minisig");
     yard.store.plant(&signature, Bytes::from_static(b"x"));
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let found = look_at(&env, &yard.dataset, &second).await.unwrap();
+    let found = plan_forget(&env, &yard.dataset, &second, None)
+        .await
+        .unwrap();
     assert!(
         matches!(&found.warnings[..], [warning] if warning.contains("the signature of its manifest exists")),
         "{found:?}"
@@ -218,11 +222,13 @@ async fn forget_refuses_a_backup_while_the_base_of_an_attempt_is_unknown() {
         &yard.key(&second, "manifest.json"),
         Bytes::from_static(b"x"),
     );
-    let found = look_at(&env, &yard.dataset, &second).await.unwrap();
+    let found = plan_forget(&env, &yard.dataset, &second, None)
+        .await
+        .unwrap();
     assert!(
         matches!(&found.warnings[..], [warning] if warning.contains("is invalid or untrusted")),
         "{found:?}"
     );
-    forget(&env, &yard.dataset, attempt).await.unwrap();
-    forget(&env, &yard.dataset, &old[2]).await.unwrap();
+    forget(&env, &yard.dataset, attempt, None).await.unwrap();
+    forget(&env, &yard.dataset, &old[2], None).await.unwrap();
 }

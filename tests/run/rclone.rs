@@ -137,7 +137,7 @@ async fn a_chain_goes_through_rclone_and_comes_back() {
         ..world.prune_env(now())
     };
     for id in [incremental.manifest.id, full.manifest.id] {
-        forget(&prune, &world.dataset, &id).await.unwrap();
+        forget(&prune, &world.dataset, &id, None).await.unwrap();
     }
     let left = store.list("tank/").await.unwrap();
     assert!(

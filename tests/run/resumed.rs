@@ -149,9 +149,7 @@ fn cut(world: &World, target: &DatasetName, streams: &[Vec<u8>], at: usize, mark
         let properties = properties.clone();
         let request = ReceiveRequest {
             target: snapshot,
-            force: false,
             resumable: true,
-            origin: None,
             properties,
         };
         if number + 1 < streams.len() {

@@ -33,7 +33,7 @@ use zfs_backup::state::journal::{AttemptJournal, read_attempts, unended};
 use zfs_backup::store::dir::DirStore;
 use zfs_backup::store::key::STORE_ID;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{DirSettings, ObjectStore, StoreErrorKind, StoreTraits, UploadNeeds};
+use zfs_backup::store::{DirSettings, ObjectStore, StoreErrorKind, StoreTraits};
 use zfs_backup::zfs::Zfs;
 
 fn assert_one_place<T: std::fmt::Debug>(result: Result<T, RunError>) {
@@ -356,7 +356,6 @@ async fn an_identity_that_cannot_be_read_is_never_none() {
 async fn hosts_that_begin_at_once_agree_on_one_identity() {
     for conditional_put in [true, false] {
         let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: PART_BYTES,
             concurrency: 1,
             conditional_put,
@@ -398,7 +397,6 @@ impl Watch for Unwatched {
 #[tokio::test]
 async fn hosts_of_a_store_without_conditional_puts_settle_one_identity() {
     let traits = StoreTraits {
-        needs: UploadNeeds::Parts,
         part_bytes: PART_BYTES,
         concurrency: 1,
         conditional_put: false,
@@ -670,7 +668,7 @@ async fn a_cut_tail_is_found_by_the_host_that_made_it() {
         .into_iter()
         .map(|key| (key.clone(), world.store.object(&key).unwrap()))
         .collect();
-    zfs_backup::run::prune::forget(&world.prune_env(now()), &world.dataset, &newest.id)
+    zfs_backup::run::prune::forget(&world.prune_env(now()), &world.dataset, &newest.id, None)
         .await
         .unwrap();
     assert_eq!(damage_of(&world, known.clone()).await, []);
@@ -865,7 +863,7 @@ async fn nothing_deletes_the_identity_and_nobody_reports_it() {
         .rev()
         .map(|backup| &backup.manifest)
     {
-        zfs_backup::run::prune::forget(&world.prune_env(at), &world.dataset, &manifest.id)
+        zfs_backup::run::prune::forget(&world.prune_env(at), &world.dataset, &manifest.id, None)
             .await
             .unwrap();
     }

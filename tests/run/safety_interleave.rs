@@ -27,7 +27,7 @@ use zfs_backup::run::copy::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::prune_snapshots::{SnapshotOutcome, prune_snapshots};
 use zfs_backup::run::prune::{
-    PruneEnv, PruneOutcome, PruneTask, SecondaryStore, forget_with_intermediate, prune_dataset,
+    PruneEnv, PruneOutcome, PruneTask, SecondaryStore, forget, prune_dataset,
 };
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
@@ -307,9 +307,7 @@ impl Command {
                 let intermediate = site.store(Place::Intermediate(host), actor);
                 let is_remote = matches!(self, Self::ForgetInRemote { .. });
                 let secondary = is_remote.then_some(&*intermediate);
-                let forgotten = forget_with_intermediate(&env, &site.dataset, id, secondary)
-                    .await
-                    .map(drop);
+                let forgotten = forget(&env, &site.dataset, id, secondary).await.map(drop);
                 if forgotten.is_ok() {
                     site.unpin(host, |held| held == id);
                 }
@@ -742,7 +740,7 @@ async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_besi
         "{doubts:?}"
     );
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let error = forget_with_intermediate(&env, &yard.dataset, &new[1], None)
+    let error = forget(&env, &yard.dataset, &new[1], None)
         .await
         .unwrap_err();
     assert!(
@@ -815,7 +813,7 @@ async fn a_record_dated_in_the_future_stops_other_hosts_for_two_days_only() {
             "{hint}"
         );
         let env = yard.env(0, Arc::new(yard.store.clone()), never());
-        let error = forget_with_intermediate(&env, &yard.dataset, &new[1], None)
+        let error = forget(&env, &yard.dataset, &new[1], None)
             .await
             .unwrap_err();
         assert!(error.hint().unwrap().contains(&record), "{error}");
@@ -839,7 +837,7 @@ async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote()
         .export(&intermediate, catalog.backup(&full).cloned())
         .await;
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let error = forget_with_intermediate(&env, &yard.dataset, &full, Some(&intermediate))
+    let error = forget(&env, &yard.dataset, &full, Some(&intermediate))
         .await
         .unwrap_err();
     assert!(
@@ -852,10 +850,8 @@ async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote()
     yard.assert_restores([full.clone()]).await;
     // Once the child is gone, or is in the remote itself, the directory does not matter.
     let here = yard.env(0, Arc::new(intermediate.clone()), never());
-    forget_with_intermediate(&here, &yard.dataset, &child, None)
-        .await
-        .unwrap();
-    forget_with_intermediate(&env, &yard.dataset, &full, Some(&intermediate))
+    forget(&here, &yard.dataset, &child, None).await.unwrap();
+    forget(&env, &yard.dataset, &full, Some(&intermediate))
         .await
         .unwrap();
     assert!(yard.ids().is_empty());

@@ -106,7 +106,7 @@ async fn assert_doubts(world: &World, newest: &[&Manifest]) {
         );
         assert!(!doubt.is_damage());
         let host = manifest.host_mark.as_ref().unwrap();
-        assert!(doubt.to_string().contains(host.as_str()), "{doubt}");
+        assert!(doubt.to_string().contains(&host.to_string()), "{doubt}");
     }
 }
 
@@ -123,10 +123,10 @@ async fn assert_asked(world: &World, point: &RestorePoint, candidates: &[&Manife
         let host = manifest
             .host_mark
             .as_ref()
-            .map_or("without mark", HostMark::as_str);
+            .map_or("without mark".to_owned(), HostMark::to_string);
         for part in [
             manifest.id.as_str(),
-            host,
+            &host,
             &manifest.snapshot.created_at.to_string(),
         ] {
             assert!(text.contains(part), "no {part} in {text}");

@@ -147,7 +147,7 @@ async fn forget_keeps_what_a_backup_follows_from_as_a_twin() {
         ..pair.world.prune_env(now())
     };
     let before = pair.remote.keys();
-    let refused = forget(&env, &pair.world.dataset, &twin.id)
+    let refused = forget(&env, &pair.world.dataset, &twin.id, None)
         .await
         .unwrap_err();
     assert!(
@@ -165,8 +165,12 @@ async fn forget_keeps_what_a_backup_follows_from_as_a_twin() {
     );
     assert_eq!(pair.remote.keys(), before);
     assert!(is_restorable(&pair, &child.id).await);
-    forget(&env, &pair.world.dataset, &child.id).await.unwrap();
-    forget(&env, &pair.world.dataset, &twin.id).await.unwrap();
+    forget(&env, &pair.world.dataset, &child.id, None)
+        .await
+        .unwrap();
+    forget(&env, &pair.world.dataset, &twin.id, None)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,7 +189,7 @@ async fn a_copy_under_way_keeps_the_twin_that_it_will_follow_from() {
         store: Arc::new(pair.remote.clone()),
         ..pair.world.prune_env(now())
     };
-    let refused = forget(&env, &pair.world.dataset, &twin.id)
+    let refused = forget(&env, &pair.world.dataset, &twin.id, None)
         .await
         .unwrap_err();
     assert!(

@@ -213,9 +213,7 @@ fn replicate(zfs: &zfs_backup::zfs::fake::FakeZfs, from: &DatasetName, to: &Data
         let properties = BTreeMap::new();
         let request = ReceiveRequest {
             target,
-            force: false,
             resumable: false,
-            origin: None,
             properties,
         };
         zfs.receive(&request, &mut &bytes[..]).unwrap();

@@ -2,7 +2,7 @@
 //! backups.
 //!
 //! ```text
-//! cargo nextest run --features live-zfs --test run --run-ignored only --no-capture scale
+//! cargo nextest run --test run --run-ignored only --no-capture scale
 //! ```
 //! With `--release` the figures are those of the program as it is used. What the store itself takes
 //! to answer, here one in memory, stands in the first line.

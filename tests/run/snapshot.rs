@@ -75,9 +75,7 @@ fn leave_half_received(zfs: &FakeZfs, target: &str) {
     sending.finish().unwrap();
     let request = ReceiveRequest {
         target: name(target).snapshot("s").unwrap(),
-        force: false,
         resumable: true,
-        origin: None,
         properties: std::collections::BTreeMap::new(),
     };
     zfs.receive(&request, &mut &bytes[..bytes.len() / 2])

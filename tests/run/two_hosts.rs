@@ -38,7 +38,7 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::state::journal::unended;
 use zfs_backup::store::memory::MemoryStore;
-use zfs_backup::store::{ObjectStore, StoreTraits, UploadNeeds};
+use zfs_backup::store::{ObjectStore, StoreTraits};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, Zfs};
@@ -251,7 +251,6 @@ impl TwoHosts {
             Place::Intermediate(host) => (&self.hosts[host].intermediate, true),
         };
         let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
             part_bytes: PART_BYTES,
             concurrency: 3,
             conditional_put: create_only,

@@ -17,7 +17,7 @@ use zfs_backup::state::dataset_lock::lock_dataset;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation, Outcome};
 use zfs_backup::store::{
     DirSettings, DirStore, Evidence, EvidenceTier, ObjectKey, ObjectStore, StoreErrorKind,
-    StoreTraits, UploadNeeds,
+    StoreTraits,
 };
 
 /// A whole backup to copy, made once.
@@ -344,7 +344,6 @@ async fn a_backup_that_is_pruned_from_the_directory_under_our_hands_is_no_damage
 async fn half_copied(original: &Original, tier: EvidenceTier) -> (Pair, String) {
     let mut pair = original.pair();
     let traits = StoreTraits {
-        needs: UploadNeeds::Parts,
         part_bytes: REMOTE_PART_BYTES,
         concurrency: 2,
         conditional_put: true,

@@ -29,7 +29,7 @@ use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::key::backup_prefix;
 use zfs_backup::store::memory::{MemoryStore, Operation};
-use zfs_backup::store::{ObjectStore, StoreTraits, UploadNeeds};
+use zfs_backup::store::{ObjectStore, StoreTraits};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, SendFlags, SendRequest, Zfs};
@@ -84,9 +84,7 @@ pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 pub(crate) fn memory_store(part_bytes: usize) -> MemoryStore {
-    let needs = UploadNeeds::Parts;
     MemoryStore::with_traits(StoreTraits {
-        needs,
         part_bytes,
         concurrency: 3,
         conditional_put: true,

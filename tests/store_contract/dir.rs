@@ -16,7 +16,7 @@ use tokio::runtime;
 use zfs_backup::store::dir::CreateOnly;
 use zfs_backup::store::{
     DirSettings, DirStore, MemoryStore, ObjectStore, PutOutcome, Spool, StoreError, StoreErrorKind,
-    StoreTraits, UnfinishedUpload, UploadNeeds,
+    UnfinishedUpload,
 };
 
 const PART_BYTES: usize = 64 * 1024;
@@ -386,11 +386,9 @@ async fn on_a_small_disk() {
         "no object, no temporary file"
     );
 
-    let traits = StoreTraits {
-        needs: UploadNeeds::Replay,
-        ..store.traits().clone()
-    };
-    let spool = Spool::new(Arc::new(MemoryStore::with_traits(traits)), disk.to_owned());
+    let whole_only = MemoryStore::with_traits(store.traits().clone());
+    whole_only.take_no_parts();
+    let spool = Spool::new(Arc::new(whole_only), disk.to_owned());
     let error = upload(&spool, &name, &whole).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Full, "{}", story(&error));
     assert!(

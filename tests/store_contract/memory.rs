@@ -7,10 +7,7 @@ use std::fs;
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{
-    Evidence, EvidenceTier, ObjectStore, PutOutcome, Spool, StoreErrorKind, StoreTraits,
-    UploadNeeds,
-};
+use zfs_backup::store::{Evidence, EvidenceTier, ObjectStore, PutOutcome, Spool, StoreErrorKind};
 
 fn lines(store: &MemoryStore) -> Vec<String> {
     store.events().iter().map(ToString::to_string).collect()
@@ -194,11 +191,8 @@ async fn tiers_are_as_configured() {
 
 #[tokio::test]
 async fn stores_without_parts_take_spooled_objects_only() {
-    let traits = StoreTraits {
-        needs: UploadNeeds::ExactLength,
-        ..MemoryStore::new().traits().clone()
-    };
-    let store = MemoryStore::with_traits(traits);
+    let store = MemoryStore::new();
+    store.take_no_parts();
     assert_eq!(
         store.create(&key("x")).await.err().unwrap().kind,
         StoreErrorKind::Unsupported

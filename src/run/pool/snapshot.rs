@@ -94,6 +94,7 @@ pub struct SnapshotsTaken {
 /// # Errors
 /// [`RunError::NoDataset`] before anything is taken; otherwise the first refusal. Other datasets
 /// may have a snapshot in that case.
+#[cfg(any(test, feature = "testing"))]
 pub fn take_snapshots(
     zfs: &dyn Zfs,
     datasets: &[DatasetName],

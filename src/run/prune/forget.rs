@@ -33,25 +33,13 @@ pub struct Forgotten {
     pub warnings: Vec<String>,
 }
 
-/// Returns what forgetting this id would delete. Changes nothing in the store.
+/// Returns what forgetting this id would delete. Changes nothing in the store. A remote comes with
+/// its intermediate directory: a backup that waits there may build on the backup.
 ///
 /// # Errors
 /// [`RunError::Refused`] when the id does not exist, a backup or an attempt may depend on it, or
 /// another host may be pruning; [`RunError::Store`].
-pub async fn look_at(
-    env: &PruneEnv,
-    dataset: &DatasetName,
-    id: &BackupId,
-) -> Result<Forgotten, RunError> {
-    plan_forget_with_intermediate(env, dataset, id, None).await
-}
-
-/// Does the same as [`look_at`], for a remote with this intermediate directory: a backup that waits
-/// there may build on the backup.
-///
-/// # Errors
-/// As for [`look_at`].
-pub async fn plan_forget_with_intermediate(
+pub async fn plan_forget(
     env: &PruneEnv,
     dataset: &DatasetName,
     id: &BackupId,
@@ -184,27 +172,15 @@ async fn check_waiting(
 /// journal.
 ///
 /// # Errors
-/// As for [`look_at`]; [`RunError::State`].
+/// As for [`plan_forget`]; [`RunError::State`].
 pub async fn forget(
-    env: &PruneEnv,
-    dataset: &DatasetName,
-    id: &BackupId,
-) -> Result<Forgotten, RunError> {
-    forget_with_intermediate(env, dataset, id, None).await
-}
-
-/// Does the same as [`forget`], for a remote with this intermediate directory.
-///
-/// # Errors
-/// As for [`forget`].
-pub async fn forget_with_intermediate(
     env: &PruneEnv,
     dataset: &DatasetName,
     id: &BackupId,
     intermediate: Option<&dyn ObjectStore>,
 ) -> Result<Forgotten, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), dataset)?;
-    let found = plan_forget_with_intermediate(env, dataset, id, intermediate).await?;
+    let found = plan_forget(env, dataset, id, intermediate).await?;
     let entry = PrunedEntry {
         id: id.clone(),
         manifest_blake3: found.manifest_blake3,
@@ -212,7 +188,7 @@ pub async fn forget_with_intermediate(
     let record = put_record(env, dataset, vec![entry]).await?;
     // The second reading finds an upload that chose this backup as its base before the record was
     // put.
-    if let Err(error) = plan_forget_with_intermediate(env, dataset, id, intermediate).await {
+    if let Err(error) = plan_forget(env, dataset, id, intermediate).await {
         record.withdraw(env).await?;
         return Err(error);
     }

@@ -7,7 +7,7 @@
 //! bytes.
 
 use crate::keyring::KeyFile;
-use crate::model::{DatasetName, Digest, Guid, SnapshotName};
+use crate::model::{DatasetName, Digest, Guid};
 use crate::run::restore::{
     PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice,
     SCRATCH_PROPERTY, Scratch, check_allowed, destroy_left_scratch, destroy_scratch, lock_target,
@@ -38,8 +38,6 @@ pub enum Comparison {
 /// The result of a successful drill.
 #[derive(Debug)]
 pub struct DrillReport {
-    /// The received snapshots.
-    pub snapshots: Vec<SnapshotName>,
     /// A comparison for each backup of the chain.
     pub compared: Vec<Comparison>,
     /// Why the scratch dataset could not be destroyed; `None` when it was destroyed.
@@ -196,11 +194,7 @@ pub async fn drill(
             )
         });
     match compared {
-        Ok(compared) => Ok(DrillReport {
-            snapshots: received.snapshots,
-            compared,
-            left,
-        }),
+        Ok(compared) => Ok(DrillReport { compared, left }),
         Err(error) => {
             if let Some(left) = left {
                 tracing::warn!(hint = left.hint(), "{left}");

@@ -211,9 +211,7 @@ impl Receiving<'_> {
         {
             let request = ReceiveRequest {
                 target: snapshot.clone(),
-                force: false,
                 resumable: self.options.resume != ResumeChoice::Never,
-                origin: None,
                 properties: self.properties(number),
             };
             let token = self.plan.unfinished.as_ref().filter(|_| number == first);

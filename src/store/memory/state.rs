@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) has_host_clock: bool,
     pub(super) lock: Option<ObjectLock>,
     pub(super) cannot_extend_locks: bool,
+    /// Whether large objects come whole, from a spool.
+    pub(super) takes_no_parts: bool,
     ids_given: u64,
 }
 

@@ -331,8 +331,8 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
     {
         return Err(libc::EBUSY);
     }
-    let is_clone = begin.word(36) & FLAG_CLONE != 0;
-    if is_clone && request.origin.is_none() {
+    if begin.word(36) & FLAG_CLONE != 0 {
+        // The kernel needs the clone's origin, which this program never gives.
         return Err(libc::EINVAL);
     }
     match existing {
@@ -344,52 +344,34 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
         {
             Err(libc::EEXIST)
         }
-        Some(dataset) if from_guid != 0 && !is_clone => {
+        Some(dataset) if from_guid != 0 => {
             let raw = begin.features() & FEATURE_RAW != 0;
-            let (content, branch) = base_content(dataset, request, from_guid, raw)?;
+            let (content, branch) = base_content(dataset, from_guid, raw)?;
             Ok(target(content, beginning, Some(branch)))
         }
-        Some(_) if !request.force || is_clone => Err(libc::EEXIST),
-        Some(dataset) if begin.features() & FEATURE_RAW != 0 || dataset.encrypted => {
-            Err(libc::EINVAL)
-        }
-        Some(_) => Ok(target(Content::default(), beginning, Some(0))),
-        None if from_guid != 0 && !is_clone => Err(libc::ENOENT),
+        Some(_) => Err(libc::EEXIST),
+        None if from_guid != 0 => Err(libc::ENOENT),
         None => {
             let parent = request.target.dataset().parent().ok_or(libc::ENOENT)?;
             let parent = state.datasets.get(parent.as_str()).ok_or(libc::ENOENT)?;
             if parent.dataset_type != DatasetType::Filesystem {
                 return Err(WRONG_PARENT);
             }
-            let content = if is_clone {
-                origin_content(state, request, from_guid)?
-            } else {
-                Content::default()
-            };
-            Ok(target(content, beginning, None))
+            Ok(target(Content::default(), beginning, None))
         }
     }
 }
 
 /// Returns the content of an incremental's base, and the guid of the snapshot from which the
-/// received dataset branches. Without force the dataset must not have changed since the base;
-/// unchanged snapshots do not matter, except to raw streams. With force later snapshots are
-/// destroyed, but only at the end.
-fn base_content(
-    dataset: &FakeDataset,
-    request: &ReceiveRequest,
-    from_guid: u64,
-    raw: bool,
-) -> Result<(Content, u64), i32> {
+/// received dataset branches. The dataset must not have changed since the base; unchanged snapshots
+/// do not matter, except to raw streams.
+fn base_content(dataset: &FakeDataset, from_guid: u64, raw: bool) -> Result<(Content, u64), i32> {
     let base = dataset
         .snapshots
         .iter()
         .find(|snapshot| snapshot.guid == from_guid)
         .ok_or(libc::ENODEV)?;
     let content = Content::clone(&base.content);
-    if request.force {
-        return Ok((content, from_guid));
-    }
     let newest = dataset
         .snapshots
         .last()
@@ -401,52 +383,16 @@ fn base_content(
 }
 
 /// Makes the kernel's checks at the end of a receive: an existing dataset must not have changed
-/// during the receive. With force the kernel now destroys everything newer than the base, including
-/// changes made during the receive.
-fn check_end(state: &mut State, request: &ReceiveRequest, target: &Target) -> Result<(), i32> {
-    let (Some(branch), name) = (target.onto, request.target.dataset()) else {
+/// during the receive.
+fn check_end(state: &State, request: &ReceiveRequest, target: &Target) -> Result<(), i32> {
+    let Some(branch) = target.onto else {
         return Ok(());
     };
-    let dataset = state.get(name)?;
-    let kept = dataset
-        .snapshots
-        .iter()
-        .position(|snapshot| snapshot.guid == branch)
-        .map_or(0, |at| at + 1);
-    if request.force {
-        let mut newest_first = dataset.snapshots[kept..].iter().rev();
-        if let Some(errno) = newest_first.find_map(|snapshot| state.keeps(name, snapshot)) {
-            return Err(errno);
-        }
-        // Below the snapshots of a clone comes its origin, which is of another dataset.
-        if branch == 0 && dataset.origin.is_some() {
-            return Err(libc::EINVAL);
-        }
-    } else if kept < dataset.snapshots.len() {
-        return Err(libc::EINVAL);
-    } else if dataset
-        .snapshots
-        .last()
-        .is_some_and(|newest| dataset.content.is_newer_than(newest.createtxg))
-    {
-        return Err(libc::ETXTBSY);
-    }
-    let is_taken = |snapshot: &FakeSnapshot| snapshot.short == request.target.short();
-    if dataset.snapshots.iter().any(is_taken) {
-        return Err(libc::EEXIST);
-    }
-    state.get_mut(name)?.snapshots.truncate(kept);
-    Ok(())
-}
-
-fn origin_content(state: &State, request: &ReceiveRequest, from_guid: u64) -> Result<Content, i32> {
-    let origin = state
-        .snapshot(request.origin.as_ref().ok_or(libc::EINVAL)?)
-        .ok_or(libc::ENOENT)?;
-    if origin.guid == from_guid {
-        Ok(Content::clone(&origin.content))
-    } else {
-        Err(libc::ENODEV)
+    let dataset = state.get(request.target.dataset())?;
+    match dataset.snapshots.last() {
+        Some(newest) if newest.guid != branch => Err(libc::EINVAL),
+        Some(newest) if dataset.content.is_newer_than(newest.createtxg) => Err(libc::ETXTBSY),
+        _ => Ok(()),
     }
 }
 
@@ -467,7 +413,6 @@ fn dataset_for<'a>(
         encrypted: raw,
         key_unavailable: raw,
         redacted: false,
-        origin: request.origin.clone(),
         ..FakeDataset::new(guid, dataset_type)
     };
     state

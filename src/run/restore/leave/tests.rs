@@ -158,9 +158,7 @@ fn cut_receive(incremental: bool) -> FakeZfs {
         };
         let request = ReceiveRequest {
             target: format!("tank/back@{number}").parse().unwrap(),
-            force: false,
             resumable: true,
-            origin: None,
             properties: BTreeMap::new(),
         };
         let received = zfs.receive(&request, &mut &stream[..end]);
