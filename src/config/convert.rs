@@ -8,6 +8,7 @@
 mod ini;
 mod rclone;
 
+use super::form::Kind;
 use super::schema::{self, SECRET_KEY};
 use super::sequence::KNOWN_TYPO;
 use super::units::Size;
@@ -106,45 +107,6 @@ fn list(value: &str) -> Vec<String> {
         .collect()
 }
 
-/// The form in which a value is written.
-enum Kind {
-    Text,
-    Truth,
-    Number,
-    Size,
-    /// A text, or a list when there are commas.
-    TextOrList,
-    List,
-    /// A list of words, split as a shell would.
-    Words,
-}
-
-fn kind_of(section: &str, key: &str) -> Kind {
-    match (section, key) {
-        (_, "zfs_fs") => Kind::TextOrList,
-        (
-            _,
-            "exclude" | "encryption_recipients" | "verify_keys" | "keep-full-with-age-closest-to",
-        ) => Kind::List,
-        (_, "rclone_args") => Kind::Words,
-        (_, "recursive" | "intermediate_checksum" | "path_style" | "compressed" | "embedded") => {
-            Kind::Truth
-        }
-        (_, "split_size" | "part_size" | "auto_full_max") => Kind::Size,
-        (
-            _,
-            "oldest_snapshot_days"
-            | "resume_days"
-            | "concurrency"
-            | "object_lock_days"
-            | "max_incrementals",
-        ) => Kind::Number,
-        ("lifecycle-intermediate" | "lifecycle-remote", "keep-within") => Kind::Text,
-        ("lifecycle-intermediate" | "lifecycle-remote", _) => Kind::Number,
-        _ => Kind::Text,
-    }
-}
-
 #[derive(Default)]
 struct Work<'t> {
     out: Converted,
@@ -189,10 +151,7 @@ impl Work<'_> {
 
     fn section(&mut self, name: &str) {
         self.section = plain(name, '-');
-        if schema::SECTIONS
-            .iter()
-            .any(|section| section.name == self.section)
-        {
+        if schema::section_spec(&self.section).is_some() {
             self.out.toml.push_str(&format!("[{}]\n", self.section));
         } else {
             self.lose(
@@ -212,16 +171,15 @@ impl Work<'_> {
         if key == "keep-last-chain" {
             key.push('s');
         }
-        let section = self.section.clone();
-        let Some(spec) = schema::SECTIONS.iter().find(|spec| spec.name == section) else {
+        let Some(spec) = schema::section_spec(&self.section) else {
             return self.lose_pair(given, value, "its section is not known");
         };
-        if section == "backup-sequence" {
+        if spec.keys.is_empty() {
             return self.step(given, value);
         }
-        if !spec.keys.contains(&key.as_str()) {
+        let Some((_, kind)) = spec.keys.iter().find(|(name, _)| *name == key) else {
             return self.lose_pair(given, value, "there is no such key");
-        }
+        };
         // A passphrase may contain a comment mark, so no comment is split off.
         let (value, comment) = if key == SECRET_KEY {
             (value, None)
@@ -233,7 +191,7 @@ impl Work<'_> {
             "rclone_conf" | "rclone_bwlimit" | "rclone_args" if self.native => {
                 self.rclone_key(&key, value)
             }
-            _ => self.known(&section, &key, value, comment),
+            _ => self.known(&key, *kind, value, comment),
         }
     }
 
@@ -246,11 +204,11 @@ impl Work<'_> {
         self.lose(&format!("{key} = {shown}"), &format!("{key}: {why}"));
     }
 
-    fn known(&mut self, section: &str, key: &str, value: &str, comment: Option<&str>) {
+    fn known(&mut self, key: &str, kind: Kind, value: &str, comment: Option<&str>) {
         let text = ini::unquoted(value);
-        let converted = match kind_of(section, key) {
+        let converted = match kind {
             Kind::Text => Some(Value::from(text)),
-            Kind::Truth => truth(text).map(Value::from),
+            Kind::Switch => truth(text).map(Value::from),
             Kind::Number => text
                 .parse::<u32>()
                 .ok()
