@@ -31,12 +31,8 @@ pub struct Converted {
 /// Returns the rclone.conf that an INI configuration names, which the caller reads before
 /// [`convert_ini`].
 pub fn rclone_conf_of(text: &str) -> Option<PathBuf> {
-    let main = ini::section(text, "main")?;
-    let (_, value) = main
-        .into_iter()
-        .find(|(key, _)| plain(key, '_') == "rclone_conf")?;
-    Some(PathBuf::from(ini::unquoted(ini::without_comment(value).0)))
-        .filter(|path| !path.as_os_str().is_empty())
+    let path = main_value(text, "rclone_conf")?;
+    (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
 /// Converts a configuration. `rclone_conf` is the text of the rclone.conf that it uses, if it could
@@ -46,7 +42,7 @@ pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
         rclone_conf,
         ..Work::default()
     };
-    work.native = remote_of(text)
+    work.native = main_value(text, "remote")
         .is_some_and(|value| rclone::native_remote(value, rclone_conf).section.is_some());
     for line in ini::lines(text) {
         match line {
@@ -66,11 +62,10 @@ pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
     work.out
 }
 
-fn remote_of(text: &str) -> Option<&str> {
-    let main = ini::section(text, "main")?;
-    let (_, value) = main
-        .into_iter()
-        .find(|(key, _)| plain(key, '_') == "remote")?;
+/// Returns the value of a key of `[main]`.
+fn main_value<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+    let mut main = ini::section(text, "main")?.into_iter();
+    let (_, value) = main.find(|(name, _)| plain(name, '_') == key)?;
     Some(ini::unquoted(ini::without_comment(value).0))
 }
 
@@ -105,6 +100,26 @@ fn list(value: &str) -> Vec<String> {
         .map(|item| ini::unquoted(item.trim()).to_owned())
         .filter(|item| !item.is_empty())
         .collect()
+}
+
+/// Converts a value to TOML. Returns `None` if it is not of the kind.
+fn toml_value(kind: Kind, value: &str) -> Option<Value> {
+    let text = ini::unquoted(value);
+    match kind {
+        Kind::Text => Some(Value::from(text)),
+        Kind::Switch => truth(text).map(Value::from),
+        Kind::Number => text
+            .parse::<u32>()
+            .ok()
+            .map(|number| Value::from(i64::from(number))),
+        Kind::Size => size(text).map(Value::from),
+        Kind::List => Some(Value::from(list(value))),
+        Kind::Words => shell_words::split(value).ok().map(Value::from),
+        Kind::TextOrList => match list(value).as_slice() {
+            [one] => Some(Value::from(one.as_str())),
+            several => Some(Value::from(several.to_vec())),
+        },
+    }
 }
 
 #[derive(Default)]
@@ -177,7 +192,7 @@ impl Work<'_> {
         if spec.keys.is_empty() {
             return self.step(given, value);
         }
-        let Some((_, kind)) = spec.keys.iter().find(|(name, _)| *name == key) else {
+        let Some(kind) = spec.kind(&key) else {
             return self.lose_pair(given, value, "there is no such key");
         };
         // A passphrase may contain a comment mark, so no comment is split off.
@@ -191,7 +206,7 @@ impl Work<'_> {
             "rclone_conf" | "rclone_bwlimit" | "rclone_args" if self.native => {
                 self.rclone_key(&key, value)
             }
-            _ => self.known(&key, *kind, value, comment),
+            _ => self.known(&key, kind, value, comment),
         }
     }
 
@@ -205,25 +220,12 @@ impl Work<'_> {
     }
 
     fn known(&mut self, key: &str, kind: Kind, value: &str, comment: Option<&str>) {
-        let text = ini::unquoted(value);
-        let converted = match kind {
-            Kind::Text => Some(Value::from(text)),
-            Kind::Switch => truth(text).map(Value::from),
-            Kind::Number => text
-                .parse::<u32>()
-                .ok()
-                .map(|number| Value::from(i64::from(number))),
-            Kind::Size => size(text).map(Value::from),
-            Kind::List => Some(Value::from(list(value))),
-            Kind::Words => shell_words::split(value).ok().map(Value::from),
-            Kind::TextOrList => match list(value).as_slice() {
-                [one] => Some(Value::from(one.as_str())),
-                several => Some(Value::from(several.to_vec())),
-            },
-        };
-        match converted {
+        match toml_value(kind, value) {
             Some(value) => self.line(key, &value, comment),
-            None => self.lose_pair(key, value, &format!("{text:?} cannot be read")),
+            None => {
+                let text = ini::unquoted(value);
+                self.lose_pair(key, value, &format!("{text:?} cannot be read"));
+            }
         }
     }
 

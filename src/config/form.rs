@@ -79,49 +79,24 @@ impl<T: 'static> Form<T> {
         self
     }
 
-    /// Makes the value optional. `default` returns the value that is shown without one.
-    pub(super) fn or_shown(self, default: impl Fn() -> Value + 'static) -> Form<Option<T>> {
-        let Self { read, show, .. } = self;
-        Form {
-            kind: self.kind,
-            read: Box::new(move |value| read(value).map(Some)),
-            show: Box::new(move |value| value.as_ref().map_or_else(|| Some(default()), &show)),
-            place: Box::new(|_| None),
-        }
-    }
-
-    /// Accepts an empty text, which stands for no value.
-    pub(super) fn unless_empty(self) -> Form<Option<T>> {
+    /// Accepts a word that stands for no value. An empty word is not shown.
+    pub(super) fn or_none(self, word: &'static str) -> Form<Option<T>> {
         let Self {
             kind,
             read,
             show,
             place,
         } = self;
+        let shown = (!word.is_empty()).then(|| Value::from(word));
         Form {
             kind,
             read: Box::new(move |value| match value.as_str() {
-                Some("") => Ok(None),
+                Some(text) if text == word => Ok(None),
                 _ => read(value).map(Some),
             }),
-            show: Box::new(move |value| value.as_ref().and_then(&show)),
+            show: Box::new(move |value| value.as_ref().map_or_else(|| shown.clone(), &show)),
             place: Box::new(move |value| value.as_ref().and_then(&place)),
         }
-    }
-}
-
-impl<T: 'static> Form<Vec<T>> {
-    /// Refuses an empty list.
-    pub(super) fn with_at_least(mut self, expected: &'static str) -> Self {
-        let read = self.read;
-        self.read = Box::new(move |value| {
-            let items = read(value)?;
-            if items.is_empty() {
-                return refused(format!("is empty; expected {expected}"));
-            }
-            Ok(items)
-        });
-        self
     }
 }
 
@@ -146,9 +121,10 @@ pub(super) fn any_text() -> Form<String> {
 
 /// One of several words.
 pub(super) fn word_of<T: Display + Copy + 'static>(
-    words: &'static [T],
+    words: impl IntoIterator<Item = T>,
     expected: &'static str,
 ) -> Form<T> {
+    let words: Vec<T> = words.into_iter().collect();
     let find = move |text: &str| {
         let found = words.iter().find(|word| word.to_string() == text);
         found
@@ -183,12 +159,19 @@ pub(super) fn secret_file() -> Form<SecretFile> {
 
 /// `true` or `false`.
 pub(super) fn switch() -> Form<bool> {
-    let read = |value: &DeValue<'_>| {
-        value
-            .as_bool()
-            .ok_or_else(|| wrong_type(value, "true or false, without quotes"))
-    };
-    Form::new(Kind::Switch, read, |on| Value::Boolean(*on))
+    Form::new(Kind::Switch, read_switch, |on| Value::Boolean(*on))
+}
+
+/// `true` or `false`, shown as `default` without a value.
+pub(super) fn switch_or(default: bool) -> Form<Option<bool>> {
+    let read = |value: &DeValue<'_>| read_switch(value).map(Some);
+    let show = move |on: &Option<bool>| Value::Boolean(on.unwrap_or(default));
+    Form::new(Kind::Switch, read, show)
+}
+
+fn read_switch(value: &DeValue<'_>) -> Reading<bool> {
+    let on = value.as_bool();
+    on.ok_or_else(|| wrong_type(value, "true or false, without quotes"))
 }
 
 /// A whole number within a range.

@@ -69,11 +69,8 @@ impl KeySource {
         }
         visitor.key(SECRET_KEY, &mut inline, passphrase());
         visitor.key("encryption_passphrase_file", &mut file, form::secret_file());
-        visitor.key(
-            "encryption_passphrase_command",
-            &mut command,
-            passphrase_command(),
-        );
+        let line = passphrase_command();
+        visitor.key("encryption_passphrase_command", &mut command, line);
         visitor.key("encryption_recipients", &mut recipients, recipient_list());
         visitor.key("signing_key_file", &mut signing_key, form::secret_file());
         let passphrase = inline
@@ -132,6 +129,9 @@ fn passphrase_command() -> Form<CommandLine> {
 fn recipient_list() -> Form<Vec<Recipient>> {
     let read = |value: &DeValue<'_>| {
         let items = form::read_text_or_list(value)?;
+        if items.is_empty() {
+            return form::refused("is empty; expected at least one age recipient");
+        }
         let is_secret = |item: &String| item.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-");
         if items.iter().any(is_secret) {
             let hint = "the public half is the `# public key:` line of the identity file; keep the identity elsewhere";
@@ -141,10 +141,9 @@ fn recipient_list() -> Form<Vec<Recipient>> {
         let expected = "an age recipient, age1... of 62 characters";
         form::parse_items(value, &items, expected, str::parse::<Recipient>)
     };
-    let form = Form::new(Kind::TextOrList, read, |recipients| {
+    Form::new(Kind::TextOrList, read, |recipients| {
         form::show_items(recipients, Recipient::to_string)
-    });
-    form.with_at_least("at least one age recipient")
+    })
 }
 
 /// Checks that the keys are complete and do not contradict each other.

@@ -123,7 +123,7 @@ pub(super) fn declare_main(config: &mut Config, visitor: &mut impl KeyVisitor) {
     config.rclone.declare(visitor);
     config.pace.declare(visitor);
     config.snapshots.declare(visitor);
-    let name = form::text(store_name, DatasetName::to_string).unless_empty();
+    let name = form::text(store_name, DatasetName::to_string).or_none("");
     visitor.with_default("store_as", &mut config.datasets.store_as, name);
     config.hooks.declare(visitor);
     let lock_file = form::path().naming(|file: &PathBuf| {
@@ -142,8 +142,7 @@ impl DatasetSelection {
     /// Declares the keys except `store_as`, which `config show` prints further below.
     fn declare(&mut self, visitor: &mut impl KeyVisitor) {
         let expected = "a dataset name: pool/path of letters, digits, space and -_.: without @ and a leading slash";
-        let names = form::text_or_list(expected, str::parse, DatasetName::to_string)
-            .with_at_least("at least one dataset");
+        let names = form::text_or_list(expected, str::parse, DatasetName::to_string);
         visitor.with_default("zfs_fs", &mut self.names, names);
         visitor.with_default("recursive", &mut self.recursive, form::switch());
         let glob = |text: &str| Glob::new(text).map(|glob| glob.glob().to_owned());
@@ -157,6 +156,8 @@ pub(super) fn check_datasets(file: &Document<'_>, datasets: &DatasetSelection) {
     if !file.has("main.zfs_fs") {
         let expected = "the dataset to back up, or a list of them";
         file.missing("main.zfs_fs", expected, "zfs_fs = \"tank/photos\"");
+    } else if datasets.names.is_empty() && !file.has_refused("main.zfs_fs") {
+        file.refuse("main.zfs_fs", "is empty; expected at least one dataset");
     }
     for (index, name) in datasets.names.iter().enumerate() {
         if datasets.names[..index].contains(name) {
@@ -368,7 +369,7 @@ fn hook() -> Form<Option<CommandLine>> {
     let form = Form::new(Kind::Text, read, |command| Value::from(command.to_string()));
     let program =
         |command: &CommandLine| Some(Place::File(command.program().into(), Demand::Unchangeable));
-    form.naming(program).unless_empty()
+    form.naming(program).or_none("")
 }
 
 impl Pace {

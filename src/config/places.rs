@@ -7,48 +7,46 @@ use super::form::{Form, Place};
 use super::paths::Environment;
 use super::problem::{Notice, Problem};
 use super::sequence::SequenceStep;
-use super::trust::{self, Demand, FileError};
+use super::trust::{self, FileError};
 use std::path::PathBuf;
-
-/// The key of the intermediate directory, as problems name it.
-const INTERMEDIATE_BASEDIR: &str = "main.intermediate_basedir";
 
 impl Config {
     /// Returns the named files that do not exist, for `config check`. Credentials of systemd are
     /// not checked outside a service.
     pub fn missing_files(&self, env: &Environment) -> Vec<Notice> {
-        let places = self.named_places().into_iter();
-        places
-            .filter_map(|(key, place)| {
-                let (path, demand) = place.file(env)?;
-                let error = trust::open_trusted(&path, demand, env.uid).err()?;
-                error.is_not_found().then(|| Notice {
-                    text: format!("{key} names {}, which does not exist", path.display()),
-                    key,
-                })
-            })
-            .collect()
+        let mut missing = Vec::new();
+        for (key, place) in self.named_places() {
+            if let Some((path, Err(error))) = place.judge(env)
+                && error.is_not_found()
+            {
+                let text = format!("{key} names {}, which does not exist", path.display());
+                missing.push(Notice { key, text });
+            }
+        }
+        missing
     }
 
     /// Returns the files and folders that users other than root and the running user could change.
     pub(super) fn distrusted_places(&self, env: &Environment) -> Vec<Problem> {
-        let places = self.named_places().into_iter();
-        let mut problems: Vec<Problem> = places
-            .filter_map(|(key, place)| {
-                let (what, error) = place.distrusted(env)?;
-                let hint = if key == INTERMEDIATE_BASEDIR {
-                    error.hint_for_backups()
-                } else {
-                    error.hint()
-                };
-                Some(Problem {
-                    line: self.line_of(&key),
-                    key: Some(key),
-                    message: format!("names {what} that cannot be trusted: {error}"),
-                    hint,
-                })
-            })
-            .collect();
+        let mut problems = Vec::new();
+        for (key, place) in self.named_places() {
+            let Some((path, Err(error @ FileError::Distrusted { .. }))) = place.judge(env) else {
+                continue;
+            };
+            let what = match place {
+                Place::Folder(..) => format!("the folder {}", path.display()),
+                Place::File(..) | Place::Secret(_) => "a file".to_owned(),
+            };
+            problems.push(Problem {
+                line: self.line_of(&key),
+                message: format!("names {what} that cannot be trusted: {error}"),
+                hint: match &*key {
+                    "main.intermediate_basedir" => error.hint_for_backups(),
+                    _ => error.hint(),
+                },
+                key: Some(key),
+            });
+        }
         problems.sort_by_key(|problem| problem.line);
         problems
     }
@@ -71,29 +69,17 @@ impl Config {
 }
 
 impl Place {
-    /// Returns the path of a file, and its demand.
-    fn file(&self, env: &Environment) -> Option<(PathBuf, Demand)> {
-        match self {
-            Self::File(path, demand) => Some((path.clone(), *demand)),
-            Self::Secret(file) => Some((file.locate(env).ok()?, file.demand())),
-            Self::Folder(..) => None,
-        }
-    }
-
-    /// Judges the place. Returns its name for a message and the reason if it is not trusted.
-    fn distrusted(&self, env: &Environment) -> Option<(String, FileError)> {
-        let (what, judged) = if let Self::Folder(path, rule) = self {
-            (
-                format!("the folder {}", path.display()),
-                trust::judge_place(path, *rule, env.uid),
-            )
-        } else {
-            let (path, demand) = self.file(env)?;
-            let opened = trust::open_trusted(&path, demand, env.uid);
-            ("a file".to_owned(), opened.map(drop))
+    /// Judges the place. Returns `None` for a credential outside a service, whose path is not known.
+    fn judge(&self, env: &Environment) -> Option<(PathBuf, Result<(), FileError>)> {
+        let (path, demand) = match self {
+            Self::Folder(path, rule) => {
+                return Some((path.clone(), trust::judge_place(path, *rule, env.uid)));
+            }
+            Self::File(path, demand) => (path.clone(), *demand),
+            Self::Secret(file) => (file.locate(env).ok()?, file.demand()),
         };
-        let error = judged.err()?;
-        matches!(error, FileError::Distrusted { .. }).then_some((what, error))
+        let opened = trust::open_trusted(&path, demand, env.uid);
+        Some((path, opened.map(drop)))
     }
 }
 

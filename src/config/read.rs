@@ -89,7 +89,7 @@ fn check_rules(file: &Document<'_>, config: &Config) {
 /// Reports unknown keys of a section.
 fn check_key_names(document: &Document<'_>, section: &SectionSpec) {
     for name in document.key_names(section.name) {
-        if section.has_key(name) {
+        if section.kind(name).is_some() {
             continue;
         }
         let near = schema::nearest(name, section.key_names());

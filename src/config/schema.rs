@@ -23,9 +23,10 @@ impl SectionSpec {
         self.keys.iter().map(|(name, _)| *name)
     }
 
-    /// Whether the section has a key with this name.
-    pub(super) fn has_key(&self, name: &str) -> bool {
-        self.key_names().any(|key| key == name)
+    /// Returns the kind of a key, if the section has it.
+    pub(super) fn kind(&self, name: &str) -> Option<Kind> {
+        let (_, kind) = self.keys.iter().find(|(key, _)| *key == name)?;
+        Some(*kind)
     }
 }
 
@@ -64,7 +65,7 @@ impl KeyVisitor for Names {
 /// Whether a key, named with its section, is declared.
 pub(super) fn is_declared(key: &str) -> bool {
     let (section, name) = key.split_once('.').unwrap_or_default();
-    section_spec(section).is_some_and(|section| section.has_key(name))
+    section_spec(section).is_some_and(|section| section.kind(name).is_some())
 }
 
 /// Returns the section with this name.
@@ -74,7 +75,9 @@ pub(super) fn section_spec(name: &str) -> Option<&'static SectionSpec> {
 
 /// Returns the hint for a key outside its section: the sections that have a key with this name.
 pub(super) fn belongs_in(key: &str) -> Option<String> {
-    let sections = SECTIONS.iter().filter(|section| section.has_key(key));
+    let sections = SECTIONS
+        .iter()
+        .filter(|section| section.kind(key).is_some());
     let names: Vec<_> = sections.map(|section| section.name).collect();
     (!names.is_empty()).then(|| format!("it belongs in [{}]", names.join("] or [")))
 }

@@ -92,39 +92,25 @@ fn read_step(file: &Document<'_>, key: &str, name: &str) -> Option<SequenceStep>
 
 /// Returns the steps of a configuration without `[backup-sequence]`.
 pub(super) fn default_steps(config: &Config) -> Vec<SequenceStep> {
-    let backup = if config.remote.is_some() {
-        "stream-to-remote"
+    let mut lines = vec!["lock", "snapshot"];
+    if config.remote.is_some() {
+        lines.extend(["stream-to-remote", "verify-checksums"]);
     } else {
-        "export-intermediate"
-    };
-    let verify = if config.remote.is_some() {
-        "verify-checksums"
-    } else {
-        "verify-checksums --intermediate"
-    };
-    let lines = [
-        (true, "lock"),
-        (true, "snapshot"),
-        (true, backup),
-        (true, verify),
-        (
-            !config.lifecycle_intermediate.keeps_everything(),
-            "prune-intermediate -y",
-        ),
-        (
-            !config.lifecycle_remote.keeps_everything(),
-            "prune-remote -y",
-        ),
-        (config.snapshots.oldest_days.is_some(), "prune-snapshots -y"),
-        (true, "unlock"),
-    ];
-    let wanted = lines
-        .into_iter()
-        .filter(|(wanted, _)| *wanted)
-        .map(|(_, line)| line);
-    wanted
-        .zip(1..)
-        .filter_map(|(line, number)| SequenceStep::new(&format!("step{number:02}"), line))
+        lines.extend(["export-intermediate", "verify-checksums --intermediate"]);
+    }
+    if !config.lifecycle_intermediate.keeps_everything() {
+        lines.push("prune-intermediate -y");
+    }
+    if !config.lifecycle_remote.keeps_everything() {
+        lines.push("prune-remote -y");
+    }
+    if config.snapshots.oldest_days.is_some() {
+        lines.push("prune-snapshots -y");
+    }
+    lines.push("unlock");
+    (1..)
+        .zip(lines)
+        .filter_map(|(number, line)| SequenceStep::new(&format!("step{number:02}"), line))
         .collect()
 }
 

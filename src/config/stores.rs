@@ -12,7 +12,6 @@ use super::trust::FolderRule;
 use super::units::{InvalidValue, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 use std::path::PathBuf;
-use toml::Value;
 
 /// The smallest part. S3 refuses smaller parts (except the last); B2's minimum of 5,000,000 bytes
 /// is lower.
@@ -122,24 +121,20 @@ const B2_KEYS: [&str; 2] = ["application_key_id_file", "application_key_file"];
 
 impl S3Section {
     pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
-        visitor.key(
-            "endpoint",
-            &mut self.endpoint,
-            form::text(endpoint, String::clone),
-        );
-        visitor.key(
-            "region",
-            &mut self.region,
-            word("a region such as eu-central-1"),
-        );
+        let url = form::text(endpoint, String::clone);
+        visitor.key("endpoint", &mut self.endpoint, url);
+        let region = word("a region such as eu-central-1");
+        visitor.key("region", &mut self.region, region);
         visitor.key("profile", &mut self.profile, word("the name of a profile"));
         declare_credential_files(S3_KEYS, &mut self.credential_files, visitor);
         let class = form::text(storage_class, String::clone);
         visitor.key("storage_class", &mut self.storage_class, class);
-        let default_style = self.endpoint.is_some();
-        let style = form::switch().or_shown(move || Value::Boolean(default_style));
+        let style = form::switch_or(self.endpoint.is_some());
         visitor.with_default("path_style", &mut self.path_style, style);
-        visitor.with_default("checksum", &mut self.checksum, checksum());
+        let expected = "one of auto, crc64nvme, sha256, crc32c, md5";
+        // `auto` stands for the strongest checksum that the store keeps.
+        let checksum = form::word_of(S3Checksum::ALL, expected).or_none("auto");
+        visitor.with_default("checksum", &mut self.checksum, checksum);
         self.parts.declare(visitor);
         declare_lock(&mut self.lock, visitor);
     }
@@ -194,7 +189,7 @@ fn declare_lock(lock: &mut Option<ObjectLock>, visitor: &mut impl KeyVisitor) {
     let mut days = lock.map(|lock| lock.days);
     let mut mode = lock.map(|lock| lock.mode);
     visitor.key("object_lock_days", &mut days, form::number(0..=36_500));
-    let modes = &[LockMode::Governance, LockMode::Compliance];
+    let modes = [LockMode::Governance, LockMode::Compliance];
     let form = form::word_of(modes, "governance or compliance");
     visitor.key("object_lock_mode", &mut mode, form);
     *lock = days.filter(|days| *days > 0).map(|days| ObjectLock {
@@ -322,23 +317,5 @@ fn storage_class(text: &str) -> Result<String, InvalidValue> {
         invalid
     } else {
         invalid.hint(format!("write \"{}\"", text.to_ascii_uppercase()))
-    })
-}
-
-/// A checksum, or `auto` for the strongest checksum that the store keeps.
-fn checksum() -> Form<Option<S3Checksum>> {
-    let parse = |text: &str| {
-        if text == "auto" {
-            return Ok(None);
-        }
-        let mut all = S3Checksum::ALL.into_iter();
-        let found = all.find(|checksum| checksum.to_string() == text);
-        let expected = "one of auto, crc64nvme, sha256, crc32c, md5";
-        found
-            .map(Some)
-            .ok_or_else(|| InvalidValue::new(text, expected))
-    };
-    form::text(parse, |checksum| {
-        checksum.map_or_else(|| "auto".to_owned(), |checksum| checksum.to_string())
     })
 }

@@ -234,7 +234,7 @@ fn rclone_keys_without_rclone() {
     let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"--transfers=2\"]";
     assert_snapshot!(screen(&with(main, "")), @r"
     zb.toml:5: main.rclone_conf is only for a remote of the form rclone:REMOTE:PATH
-      hint: the credentials of a native remote stand in [s3] or [b2]
+      hint: the credentials of a native remote belong in [s3] or [b2]
     zb.toml:6: main.rclone_bwlimit is only for a remote of the form rclone:REMOTE:PATH
       hint: the native key is `bwlimit`
     zb.toml:7: main.rclone_args is only for a remote of the form rclone:REMOTE:PATH
@@ -247,9 +247,9 @@ fn arguments_that_rclone_may_not_have() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"rclone:gdrive:zb\"\n\
         rclone_args = [\"--fast-list\", \"--include=*.age\", \"-v\", \"--b2-key=K005secret\"]\n";
     assert_snapshot!(screen(text), @r"
-    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 2, --include could hide objects, and what seems to be missing may be made again or deleted
-    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 3, it is neither `--name` nor `--name=value`, which each argument must be
-    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 4, --b2-key may be a secret, and every user of this host can read it: put it into rclone.conf
+    zb.toml:5: main.rclone_args cannot be passed to rclone: argument 2: --include could hide objects, and what seems to be missing may be made again or deleted
+    zb.toml:5: main.rclone_args cannot be passed to rclone: argument 3: it is neither `--name` nor `--name=value`, which each argument must be
+    zb.toml:5: main.rclone_args cannot be passed to rclone: argument 4: --b2-key may be a secret, and every user of this host can read it: put it into rclone.conf
     ");
 }
 
@@ -343,7 +343,7 @@ fn relative_paths_and_programs() {
       expected: an absolute path without `..`
     zb.toml:8: main.on_failure is "mail -s failed root"
       expected: the absolute path of a program, and its arguments
-      hint: `command -v mail` says where it is
+      hint: `command -v mail` prints the path
     zb.toml:9: main.pre_snapshot is "/bin/sh -c 'x"
       expected: a command line whose quotes are closed, split as a shell would
     zb.toml:10: main.hook_timeout is "10"
@@ -382,7 +382,7 @@ fn limits_of_pace() {
       expected: bytes per second such as 20M, or times with limits such as "08:00,512K 19:00,20M"
     zb.toml:6: main.window is "23-07"
       expected: two different times of day such as "23:00-07:00"
-    zb.toml:7: main.max_runtime is 0s
+    zb.toml:7: main.max_runtime is "0s"
       expected: at least 1s
     zb.toml:8: main.resume_days is 0
       expected: a whole number from 1 to 3650, without quotes
