@@ -120,9 +120,12 @@ impl Config {
     pub fn load(file: &Path, env: &Environment) -> Result<Self, ConfigError> {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
         let read = trust::read_trusted(&file, Demand::Unchangeable, env.uid, CONFIG_BYTES_MAX);
-        let (bytes, facts) = read.map_err(|error| match error.is_not_found() {
-            true => ConfigError::Missing { file: file.clone() },
-            false => ConfigError::File(error),
+        let (bytes, facts) = read.map_err(|error| {
+            if error.is_not_found() {
+                ConfigError::Missing { file: file.clone() }
+            } else {
+                ConfigError::File(error)
+            }
         })?;
         let not_text = |_| invalid(&file, vec![Problem::new("is not UTF-8 text")]);
         let text = std::str::from_utf8(&bytes).map_err(not_text)?;

@@ -260,7 +260,7 @@ impl Work<'_> {
                 self.line("bwlimit", &Value::from(limit.to_string()), None)
             }
             ("rclone_conf", _) => {
-                self.comment(&format!("rclone is not used any more: {key} = {value}"))
+                self.comment(&format!("rclone is no longer used: {key} = {value}"))
             }
             ("rclone_args", _) => {
                 self.lose_pair(key, value, "the native keys are part_size and concurrency")

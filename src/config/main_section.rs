@@ -177,7 +177,7 @@ pub(super) fn check_datasets(file: &Document<'_>, datasets: &DatasetSelection) {
 
 fn store_name(text: &str) -> Result<DatasetName, InvalidValue> {
     text.parse()
-        .map_err(|_| InvalidValue::new(text, "a name formed as a dataset name is"))
+        .map_err(|_| InvalidValue::new(text, "a name in the form of a dataset name"))
 }
 
 impl Default for SnapshotSettings {
@@ -230,8 +230,7 @@ fn snapshot_source(text: &str) -> Result<SnapshotSource, InvalidValue> {
 /// Returns the prefix, or the reason why ZFS would refuse it. The length is checked later, together
 /// with the dataset's name.
 fn snapshot_prefix(text: &str) -> Result<String, InvalidValue> {
-    let expected =
-        "letters, digits and -_.: only, at least one, because own snapshots are known by it";
+    let expected = "one or more letters, digits and -_.: because the prefix marks own snapshots";
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
     let legal = !text.is_empty() && text.bytes().all(plain);
     legal

@@ -71,7 +71,9 @@ impl Default for SendSection {
 
 impl SendSection {
     pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
-        visitor.with_default("raw", &mut self.raw, form::parsed());
+        let modes = [RawMode::Auto, RawMode::Always, RawMode::Never];
+        let mode = form::word_of(modes, "one of auto, always, never");
+        visitor.with_default("raw", &mut self.raw, mode);
         visitor.with_default("compressed", &mut self.compressed, form::switch());
         visitor.with_default("embedded", &mut self.embedded, form::switch());
         visitor.with_default("compression", &mut self.compression, form::parsed());
@@ -85,19 +87,6 @@ impl RawMode {
             Self::Auto => dataset_is_encrypted,
             Self::Always => true,
             Self::Never => false,
-        }
-    }
-}
-
-impl FromStr for RawMode {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "always" => Ok(Self::Always),
-            "never" => Ok(Self::Never),
-            _ => Err(InvalidValue::new(text, "one of auto, always, never")),
         }
     }
 }

@@ -64,7 +64,7 @@ fn quote_hint(key: &str, source: &str) -> String {
     } else {
         value
     };
-    format!("text stands in quotes: {key} = \"{shown}\"")
+    format!("text needs quotes: {key} = \"{shown}\"")
 }
 
 /// Returns the key of a line `key = value` whose value is neither quoted nor any other TOML value.
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ini_is_told_from_toml_with_a_slip() {
+    fn ini_is_distinguished_from_toml_with_a_typing_error() {
         for (text, ini) in [
             ("[main]\nzfs_fs = data/photos\n", true),
             ("; old\n[main]\nzfs_fs = \"data\"\n", true),
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_with_a_slip_is_named_once() {
+    fn every_line_with_a_typing_error_is_reported_once() {
         let text = "[main]\nzfs_fs = \"data\"\nsplit_size = 1G\nremote = \"file:/x\"\nstate_dir = /x # here\n";
         let problems = Document::parse(text).err().unwrap();
         let seen: Vec<_> = problems
@@ -120,8 +120,8 @@ mod tests {
         assert_eq!(
             seen,
             [
-                (Some(3), Some("text stands in quotes: split_size = \"1G\"")),
-                (Some(5), Some("text stands in quotes: state_dir = \"/x\"")),
+                (Some(3), Some("text needs quotes: split_size = \"1G\"")),
+                (Some(5), Some("text needs quotes: state_dir = \"/x\"")),
             ]
         );
     }

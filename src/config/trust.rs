@@ -71,7 +71,7 @@ pub enum Flaw {
     #[error("is writable by others (mode {:04o})", .0 & 0o7777)]
     Writable(u32),
     /// Other users could read the secret in the file.
-    #[error("has a secret in it and is readable by others (mode {:04o})", .0 & 0o7777)]
+    #[error("contains a secret and is readable by others (mode {:04o})", .0 & 0o7777)]
     Readable(u32),
 }
 
@@ -371,7 +371,7 @@ mod tests {
     const ME: u32 = 1000;
 
     #[test]
-    fn a_folder_of_backups_that_root_may_not_own_has_a_way_out() {
+    fn the_hint_for_a_folder_of_backups_covers_root_squash() {
         let error = |flaw| FileError::Distrusted {
             path: "/mnt/nas b".into(),
             flaw,
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_believed_when_only_root_and_the_user_can_change_it() {
+    fn a_file_is_trusted_when_only_root_and_the_user_can_change_it() {
         use Demand::{Credential, Secret, Unchangeable};
         for (uid, mode, demand, verdict) in [
             (ME, 0o100_644, Unchangeable, Ok(())),
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_as_good_as_its_folder_and_its_target() {
+    fn a_link_is_trusted_like_its_folder_and_its_target() {
         let folder = tempfile::tempdir().unwrap();
         let (open, closed) = (folder.path().join("open"), folder.path().join("closed"));
         fs::create_dir(&open).unwrap();
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_ours_must_be_closed_and_may_be_sticky_only_where_that_is_said() {
+    fn a_folder_must_be_closed_or_may_be_sticky_according_to_its_rule() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().canonicalize().unwrap().join("state");
         fs::create_dir(&place).unwrap();
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn every_link_on_the_way_to_a_folder_is_followed_through_trusted_folders_alone() {
+    fn every_link_in_the_path_of_a_folder_must_be_in_a_trusted_folder() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         let (open, closed) = (root.join("open"), root.join("closed"));
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_oversized_files_are_told_apart() {
+    fn missing_and_oversized_files_are_different_errors() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         let missing = read_trusted(&file, Demand::Unchangeable, uid(), 64).unwrap_err();

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_is_nearly_right_gets_its_right_form() {
+    fn an_almost_valid_size_is_refused_with_its_valid_form() {
         for (text, hint) in [
             ("1GB", Some("write \"1G\"")),
             ("64MiB", Some("write \"64M\"")),
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_is_no_month() {
+    fn m_is_a_minute_in_a_time_limit() {
         let seconds = |text: &str| {
             text.parse()
                 .ok()

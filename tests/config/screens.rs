@@ -55,10 +55,10 @@ fn ini_is_recognised() {
 }
 
 #[test]
-fn toml_with_a_slip_is_not_taken_for_ini() {
+fn toml_with_a_typing_error_is_not_mistaken_for_ini() {
     assert_snapshot!(screen(&with("split_size = 1G\nstate_dir = \"/x", "")), @r#"
     zb.toml:5: this is not TOML: string values must be quoted, expected literal string
-      hint: text stands in quotes: split_size = "1G"
+      hint: text needs quotes: split_size = "1G"
     zb.toml:6: this is not TOML: invalid basic string, expected `"`
     "#);
 }
@@ -82,6 +82,16 @@ fn keys_outside_sections_and_unknown_sections() {
     zb.toml:9: [backup_sequence] is not a known section
       hint: did you mean `[backup-sequence]`?
     zb.toml:10: [foo] is not a known section
+    ");
+}
+
+#[test]
+fn names_with_dots_are_reported_with_their_lines() {
+    let text = format!("\"a.b\" = 1\n{}", with("\"c.d\" = 1", "[\"e.f\"]"));
+    assert_snapshot!(screen(&text), @r"
+    zb.toml:1: a.b is not a known key, and is outside all sections
+    zb.toml:6: main.c.d is not a known key
+    zb.toml:7: [e.f] is not a known section
     ");
 }
 
@@ -190,7 +200,7 @@ fn recipients_need_a_signing_key() {
 }
 
 #[test]
-fn keys_that_are_no_keys() {
+fn invalid_encryption_keys() {
     let text = "[main]\nzfs_fs = \"tank\"\nremote = \"file:/x\"\n\
         encryption_recipients = [\"age1short\", \"ssh-ed25519 AAAA\"]\nsigning_key_file = \"key\"\nverify_keys = \"RWx\"\n";
     assert_snapshot!(screen(text), @r#"
@@ -243,7 +253,7 @@ fn rclone_keys_without_rclone() {
 }
 
 #[test]
-fn arguments_that_rclone_may_not_have() {
+fn forbidden_arguments_for_rclone() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"rclone:gdrive:zb\"\n\
         rclone_args = [\"--fast-list\", \"--include=*.age\", \"-v\", \"--b2-key=K005secret\"]\n";
     assert_snapshot!(screen(text), @r"
@@ -277,7 +287,7 @@ fn remotes_in_other_forms() {
 }
 
 #[test]
-fn credentials_by_halves() {
+fn incomplete_credentials() {
     let rest = "[s3]\nprofile = \"x\"\naccess_key_id_file = \"/id\"\nendpoint = \"s3.example.org\"\nchecksum = \"crc32\"\nstorage_class = \"glacier\"";
     assert_snapshot!(screen(&with("", rest)), @r#"
     zb.toml:6: s3.secret_access_key_file is missing
@@ -357,9 +367,9 @@ fn names_that_zfs_would_refuse() {
         "snapshot_prefix = \"a/b@\"\nstore_as = \"x@y\"\nexclude = [\"[\"]\nuse_snapshots = \"{\"";
     assert_snapshot!(screen(&with(main, "")), @r#"
     zb.toml:5: main.snapshot_prefix is "a/b@"
-      expected: letters, digits and -_.: only, at least one, because own snapshots are known by it
+      expected: one or more letters, digits and -_.: because the prefix marks own snapshots
     zb.toml:6: main.store_as is "x@y"
-      expected: a name formed as a dataset name is
+      expected: a name in the form of a dataset name
     zb.toml:7: main.exclude has "["
       expected: glob patterns such as "tank/scratch/*"
     zb.toml:7: main.exclude has no effect without recursive = true
@@ -422,7 +432,7 @@ fn retention_in_the_wrong_place_or_form() {
 }
 
 #[test]
-fn steps_that_are_no_steps() {
+fn invalid_steps() {
     let rest = "[backup-sequence]\nstep1 = \"lock\"\nstep01 = \"snapshot\"\nstep2 = \"\"\nlast = \"unlock\"\n\
         step3 = \"upload-intermediate-to-remove\"\nremote = \"x\"";
     assert_snapshot!(screen(&with("", rest)), @r#"
@@ -465,7 +475,7 @@ fn a_limit_of_speed_is_not_for_folders() {
 }
 
 #[test]
-fn what_has_no_effect_is_named() {
+fn sections_without_effect_are_named() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"b2:bucket\"\n\
         [s3]\nregion = \"x\"\n[lifecycle-intermediate]\nkeep-last-chains = 1\n";
     assert_snapshot!(notices(text), @r"
@@ -563,7 +573,7 @@ fn advice_says_what_a_configuration_costs() {
             .unwrap()
             .to_owned()
     };
-    assert_snapshot!(b2("split_size = \"7M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one request (against accidents; a restore checks BLAKE3 too)");
+    assert_snapshot!(b2("split_size = \"7M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which is uploaded in one request (against accidents; a restore checks BLAKE3 too)");
     assert_snapshot!(b2(""), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size. For a SHA-1 of B2's own write split_size = "7M", or part_size = "1029M" (memory grows with it)"#);
-    assert_snapshot!(b2("[b2]\npart_size = \"100M\"\nspool_dir = \"/s\"\n"), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2. For a SHA-1 of B2's own write split_size = "99M", or part_size = "1029M" (memory grows with it)"#);
+    assert_snapshot!(b2("[b2]\npart_size = \"100M\"\nspool_dir = \"/s\"\n"), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size; the SHA-1 of the whole is computed in spool_dir and stored with the file, and B2 does not check it. For a SHA-1 of B2's own write split_size = "99M", or part_size = "1029M" (memory grows with it)"#);
 }

@@ -90,12 +90,12 @@ pub(super) fn native_remote(value: &str, rclone_conf: Option<&str>) -> NativeRem
     };
     let Some(conf) = rclone_conf else {
         return rclone(format!(
-            "rclone.conf could not be read: `remote` stays rclone's {name}"
+            "rclone.conf could not be read: `remote` still uses rclone's {name}"
         ));
     };
     let Some(pairs) = ini::section(conf, name) else {
         return rclone(format!(
-            "rclone.conf has no [{name}] that can be read: `remote` stays rclone's"
+            "rclone.conf has no [{name}] that can be read: `remote` still uses rclone"
         ));
     };
     let path = path.trim_matches('/');
@@ -104,7 +104,7 @@ pub(super) fn native_remote(value: &str, rclone_conf: Option<&str>) -> NativeRem
         Some("s3") => S3,
         kind => {
             return rclone(format!(
-                "a remote of type {} stays rclone's",
+                "`remote` still uses rclone: no native store has the type {}",
                 kind.unwrap_or("unknown")
             ));
         }
@@ -112,7 +112,7 @@ pub(super) fn native_remote(value: &str, rclone_conf: Option<&str>) -> NativeRem
     let native = convert(&store, name, path, &pairs);
     match native.remote.parse::<Remote>() {
         Ok(_) => native,
-        Err(error) => rclone(format!("{error}: `remote` stays rclone's")),
+        Err(error) => rclone(format!("{error}: `remote` still uses rclone")),
     }
 }
 
