@@ -16,7 +16,8 @@ pub(super) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
             source,
         })
     };
-    let (text, env) = (read(file)?, Environment::current());
+    let text = read(file)?;
+    let env = Environment::current();
     let conf = rclone_conf_of(&text).or_else(|| default_rclone_conf(&env));
     let conf_text = conf.as_deref().map(read).and_then(|text| {
         // The rclone.conf may exist only on the host that the configuration is for. The conversion
@@ -25,14 +26,12 @@ pub(super) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
             .ok()
     });
     let converted = convert_ini(&text, conf_text.as_deref());
-    converted
-        .lost
-        .iter()
-        .for_each(|lost| output.always(&format!("not carried over: {lost}")));
-    converted
-        .advice
-        .iter()
-        .for_each(|advice| output.always(advice));
+    for lost in &converted.lost {
+        output.always(&format!("not carried over: {lost}"));
+    }
+    for advice in &converted.advice {
+        output.always(advice);
+    }
     // Parse the generated TOML at once, so that a mistake shows now and not in the nightly run.
     if let Err(error) = Config::parse(&converted.toml, Path::new("(converted)"), &env) {
         output.always("the result needs an edit before it can be used:");

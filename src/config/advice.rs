@@ -12,9 +12,9 @@ use crate::store::{LockMode, ObjectLock, S3Checksum};
 /// with zstd. The pieces of a restore fit into this allowance and the parts of a backup together.
 pub const PEAK_FIXED: Size = Size::mebibytes(48);
 /// Part buffers in addition to those in flight: one being filled and one being sealed.
-const PARTS_BESIDE: u64 = 2;
+const PART_BUFFERS_EXTRA: u64 = 2;
 /// Requests of a multipart upload in addition to its parts: one begins it and one completes it.
-const REQUESTS_BESIDE: u64 = 2;
+const REQUESTS_EXTRA: u64 = 2;
 const TEBIBYTE: u64 = 1 << 40;
 /// The length below which a passphrase can be brute-forced by anyone who copies the keyring from
 /// the bucket.
@@ -35,7 +35,6 @@ impl Config {
     /// Returns the costs and properties of this configuration. [`Config::notices`] returns the
     /// notices.
     pub fn check_advice(&self) -> Vec<Advice> {
-        let advice = |subject, text| Advice { subject, text };
         let lines = [
             ("memory", Some(self.memory_advice())),
             ("requests", self.request_advice()),
@@ -50,7 +49,7 @@ impl Config {
         ];
         lines
             .into_iter()
-            .filter_map(|(subject, text)| Some(advice(subject, text?)))
+            .filter_map(|(subject, text)| text.map(|text| Advice { subject, text }))
             .collect()
     }
 
@@ -58,7 +57,7 @@ impl Config {
     /// size of the data.
     pub fn peak_bytes(&self) -> u64 {
         let parts = self.parts();
-        parts.part_size.bytes() * (u64::from(parts.concurrency) + PARTS_BESIDE)
+        parts.part_size.bytes() * (u64::from(parts.concurrency) + PART_BUFFERS_EXTRA)
             + PEAK_FIXED.bytes()
             + self.send.compression.peak_bytes()
     }
@@ -71,7 +70,7 @@ impl Config {
             more => format!(" + {more} for {}", self.send.compression),
         };
         format!(
-            "at most {peak}: parts of {} x ({} in flight + {PARTS_BESIDE}) + {PEAK_FIXED}{compression}",
+            "at most {peak}: parts of {} x ({} in flight + {PART_BUFFERS_EXTRA}) + {PEAK_FIXED}{compression}",
             parts.part_size, parts.concurrency
         )
     }
@@ -82,7 +81,7 @@ impl Config {
         }
         let parts = sealed_bytes_max(self.split_size).div_ceil(self.parts().part_size.bytes());
         let chunks = TEBIBYTE.div_ceil(self.split_size.bytes());
-        let requests = chunks.saturating_mul(parts + REQUESTS_BESIDE);
+        let requests = chunks.saturating_mul(parts + REQUESTS_EXTRA);
         Some(format!(
             "1T of stream is {chunks} chunks and about {requests} upload requests, {parts} parts a chunk"
         ))
@@ -93,7 +92,7 @@ impl Config {
             Remote::S3 { .. } => match self.s3.checksum {
                 None => {
                     "verify-checksums compares the strongest checksum that the store keeps (crc64nvme, sha256, crc32c \
-                     or md5): it is found out by trying, by doctor and by the first command that writes"
+                     or md5); doctor, or the first command that writes, tests which it is"
                 }
                 Some(S3Checksum::Crc64nvme) => {
                     "verify-checksums compares a CRC64NVME that the store computed over each whole chunk"
@@ -124,10 +123,11 @@ impl Config {
     /// Returns the advice for B2. A chunk of at most one part is uploaded in one request, and only
     /// then B2 keeps a SHA-1 of its own.
     fn b2_evidence(&self) -> String {
-        let (split, part) = (self.split_size, self.b2.parts.part_size);
+        let split = self.split_size;
+        let part = self.b2.parts.part_size;
         if sealed_bytes_max(split) <= part.bytes() {
-            return "verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one \
-                    request (against accidents; a restore checks BLAKE3 too)"
+            return "verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which is uploaded in \
+                    one request (against accidents; a restore checks BLAKE3 too)"
                 .to_owned();
         }
         let fits = (1..=part.bytes() >> 20)
@@ -138,7 +138,7 @@ impl Config {
         let enough = Size::mebibytes((sealed_bytes_max(split) >> 20) + 1);
         let declared = match &self.b2.spool_dir {
             Some(_) => {
-                "; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2"
+                "; the SHA-1 of the whole is computed in spool_dir and stored with the file, and B2 does not check it"
             }
             None => "",
         };
@@ -227,13 +227,10 @@ impl Config {
             LockMode::Governance => "nobody without a special permission",
             LockMode::Compliance => "nobody, you included,",
         };
-        let covers = match covers_chains {
-            true => {
-                "the days cover the longest chain that full_every allows, so a store that cannot extend locks is sufficient"
-            }
-            false => {
-                "each commit extends the locks of its chain; a store that cannot do that will be refused"
-            }
+        let covers = if covers_chains {
+            "the days cover the longest chain that full_every allows, so a store that cannot extend locks is sufficient"
+        } else {
+            "each commit extends the locks of its chain; a store that cannot do that will be refused"
         };
         Some(format!(
             "{who} can delete what is stored for {days} days, and prune-remote waits for it; {covers}"

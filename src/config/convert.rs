@@ -8,6 +8,7 @@
 mod ini;
 mod rclone;
 
+use super::form::Kind;
 use super::schema::{self, SECRET_KEY};
 use super::sequence::KNOWN_TYPO;
 use super::units::Size;
@@ -30,12 +31,8 @@ pub struct Converted {
 /// Returns the rclone.conf that an INI configuration names, which the caller reads before
 /// [`convert_ini`].
 pub fn rclone_conf_of(text: &str) -> Option<PathBuf> {
-    let main = ini::section(text, "main")?;
-    let (_, value) = main
-        .into_iter()
-        .find(|(key, _)| plain(key, '_') == "rclone_conf")?;
-    Some(PathBuf::from(ini::unquoted(ini::without_comment(value).0)))
-        .filter(|path| !path.as_os_str().is_empty())
+    let path = main_value(text, "rclone_conf")?;
+    (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
 /// Converts a configuration. `rclone_conf` is the text of the rclone.conf that it uses, if it could
@@ -45,7 +42,7 @@ pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
         rclone_conf,
         ..Work::default()
     };
-    work.native = remote_of(text)
+    work.native = main_value(text, "remote")
         .is_some_and(|value| rclone::native_remote(value, rclone_conf).section.is_some());
     for line in ini::lines(text) {
         match line {
@@ -65,11 +62,10 @@ pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
     work.out
 }
 
-fn remote_of(text: &str) -> Option<&str> {
-    let main = ini::section(text, "main")?;
-    let (_, value) = main
-        .into_iter()
-        .find(|(key, _)| plain(key, '_') == "remote")?;
+/// Returns the value of a key of `[main]`.
+fn main_value<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+    let mut main = ini::section(text, "main")?.into_iter();
+    let (_, value) = main.find(|(name, _)| plain(name, '_') == key)?;
     Some(ini::unquoted(ini::without_comment(value).0))
 }
 
@@ -106,42 +102,23 @@ fn list(value: &str) -> Vec<String> {
         .collect()
 }
 
-/// The form in which a value is written.
-enum Kind {
-    Text,
-    Truth,
-    Number,
-    Size,
-    /// A text, or a list when there are commas.
-    TextOrList,
-    List,
-    /// A list of words, split as a shell would.
-    Words,
-}
-
-fn kind_of(section: &str, key: &str) -> Kind {
-    match (section, key) {
-        (_, "zfs_fs") => Kind::TextOrList,
-        (
-            _,
-            "exclude" | "encryption_recipients" | "verify_keys" | "keep-full-with-age-closest-to",
-        ) => Kind::List,
-        (_, "rclone_args") => Kind::Words,
-        (_, "recursive" | "intermediate_checksum" | "path_style" | "compressed" | "embedded") => {
-            Kind::Truth
-        }
-        (_, "split_size" | "part_size" | "auto_full_max") => Kind::Size,
-        (
-            _,
-            "oldest_snapshot_days"
-            | "resume_days"
-            | "concurrency"
-            | "object_lock_days"
-            | "max_incrementals",
-        ) => Kind::Number,
-        ("lifecycle-intermediate" | "lifecycle-remote", "keep-within") => Kind::Text,
-        ("lifecycle-intermediate" | "lifecycle-remote", _) => Kind::Number,
-        _ => Kind::Text,
+/// Converts a value to TOML. Returns `None` if it is not of the kind.
+fn toml_value(kind: Kind, value: &str) -> Option<Value> {
+    let text = ini::unquoted(value);
+    match kind {
+        Kind::Text => Some(Value::from(text)),
+        Kind::Switch => truth(text).map(Value::from),
+        Kind::Number => text
+            .parse::<u32>()
+            .ok()
+            .map(|number| Value::from(i64::from(number))),
+        Kind::Size => size(text).map(Value::from),
+        Kind::List => Some(Value::from(list(value))),
+        Kind::Words => shell_words::split(value).ok().map(Value::from),
+        Kind::TextOrList => match list(value).as_slice() {
+            [one] => Some(Value::from(one.as_str())),
+            several => Some(Value::from(several.to_vec())),
+        },
     }
 }
 
@@ -189,10 +166,7 @@ impl Work<'_> {
 
     fn section(&mut self, name: &str) {
         self.section = plain(name, '-');
-        if schema::SECTIONS
-            .iter()
-            .any(|section| section.name == self.section)
-        {
+        if schema::section_spec(&self.section).is_some() {
             self.out.toml.push_str(&format!("[{}]\n", self.section));
         } else {
             self.lose(
@@ -212,16 +186,15 @@ impl Work<'_> {
         if key == "keep-last-chain" {
             key.push('s');
         }
-        let section = self.section.clone();
-        let Some(spec) = schema::SECTIONS.iter().find(|spec| spec.name == section) else {
+        let Some(spec) = schema::section_spec(&self.section) else {
             return self.lose_pair(given, value, "its section is not known");
         };
-        if section == "backup-sequence" {
+        if spec.keys.is_empty() {
             return self.step(given, value);
         }
-        if !spec.keys.contains(&key.as_str()) {
+        let Some(kind) = spec.kind(&key) else {
             return self.lose_pair(given, value, "there is no such key");
-        }
+        };
         // A passphrase may contain a comment mark, so no comment is split off.
         let (value, comment) = if key == SECRET_KEY {
             (value, None)
@@ -233,7 +206,7 @@ impl Work<'_> {
             "rclone_conf" | "rclone_bwlimit" | "rclone_args" if self.native => {
                 self.rclone_key(&key, value)
             }
-            _ => self.known(&section, &key, value, comment),
+            _ => self.known(&key, kind, value, comment),
         }
     }
 
@@ -246,26 +219,13 @@ impl Work<'_> {
         self.lose(&format!("{key} = {shown}"), &format!("{key}: {why}"));
     }
 
-    fn known(&mut self, section: &str, key: &str, value: &str, comment: Option<&str>) {
-        let text = ini::unquoted(value);
-        let converted = match kind_of(section, key) {
-            Kind::Text => Some(Value::from(text)),
-            Kind::Truth => truth(text).map(Value::from),
-            Kind::Number => text
-                .parse::<u32>()
-                .ok()
-                .map(|number| Value::from(i64::from(number))),
-            Kind::Size => size(text).map(Value::from),
-            Kind::List => Some(Value::from(list(value))),
-            Kind::Words => shell_words::split(value).ok().map(Value::from),
-            Kind::TextOrList => match list(value).as_slice() {
-                [one] => Some(Value::from(one.as_str())),
-                several => Some(Value::from(several.to_vec())),
-            },
-        };
-        match converted {
+    fn known(&mut self, key: &str, kind: Kind, value: &str, comment: Option<&str>) {
+        match toml_value(kind, value) {
             Some(value) => self.line(key, &value, comment),
-            None => self.lose_pair(key, value, &format!("{text:?} cannot be read")),
+            None => {
+                let text = ini::unquoted(value);
+                self.lose_pair(key, value, &format!("{text:?} cannot be read"));
+            }
         }
     }
 
@@ -300,7 +260,7 @@ impl Work<'_> {
                 self.line("bwlimit", &Value::from(limit.to_string()), None)
             }
             ("rclone_conf", _) => {
-                self.comment(&format!("rclone is not used any more: {key} = {value}"))
+                self.comment(&format!("rclone is no longer used: {key} = {value}"))
             }
             ("rclone_args", _) => {
                 self.lose_pair(key, value, "the native keys are part_size and concurrency")

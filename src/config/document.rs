@@ -1,40 +1,147 @@
-//! The file as TOML with the position of every value: [`Document`]. This file does not know the
-//! meaning of keys.
-//!
-//! Values are read one by one and not with serde's derive, which stops at the first error: a user
-//! who converts a configuration wants to see all errors at once.
+//! The file as TOML with the line of every key, and the problems and notices found in it:
+//! [`Document`]. Keys are named with their section: `main.remote`.
 
-use super::problem::Problem;
-use super::schema::SECRET_KEY;
+use super::form::Form;
+use super::problem::{Notice, Problem};
+use super::schema::{self, SECRET_KEY};
+use super::syntax;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 /// A parsed file.
 pub(super) struct Document<'i> {
     /// The sections.
     pub(super) root: DeTable<'i>,
     text: &'i str,
+    problems: RefCell<Vec<Problem>>,
+    notices: RefCell<Vec<Notice>>,
 }
 
 impl<'i> Document<'i> {
     /// Parses the text, or returns all problems with its form.
     pub(super) fn parse(text: &'i str) -> Result<Self, Vec<Problem>> {
         let (root, errors) = DeTable::parse_recoverable(text);
-        if errors.is_empty() {
-            return Ok(Self {
-                root: root.into_inner(),
-                text,
-            });
+        if !errors.is_empty() {
+            return Err(syntax::problems(text, &errors));
         }
-        if looks_like_ini(text) {
-            return Err(vec![ini_problem()]);
+        Ok(Self {
+            root: root.into_inner(),
+            text,
+            problems: RefCell::default(),
+            notices: RefCell::default(),
+        })
+    }
+
+    /// Returns all problems, sorted by their lines, those without a line last, and the notices.
+    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Notice>) {
+        let mut problems = self.problems.into_inner();
+        problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        (problems, self.notices.into_inner())
+    }
+
+    /// Returns every key with its line.
+    pub(super) fn key_lines(&self) -> BTreeMap<String, usize> {
+        let mut lines = BTreeMap::new();
+        for (section, value) in &self.root {
+            for key in value
+                .get_ref()
+                .as_table()
+                .into_iter()
+                .flat_map(DeTable::keys)
+            {
+                let dotted = format!("{}.{}", section.get_ref(), key.get_ref());
+                lines.insert(dotted, self.line(&key.span()));
+            }
         }
-        Err(syntax_problems(text, &errors))
+        lines
     }
 
     /// Returns the line, from 1, where a span begins.
-    pub(super) fn line(&self, span: &Range<usize>) -> usize {
-        line_of(self.text, span.start)
+    fn line(&self, span: &Range<usize>) -> usize {
+        syntax::line_of(self.text, span.start)
+    }
+
+    fn section(&self, name: &str) -> Option<&DeTable<'i>> {
+        self.root.get(name)?.get_ref().as_table()
+    }
+
+    /// Whether the file has the section.
+    pub(super) fn has_section(&self, name: &str) -> bool {
+        self.section(name).is_some()
+    }
+
+    /// Returns the names of all keys of a section in the file, known or not.
+    pub(super) fn key_names(&self, section: &str) -> impl Iterator<Item = &str> {
+        let keys = self.section(section).into_iter().flat_map(DeTable::keys);
+        keys.map(|name| name.get_ref().as_ref())
+    }
+
+    fn value(&self, key: &str) -> Option<&DeValue<'i>> {
+        let (section, name) = key.split_once('.')?;
+        Some(self.section(section)?.get(name)?.get_ref())
+    }
+
+    /// Whether the file has the key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        debug_assert!(schema::is_declared(key), "{key} is not declared");
+        self.value(key).is_some()
+    }
+
+    /// Whether the file has the key with the value `true`.
+    pub(super) fn is_true(&self, key: &str) -> bool {
+        self.value(key).and_then(DeValue::as_bool) == Some(true)
+    }
+
+    /// Reads a key. Records the problems of an invalid value, and returns `None` for it.
+    pub(super) fn read<T: 'static>(&self, key: &str, form: &Form<T>) -> Option<T> {
+        match form.read(self.value(key)?) {
+            Ok(value) => Some(value),
+            Err(problems) => {
+                for problem in problems {
+                    self.refuse(key, problem);
+                }
+                None
+            }
+        }
+    }
+
+    /// Records a problem of a key, of a section (`[main]`), or of a name outside all sections. The
+    /// line of a missing key is that of its section.
+    pub(super) fn refuse(&self, key: &str, problem: impl Into<Problem>) {
+        let whole = self.root.get_key_value(key.trim_matches(['[', ']']));
+        let found = whole.or_else(|| {
+            let (section, name) = key.split_once('.')?;
+            let entry = self.section(section)?.get_key_value(name);
+            entry.or_else(|| self.root.get_key_value(section))
+        });
+        self.problems.borrow_mut().push(Problem {
+            line: found.map(|(name, _)| self.line(&name.span())),
+            key: Some(key.to_owned()),
+            ..problem.into()
+        });
+    }
+
+    /// Records that a key is missing.
+    pub(super) fn missing(&self, key: &str, expected: &str, hint: &str) {
+        let problem = Problem::new(format!("is missing; expected {expected}"));
+        self.refuse(key, problem.hint(hint));
+    }
+
+    /// Whether a problem of this key was recorded, or of any key that begins so.
+    pub(super) fn has_refused(&self, key: &str) -> bool {
+        let problems = self.problems.borrow();
+        let mut keys = problems.iter().filter_map(|problem| problem.key.as_deref());
+        keys.any(|refused| refused.starts_with(key))
+    }
+
+    /// Records a notice about a key or section. The text is a whole sentence.
+    pub(super) fn notice(&self, key: &str, text: impl Into<String>) {
+        self.notices.borrow_mut().push(Notice {
+            key: key.to_owned(),
+            text: text.into(),
+        });
     }
 }
 
@@ -54,109 +161,9 @@ pub fn without_secrets(text: &str) -> Option<String> {
     Some(kept)
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes()
-        .take(offset)
-        .filter(|byte| *byte == b'\n')
-        .count()
-        + 1
-}
-
-fn ini_problem() -> Problem {
-    Problem {
-        line: None,
-        key: None,
-        message: "this looks like the INI form of older tools, not like TOML".to_owned(),
-        hint: Some("run `zfs-backup config convert FILE`, which writes it as TOML".to_owned()),
-    }
-}
-
-/// Returns one problem per line, because the parser's later errors about a line follow from the
-/// first.
-fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = errors
-        .iter()
-        .map(|error| {
-            let line = error.span().map(|span| line_of(text, span.start));
-            let source = line
-                .and_then(|line| text.lines().nth(line - 1))
-                .unwrap_or_default();
-            Problem {
-                line,
-                key: None,
-                message: format!("this is not TOML: {}", error.message()),
-                hint: syntax_hint(error.message(), source),
-            }
-        })
-        .collect();
-    problems.sort_by_key(|problem| problem.line);
-    problems.dedup_by_key(|problem| problem.line);
-    problems
-}
-
-fn syntax_hint(message: &str, source: &str) -> Option<String> {
-    if message.starts_with("duplicate key") {
-        let name = source.split('=').next().unwrap_or_default().trim();
-        return Some(format!("`{name}` is set twice: keep one of them"));
-    }
-    unquoted(source).map(|key| quote_hint(key, source))
-}
-
-fn quote_hint(key: &str, source: &str) -> String {
-    let value = source
-        .split_once('=')
-        .map(|(_, value)| value.trim())
-        .unwrap_or_default();
-    let value = value.split(" #").next().unwrap_or_default().trim_end();
-    let secret = key == SECRET_KEY || key.contains("pass") || key.contains("secret");
-    let shown = if secret || value.contains(['"', '\\']) {
-        "..."
-    } else {
-        value
-    };
-    format!("text stands in quotes: {key} = \"{shown}\"")
-}
-
-/// Returns the key of a line `key = value` whose value is neither quoted nor any other TOML value.
-fn unquoted(line: &str) -> Option<&str> {
-    let (key, value) = line.trim().split_once('=')?;
-    let value = value.trim();
-    let bare = value.split([' ', '#']).next().unwrap_or_default();
-    let toml_start = value.starts_with(['"', '\'', '[', '{']);
-    let number =
-        bare.parse::<f64>().is_ok() || matches!(bare, "true" | "false") || bare.starts_with("0x");
-    (!key.trim_start().starts_with(['#', ';']) && !toml_start && !number).then_some(key.trim())
-}
-
-/// Whether the text is INI: a comment begins with `;`, or more values are unquoted than quoted.
-fn looks_like_ini(text: &str) -> bool {
-    let lines = || text.lines().map(str::trim);
-    let quoted = |line: &&str| {
-        line.split_once('=')
-            .is_some_and(|(_, value)| value.trim().starts_with(['"', '\'']))
-    };
-    let bare_count = lines().filter(|line| unquoted(line).is_some()).count();
-    lines().any(|line| line.starts_with(';')) || bare_count > lines().filter(quoted).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ini_is_told_from_toml_with_a_slip() {
-        for (text, ini) in [
-            ("[main]\nzfs_fs = data/photos\n", true),
-            ("; old\n[main]\nzfs_fs = \"data\"\n", true),
-            ("[main]\nzfs_fs=data\nsplit_size=1G\nremote=\"x\"\n", true),
-            ("[main]\nzfs_fs = \"data\"\nsplit_size = 1G\n", false),
-            ("[main]\nzfs_fs = \"data\nsplit_size = \"1G\"\n", false),
-            ("[main\nzfs_fs = \"data\"\n", false),
-        ] {
-            assert_eq!(looks_like_ini(text), ini, "{text:?}");
-            assert!(Document::parse(text).is_err(), "{text:?}");
-        }
-    }
 
     #[test]
     fn the_secret_is_left_out_and_nothing_else() {
@@ -174,29 +181,5 @@ mod tests {
             assert_eq!(without_secrets(text).as_deref(), Some(kept));
         }
         assert_eq!(without_secrets("encryption_passphrase = hunter2"), None);
-    }
-
-    #[test]
-    fn every_line_with_a_slip_is_named_once() {
-        let text = "[main]\nzfs_fs = \"data\"\nsplit_size = 1G\nremote = \"file:/x\"\nstate_dir = /x # here\n";
-        let problems = Document::parse(text).err().unwrap();
-        let seen: Vec<_> = problems
-            .iter()
-            .map(|problem| (problem.line, problem.hint.as_deref()))
-            .collect();
-        assert_eq!(
-            seen,
-            [
-                (Some(3), Some("text stands in quotes: split_size = \"1G\"")),
-                (Some(5), Some("text stands in quotes: state_dir = \"/x\"")),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_passphrase_without_quotes_is_not_repeated() {
-        let text = "[main]\nzfs_fs = \"data\"\nencryption_passphrase = hunter2\n";
-        let problems = Document::parse(text).err().unwrap();
-        assert!(!format!("{problems:?}").contains("hunter2"), "{problems:?}");
     }
 }

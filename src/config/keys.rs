@@ -1,9 +1,17 @@
 //! The keys of this host: a passphrase, or recipients with a signing key.
 
+use super::declaration::KeyVisitor;
+use super::document::Document;
+use super::form::{self, Form, Kind, Place};
+use super::problem::Problem;
+use super::schema::SECRET_KEY;
 use super::secret::{CommandLine, Passphrase, Secret, SecretFile};
-use super::section::Section;
+use super::trust::Demand;
 use age::x25519::Recipient;
 use minisign::PublicKey;
+use std::path::PathBuf;
+use toml::Value;
+use toml::de::DeValue;
 
 /// The source of this host's keys.
 #[derive(Debug, Clone)]
@@ -21,148 +29,168 @@ pub enum KeySource {
 }
 
 const WAYS: [&str; 4] = [
-    "encryption_passphrase",
-    "encryption_passphrase_file",
-    "encryption_passphrase_command",
-    "encryption_recipients",
+    "main.encryption_passphrase",
+    "main.encryption_passphrase_file",
+    "main.encryption_passphrase_command",
+    RECIPIENTS,
 ];
+const RECIPIENTS: &str = "main.encryption_recipients";
 
-/// Reads the key source. All keys are read, including contradicting ones, so that all of them are
-/// checked.
-pub(super) fn read_key_source(main: &Section<'_>) -> Option<KeySource> {
-    let inline = main.text("encryption_passphrase");
-    if inline
-        .as_deref()
-        .is_some_and(|text| text.is_empty() || text.contains(['\n', '\r', '\0']))
-    {
-        main.refuse(
-            "encryption_passphrase",
-            "cannot be typed; expected one line of text, not empty",
-            None,
-        );
+impl KeySource {
+    /// Returns the source of a configuration that was not read yet: no recipient, so that nothing
+    /// can be sealed.
+    pub(super) fn unread() -> Self {
+        Self::Recipients {
+            recipients: Vec::new(),
+            signing_key_file: SecretFile::Path(PathBuf::new()),
+        }
     }
-    let file = main.parsed::<SecretFile>("encryption_passphrase_file");
-    let command = read_command(main);
-    let recipients = read_recipients(main);
-    let signing_key_file = read_signing_key(main);
-    check_one_way(main);
-    if let Some(recipients) = recipients {
-        return signing_key_file.map(|signing_key_file| KeySource::Recipients {
-            recipients,
-            signing_key_file,
-        });
-    }
-    let passphrase = inline.map(|text| Passphrase::Inline(Secret::new(text)));
-    let passphrase = passphrase
-        .or(file.map(Passphrase::File))
-        .or(command.map(Passphrase::Command));
-    passphrase.map(KeySource::Passphrase)
-}
 
-fn check_one_way(main: &Section<'_>) {
-    let given: Vec<&str> = WAYS.into_iter().filter(|key| main.has(key)).collect();
-    match given.as_slice() {
-        [] => main.missing(
-            "encryption_passphrase_file",
-            "a way to encrypt: encryption_passphrase (or _file, or _command), or encryption_recipients",
-            Some("nothing is ever stored unencrypted".to_owned()),
-        ),
-        [_] => {}
-        [first, others @ ..] => {
-            for other in others {
-                let message = format!("conflicts with main.{first}; expected only one of them");
-                main.refuse(other, message, Some(two_ways_hint(other)));
+    /// Declares the keys. All of them are read, including contradicting ones, so that all of them
+    /// are checked.
+    pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let mut inline = None;
+        let mut file = None;
+        let mut command = None;
+        let mut recipients = None;
+        let mut signing_key = None;
+        match self.clone() {
+            Self::Passphrase(Passphrase::Inline(secret)) => inline = Some(secret),
+            Self::Passphrase(Passphrase::File(path)) => file = Some(path),
+            Self::Passphrase(Passphrase::Command(line)) => command = Some(line),
+            Self::Recipients {
+                recipients: keys,
+                signing_key_file,
+            } if !keys.is_empty() => {
+                recipients = Some(keys);
+                signing_key = Some(signing_key_file);
             }
+            Self::Recipients { .. } => {}
+        }
+        visitor.key(SECRET_KEY, &mut inline, passphrase());
+        visitor.key("encryption_passphrase_file", &mut file, form::secret_file());
+        let line = passphrase_command();
+        visitor.key("encryption_passphrase_command", &mut command, line);
+        visitor.key("encryption_recipients", &mut recipients, recipient_list());
+        visitor.key("signing_key_file", &mut signing_key, form::secret_file());
+        let passphrase = inline
+            .map(Passphrase::Inline)
+            .or(file.map(Passphrase::File))
+            .or(command.map(Passphrase::Command));
+        if let (Some(recipients), Some(signing_key_file)) = (recipients, signing_key) {
+            *self = Self::Recipients {
+                recipients,
+                signing_key_file,
+            };
+        } else if let Some(passphrase) = passphrase {
+            *self = Self::Passphrase(passphrase);
         }
     }
 }
 
-fn two_ways_hint(key: &str) -> String {
-    if key == "encryption_recipients" {
-        "keep the passphrase on hosts that restore, the recipients on hosts that only back up"
-            .to_owned()
-    } else {
-        format!("remove `{key}` or the other one")
-    }
+/// Declares the verifying keys for manifests, in addition to the keyring's.
+pub(super) fn declare_verify_keys(keys: &mut Vec<PublicKey>, visitor: &mut impl KeyVisitor) {
+    let expected = "a minisign public key, 56 characters that begin with RW";
+    let form = form::text_or_list(expected, PublicKey::from_base64, PublicKey::to_base64);
+    visitor.list("verify_keys", keys, form);
 }
 
-/// Reads the command: a text, split as a shell would, or a list of words.
-fn read_command(main: &Section<'_>) -> Option<CommandLine> {
-    let key = "encryption_passphrase_command";
-    let words = main.text_or_list(key)?;
-    let command = match words.as_slice() {
-        [line] => line.parse(),
-        _ => CommandLine::from_words(words),
+/// The passphrase itself. No message repeats the value.
+fn passphrase() -> Form<Secret> {
+    let read = |value: &DeValue<'_>| {
+        let text = form::read_text(value)?;
+        if text.is_empty() || text.contains(['\n', '\r', '\0']) {
+            return form::refused("cannot be typed; expected one line of text, not empty");
+        }
+        Ok(Secret::new(text))
     };
-    command
-        .map_err(|invalid| {
-            main.refuse(
-                key,
-                format!("is {:?}; expected {}", invalid.value, invalid.expected),
-                None,
-            )
-        })
-        .ok()
+    Form::new(Kind::Text, read, |secret| Value::from(secret.to_string()))
 }
 
-fn read_recipients(main: &Section<'_>) -> Option<Vec<Recipient>> {
-    let key = "encryption_recipients";
-    let items = main.text_or_list(key)?;
-    if items.is_empty() {
-        main.refuse(key, "is empty; expected at least one age recipient", None);
-        return None;
-    }
-    if items
-        .iter()
-        .any(|item| item.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-"))
-    {
-        let hint = "the public half is the `# public key:` line of the identity file; keep the identity elsewhere";
-        main.refuse(
-            key,
-            "has a secret identity; expected its public half, age1...",
-            Some(hint.to_owned()),
-        );
-        return None;
-    }
-    main.parse_items(
-        key,
-        &items,
-        "an age recipient, age1... of 62 characters",
-        str::parse::<Recipient>,
-    )
+/// A command: a text, split as a shell would, or a list of words.
+fn passphrase_command() -> Form<CommandLine> {
+    let read = |value: &DeValue<'_>| {
+        let words = form::read_text_or_list(value)?;
+        Ok(match words.as_slice() {
+            [line] => line.parse(),
+            _ => CommandLine::from_words(words),
+        }?)
+    };
+    let form = Form::new(Kind::Text, read, |command| Value::from(command.to_string()));
+    // A program without a path is searched for in the user's own PATH.
+    form.naming(|command: &CommandLine| {
+        let program = PathBuf::from(command.program());
+        program
+            .is_absolute()
+            .then_some(Place::File(program, Demand::Unchangeable))
+    })
 }
 
-fn read_signing_key(main: &Section<'_>) -> Option<SecretFile> {
-    let key = "signing_key_file";
-    let file = main.parsed::<SecretFile>(key);
-    match (main.has("encryption_recipients"), main.has(key)) {
-        (true, false) => main.missing(
-            key,
+fn recipient_list() -> Form<Vec<Recipient>> {
+    let read = |value: &DeValue<'_>| {
+        let items = form::read_text_or_list(value)?;
+        if items.is_empty() {
+            return form::refused("is empty; expected at least one age recipient");
+        }
+        let is_secret = |item: &String| item.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-");
+        if items.iter().any(is_secret) {
+            let hint = "the public half is the `# public key:` line of the identity file; keep the identity elsewhere";
+            let problem = "has a secret identity; expected its public half, age1...";
+            return Err(vec![Problem::new(problem).hint(hint)]);
+        }
+        let expected = "an age recipient, age1... of 62 characters";
+        form::parse_items(value, &items, expected, str::parse::<Recipient>)
+    };
+    Form::new(Kind::TextOrList, read, |recipients| {
+        form::show_items(recipients, Recipient::to_string)
+    })
+}
+
+/// Checks that the keys are complete and do not contradict each other.
+pub(super) fn check_keys(file: &Document<'_>) {
+    match (file.has(RECIPIENTS), file.has("main.signing_key_file")) {
+        (true, false) => file.missing(
+            "main.signing_key_file",
             "the file of a minisign secret key, because with encryption_recipients no keyring has one",
-            Some("`minisign -G -W` makes a key pair without a password".to_owned()),
+            "`minisign -G -W` makes a key pair without a password",
         ),
-        (false, true) => main.refuse(
-            key,
-            "stands without encryption_recipients; with a passphrase the keyring has the signing key",
-            Some(format!("remove `{key}`")),
-        ),
+        (false, true) => {
+            let problem = "needs encryption_recipients; with a passphrase the keyring has the signing key";
+            let problem = Problem::new(problem).hint("remove `signing_key_file`");
+            file.refuse("main.signing_key_file", problem);
+        }
         _ => {}
     }
-    file
-}
-
-/// Reads the verifying keys for manifests, in addition to the keyring's.
-pub(super) fn read_verify_keys(main: &Section<'_>) -> Vec<PublicKey> {
-    let key = "verify_keys";
-    if main.has("encryption_recipients") && !main.has(key) {
-        main.missing(
-            key,
+    check_one_way(file);
+    if file.has(RECIPIENTS) && !file.has("main.verify_keys") {
+        file.missing(
+            "main.verify_keys",
             "the public half of the signing key, because without it nothing that is stored can be checked",
-            Some("it is the last line of the .pub file that minisign wrote".to_owned()),
+            "it is the last line of the .pub file that minisign wrote",
         );
     }
-    let items = main.text_or_list(key).unwrap_or_default();
-    let expected = "a minisign public key, 56 characters that begin with RW";
-    main.parse_items(key, &items, expected, PublicKey::from_base64)
-        .unwrap_or_default()
+}
+
+fn check_one_way(file: &Document<'_>) {
+    let mut given = WAYS.into_iter().filter(|key| file.has(key));
+    let Some(first) = given.next() else {
+        return file.missing(
+            "main.encryption_passphrase_file",
+            "a way to encrypt: encryption_passphrase (or _file, or _command), or encryption_recipients",
+            "nothing is ever stored unencrypted",
+        );
+    };
+    for other in given {
+        let hint = if other == RECIPIENTS {
+            "keep the passphrase on hosts that restore, the recipients on hosts that only back up"
+                .to_owned()
+        } else {
+            format!(
+                "remove `{}` or the other one",
+                other.trim_start_matches("main.")
+            )
+        };
+        let message = format!("conflicts with {first}; expected only one of them");
+        file.refuse(other, Problem::new(message).hint(hint));
+    }
 }

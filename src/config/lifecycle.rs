@@ -1,7 +1,10 @@
 //! Lifecycle settings: when fulls are made (`[backup-lifecycle]`), and which backups are kept (the
 //! two retention sections).
 
-use super::section::Section;
+use super::declaration::KeyVisitor;
+use super::document::Document;
+use super::form;
+use super::problem::Problem;
 use super::units::{Age, InvalidValue, Size};
 use std::fmt;
 use std::str::FromStr;
@@ -36,18 +39,14 @@ impl Default for BackupLifecycle {
 }
 
 impl BackupLifecycle {
-    pub(super) fn read(section: &Section<'_>) -> Self {
-        let default = Self::default();
-        Self {
-            full_when_incrementals_exceed: section
-                .parsed("full_when_incrementals_exceed")
-                .unwrap_or(default.full_when_incrementals_exceed),
-            full_every: section.parsed("full_every"),
-            max_incrementals: section.number("max_incrementals", 0..=100_000),
-            auto_full_max: section
-                .size("auto_full_max", Size(0)..=Size(u64::MAX))
-                .unwrap_or(default.auto_full_max),
-        }
+    pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let share = &mut self.full_when_incrementals_exceed;
+        visitor.with_default("full_when_incrementals_exceed", share, form::parsed());
+        visitor.key("full_every", &mut self.full_every, form::parsed());
+        let count = form::number(0..=COUNT_MAX);
+        visitor.key("max_incrementals", &mut self.max_incrementals, count);
+        let size = form::size(Size(0)..=Size(u64::MAX));
+        visitor.with_default("auto_full_max", &mut self.auto_full_max, size);
     }
 }
 
@@ -111,6 +110,7 @@ pub(super) enum RulesFor {
 
 /// The largest count. Higher counts are typing errors.
 const COUNT_MAX: u32 = 100_000;
+const LAST_INCREMENTALS: &str = "keep-last-incremental-only";
 
 impl RetentionRules {
     /// Whether there is no rule, so that everything is kept.
@@ -133,61 +133,46 @@ impl RetentionRules {
             && self.within.is_none()
     }
 
-    pub(super) fn read(section: &Section<'_>, rules_for: RulesFor) -> Self {
-        let count = |key| section.number(key, 0..=COUNT_MAX);
-        let ages = section.list("keep-full-with-age-closest-to");
-        let full_ages = ages.and_then(|ages| {
-            let expected = "ages such as \"1w\", \"6m\", \"1y\" (m = 30 days, y = 365 days)";
-            section.parse_items(
-                "keep-full-with-age-closest-to",
-                &ages,
-                expected,
-                str::parse::<Age>,
-            )
-        });
-        let rules = Self {
-            last_chains: count("keep-last-chains"),
-            last_fulls: count("keep-last-full-only"),
-            last_incrementals: count("keep-last-incremental-only"),
-            full_ages: full_ages.unwrap_or_default(),
-            within: section.parsed("keep-within"),
-            daily: count("keep-daily"),
-            weekly: count("keep-weekly"),
-            monthly: count("keep-monthly"),
-            yearly: count("keep-yearly"),
-        };
-        rules.check(section, rules_for);
-        rules
+    pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let count = || form::number(0..=COUNT_MAX);
+        visitor.key("keep-last-chains", &mut self.last_chains, count());
+        visitor.key("keep-last-full-only", &mut self.last_fulls, count());
+        visitor.key(LAST_INCREMENTALS, &mut self.last_incrementals, count());
+        let expected = "ages such as \"1w\", \"6m\", \"1y\" (m = 30 days, y = 365 days)";
+        let ages = form::list(expected, str::parse, Age::to_string);
+        visitor.list("keep-full-with-age-closest-to", &mut self.full_ages, ages);
+        visitor.key("keep-within", &mut self.within, form::parsed());
+        visitor.key("keep-daily", &mut self.daily, count());
+        visitor.key("keep-weekly", &mut self.weekly, count());
+        visitor.key("keep-monthly", &mut self.monthly, count());
+        visitor.key("keep-yearly", &mut self.yearly, count());
     }
 
-    fn check(&self, section: &Section<'_>, rules_for: RulesFor) {
-        let key = "keep-last-incremental-only";
-        if section.has(key) && rules_for != RulesFor::IntermediateWithRemote {
-            let why = match rules_for {
-                RulesFor::Remote => {
-                    "an incremental in the remote is worth nothing without what it depends on"
-                }
-                _ => {
-                    "without a remote the intermediate directory has the only copy of what incrementals depend on"
-                }
-            };
-            let message = format!("is only for an intermediate directory with a remote: {why}");
-            section.refuse(
-                key,
-                message,
-                Some("use keep-last-chains, or keep-within".to_owned()),
-            );
+    /// Checks the rules of a section.
+    pub(super) fn check(&self, file: &Document<'_>, section: &str, rules_for: RulesFor) {
+        let key = format!("{section}.{LAST_INCREMENTALS}");
+        let reason = match rules_for {
+            RulesFor::IntermediateWithRemote => None,
+            RulesFor::Remote => {
+                Some("an incremental in the remote is worth nothing without what it depends on")
+            }
+            RulesFor::IntermediateAlone => Some(
+                "without a remote the intermediate directory has the only copy of what incrementals depend on",
+            ),
+        };
+        if let Some(reason) = reason.filter(|_| file.has(&key)) {
+            let message = format!("is only for an intermediate directory with a remote: {reason}");
+            let problem = Problem::new(message).hint("use keep-last-chains, or keep-within");
+            file.refuse(&key, problem);
         }
-        if section.is_present()
-            && !section.key_names().is_empty()
-            && !section.has_problems()
+        if file.key_names(section).next().is_some()
+            && !file.has_refused(&format!("{section}."))
             && self.keeps_nothing()
         {
+            let problem =
+                Problem::new("has rules that keep nothing; expected at least one that keeps");
             let hint = "to keep everything remove the section; to keep the newest chain write keep-last-chains = 1";
-            section.refuse_section(
-                "has rules that keep nothing; expected at least one that keeps",
-                Some(hint.into()),
-            );
+            file.refuse(&format!("[{section}]"), problem.hint(hint));
         }
     }
 }

@@ -1,17 +1,24 @@
-//! `[main]` except the keys: datasets, snapshots, stores, hooks.
+//! `[main]` except the encryption keys: datasets, snapshots, stores, hooks.
 
+use super::declaration::KeyVisitor;
+use super::document::Document;
+use super::form::{self, Form, Kind, Place, Reading};
+use super::problem::Problem;
 use super::remote::Remote;
 use super::schedule::{BandwidthSchedule, Window};
 use super::secret::CommandLine;
-use super::section::Section;
-use super::stores::absolute_path;
+use super::trust::{Demand, FolderRule};
 use super::units::{InvalidValue, Size, TimeLimit};
+use super::{Config, keys};
 use crate::model::DatasetName;
 use crate::store::rclone::check_arguments;
+use globset::Glob;
 use std::path::{Path, PathBuf};
+use toml::Value;
+use toml::de::DeValue;
 
 /// The datasets to back up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatasetSelection {
     /// `zfs_fs`, in the order of the file; never empty, no name twice.
     pub names: Vec<DatasetName>,
@@ -101,123 +108,129 @@ const SPLIT_SIZE_MIN: Size = Size(64 << 10);
 const SPLIT_SIZE_STEP: u64 = 4096;
 /// The largest object that S3 stores accept.
 const SPLIT_SIZE_MAX: Size = Size(5 << 40);
-pub(super) const SPLIT_SIZE_DEFAULT: Size = Size(1 << 30);
-pub(super) const SNAPSHOT_PREFIX_DEFAULT: &str = "zfs-backup_";
-pub(super) const HOOK_TIMEOUT_DEFAULT: TimeLimit = TimeLimit::seconds(600);
-pub(super) const RESUME_DAYS_DEFAULT: u32 = 14;
 /// The longest suffix after the prefix: the time, and a number if the name is taken.
 const SNAPSHOT_SUFFIX_LONGEST: &str = "20261122T212604Z-9999";
 
-pub(super) fn read_datasets(main: &Section<'_>) -> Option<DatasetSelection> {
-    let names = read_dataset_names(main);
-    let exclude = main.list("exclude").unwrap_or_default();
-    main.parse_items(
-        "exclude",
-        &exclude,
-        "glob patterns such as \"tank/scratch/*\"",
-        globset::Glob::new,
-    );
-    let store_as = main
-        .parsed_unless_empty::<StoreName>("store_as")
-        .map(|name| name.0);
-    if let (Some(_), Some([_, _, ..])) = (&store_as, names.as_deref()) {
-        main.refuse(
-            "store_as",
-            "is one name; expected it only when zfs_fs names one dataset",
-            None,
-        );
-    }
-    let recursive = main.switch("recursive").unwrap_or(false);
-    if !exclude.is_empty() && !recursive && main.has("exclude") {
-        main.refuse("exclude", "has no effect without recursive = true", None);
-    }
-    Some(DatasetSelection {
-        names: names?,
-        recursive,
-        exclude,
-        store_as,
-    })
+/// Declares the keys of `[main]`.
+pub(super) fn declare_main(config: &mut Config, visitor: &mut impl KeyVisitor) {
+    config.datasets.declare(visitor);
+    config.keys.declare(visitor);
+    keys::declare_verify_keys(&mut config.verify_keys, visitor);
+    declare_intermediate(&mut config.intermediate, visitor);
+    let split_size = form::size(SPLIT_SIZE_MIN..=SPLIT_SIZE_MAX);
+    visitor.with_default("split_size", &mut config.split_size, split_size);
+    visitor.key("remote", &mut config.remote, form::parsed());
+    config.rclone.declare(visitor);
+    config.pace.declare(visitor);
+    config.snapshots.declare(visitor);
+    let name = form::text(store_name, DatasetName::to_string).or_none("");
+    visitor.with_default("store_as", &mut config.datasets.store_as, name);
+    config.hooks.declare(visitor);
+    let lock_file = form::path().naming(|file: &PathBuf| {
+        let folder = file.parent()?.to_path_buf();
+        Some(Place::Folder(folder, FolderRule::MayBeSticky))
+    });
+    visitor.with_default("lock_file", &mut config.lock_file, lock_file);
+    // The folder holds the signing key and the recipient of all backups.
+    let state_dir = form::folder(FolderRule::Closed);
+    visitor.with_default("state_dir", &mut config.state_dir, state_dir);
+    let days = form::number(1..=3650);
+    visitor.with_default("resume_days", &mut config.resume_days, days);
 }
 
-fn read_dataset_names(main: &Section<'_>) -> Option<Vec<DatasetName>> {
-    let key = "zfs_fs";
-    if !main.has(key) {
-        main.missing(
-            key,
-            "the dataset to back up, or a list of them",
-            Some("zfs_fs = \"tank/photos\"".into()),
-        );
+impl DatasetSelection {
+    /// Declares the keys except `store_as`, which `config show` prints further below.
+    fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let expected = "a dataset name: pool/path of letters, digits, space and -_.: without @ and a leading slash";
+        let names = form::text_or_list(expected, str::parse, DatasetName::to_string);
+        visitor.with_default("zfs_fs", &mut self.names, names);
+        visitor.with_default("recursive", &mut self.recursive, form::switch());
+        let glob = |text: &str| Glob::new(text).map(|glob| glob.glob().to_owned());
+        let expected = "glob patterns such as \"tank/scratch/*\"";
+        let globs = form::list(expected, glob, String::clone);
+        visitor.with_default("exclude", &mut self.exclude, globs);
     }
-    let texts = main.text_or_list(key)?;
-    if texts.is_empty() {
-        main.refuse(key, "is empty; expected at least one dataset", None);
-        return None;
+}
+
+pub(super) fn check_datasets(file: &Document<'_>, datasets: &DatasetSelection) {
+    if !file.has("main.zfs_fs") {
+        let expected = "the dataset to back up, or a list of them";
+        file.missing("main.zfs_fs", expected, "zfs_fs = \"tank/photos\"");
+    } else if datasets.names.is_empty() && !file.has_refused("main.zfs_fs") {
+        file.refuse("main.zfs_fs", "is empty; expected at least one dataset");
     }
-    let expected = "a dataset name: pool/path of letters, digits, space and -_.: without @ and a leading slash";
-    let names = main.parse_items(key, &texts, expected, str::parse::<DatasetName>)?;
-    for (index, name) in names.iter().enumerate() {
-        if names[..index].contains(name) {
-            main.refuse(
-                key,
-                format!("names \"{name}\" twice; expected each dataset once"),
-                None,
-            );
+    for (index, name) in datasets.names.iter().enumerate() {
+        if datasets.names[..index].contains(name) {
+            let message = format!("names \"{name}\" twice; expected each dataset once");
+            file.refuse("main.zfs_fs", message);
         }
     }
-    Some(names)
-}
-
-struct StoreName(DatasetName);
-
-impl std::str::FromStr for StoreName {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        text.parse()
-            .map(Self)
-            .map_err(|_| InvalidValue::new(text, "a name formed as a dataset name is"))
+    if datasets.store_as.is_some() && datasets.names.len() > 1 {
+        let message = "is one name; expected it only when zfs_fs names one dataset";
+        file.refuse("main.store_as", message);
+    }
+    let has_globs = !datasets.exclude.is_empty() || file.has_refused("main.exclude");
+    if has_globs && !datasets.recursive {
+        file.refuse("main.exclude", "has no effect without recursive = true");
     }
 }
 
-pub(super) fn read_snapshots(
-    main: &Section<'_>,
-    datasets: Option<&DatasetSelection>,
-) -> SnapshotSettings {
-    let prefix = main
-        .checked("snapshot_prefix", snapshot_prefix)
-        .unwrap_or_else(|| SNAPSHOT_PREFIX_DEFAULT.into());
-    for dataset in datasets.into_iter().flat_map(|datasets| &datasets.names) {
-        if dataset
-            .snapshot(&format!("{prefix}{SNAPSHOT_SUFFIX_LONGEST}"))
-            .is_err()
-        {
+fn store_name(text: &str) -> Result<DatasetName, InvalidValue> {
+    text.parse()
+        .map_err(|_| InvalidValue::new(text, "a name in the form of a dataset name"))
+}
+
+impl Default for SnapshotSettings {
+    fn default() -> Self {
+        Self {
+            prefix: "zfs-backup_".to_owned(),
+            source: SnapshotSource::Own,
+            oldest_days: None,
+        }
+    }
+}
+
+impl SnapshotSettings {
+    fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let days = form::number(0..=36_500);
+        visitor.key("oldest_snapshot_days", &mut self.oldest_days, days);
+        let prefix = form::text(snapshot_prefix, String::clone);
+        visitor.with_default("snapshot_prefix", &mut self.prefix, prefix);
+        let source = form::text(snapshot_source, |source| match source {
+            SnapshotSource::Own => "own".to_owned(),
+            SnapshotSource::Matching(glob) => glob.clone(),
+        });
+        visitor.with_default("use_snapshots", &mut self.source, source);
+    }
+}
+
+/// Checks that a snapshot of every dataset can have a name with the prefix.
+pub(super) fn check_snapshot_prefix(file: &Document<'_>, config: &Config) {
+    let longest = format!("{}{SNAPSHOT_SUFFIX_LONGEST}", config.snapshots.prefix);
+    for dataset in &config.datasets.names {
+        if dataset.snapshot(&longest).is_err() {
             let message =
                 format!("is too long for {dataset}; expected names of at most 255 bytes with it");
-            main.refuse("snapshot_prefix", message, None);
+            file.refuse("main.snapshot_prefix", message);
         }
     }
-    let source = main.checked("use_snapshots", |text| match text {
+}
+
+fn snapshot_source(text: &str) -> Result<SnapshotSource, InvalidValue> {
+    match text {
         "" | "own" => Ok(SnapshotSource::Own),
-        glob => match globset::Glob::new(glob) {
-            Ok(_) => Ok(SnapshotSource::Matching(glob.to_owned())),
-            Err(_) => Err(InvalidValue::new(
-                glob,
-                "\"own\", or a glob such as \"autosnap_*_daily\"",
-            )),
-        },
-    });
-    SnapshotSettings {
-        prefix,
-        source: source.unwrap_or(SnapshotSource::Own),
-        oldest_days: main.number("oldest_snapshot_days", 0..=36_500),
+        glob if Glob::new(glob).is_ok() => Ok(SnapshotSource::Matching(glob.to_owned())),
+        _ => Err(InvalidValue::new(
+            text,
+            "\"own\", or a glob such as \"autosnap_*_daily\"",
+        )),
     }
 }
 
 /// Returns the prefix, or the reason why ZFS would refuse it. The length is checked later, together
 /// with the dataset's name.
 fn snapshot_prefix(text: &str) -> Result<String, InvalidValue> {
-    let expected =
-        "letters, digits and -_.: only, at least one, because own snapshots are known by it";
+    let expected = "one or more letters, digits and -_.: because the prefix marks own snapshots";
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
     let legal = !text.is_empty() && text.bytes().all(plain);
     legal
@@ -225,184 +238,155 @@ fn snapshot_prefix(text: &str) -> Result<String, InvalidValue> {
         .ok_or_else(|| InvalidValue::new(text, expected))
 }
 
-pub(super) fn read_intermediate(main: &Section<'_>) -> Option<Intermediate> {
-    let checksum = main.switch("intermediate_checksum");
-    let basedir = main.checked("intermediate_basedir", absolute_path);
-    if checksum == Some(true) && !main.has("intermediate_basedir") {
-        main.refuse(
-            "intermediate_checksum",
-            "has no effect without intermediate_basedir",
-            None,
-        );
-    }
-    Some(Intermediate {
-        basedir: basedir?,
+fn declare_intermediate(field: &mut Option<Intermediate>, visitor: &mut impl KeyVisitor) {
+    let mut basedir = field.as_ref().map(|place| place.basedir.clone());
+    let mut checksum = field.as_ref().map(|place| place.checksum);
+    // The content of the folder decides which backups are kept.
+    let folder = form::folder(FolderRule::Closed);
+    visitor.key("intermediate_basedir", &mut basedir, folder);
+    visitor.key("intermediate_checksum", &mut checksum, form::switch());
+    *field = basedir.map(|basedir| Intermediate {
+        basedir,
         checksum: checksum.unwrap_or(false),
-    })
+    });
 }
 
-pub(super) fn read_remote(
-    main: &Section<'_>,
-    intermediate: Option<&Intermediate>,
-) -> Option<Remote> {
-    let remote = main.parsed::<Remote>("remote");
-    if !main.has("remote") && !main.has("intermediate_basedir") {
+/// Checks that there is a store, and that two stores are two places.
+pub(super) fn check_stores(file: &Document<'_>, config: &Config) {
+    let has_intermediate = file.has("main.intermediate_basedir");
+    if !has_intermediate && file.is_true("main.intermediate_checksum") {
+        let message = "has no effect without intermediate_basedir";
+        file.refuse("main.intermediate_checksum", message);
+    }
+    if !has_intermediate && !file.has("main.remote") {
         let expected = "a store: remote, or intermediate_basedir, or both";
-        main.missing(
-            "remote",
-            expected,
-            Some("remote = \"s3:bucket/prefix\"".to_owned()),
-        );
+        file.missing("main.remote", expected, "remote = \"s3:bucket/prefix\"");
     }
-    if let (Some(Remote::File { dir }), Some(intermediate)) = (&remote, intermediate)
-        && (dir.starts_with(&intermediate.basedir) || intermediate.basedir.starts_with(dir))
+    if let (Some(Remote::File { dir }), Some(Intermediate { basedir, .. })) =
+        (&config.remote, &config.intermediate)
+        && (dir.starts_with(basedir) || basedir.starts_with(dir))
     {
-        main.refuse(
-            "remote",
-            "lies in the same folder as intermediate_basedir; expected two places",
-            None,
-        );
+        let message = "lies in the same folder as intermediate_basedir; expected two places";
+        file.refuse("main.remote", message);
     }
-    remote
+}
+
+pub(super) fn check_split_size(file: &Document<'_>, split_size: Size) {
+    if !split_size.bytes().is_multiple_of(SPLIT_SIZE_STEP) {
+        file.refuse("main.split_size", "is not a multiple of 4K");
+    }
+}
+
+impl RcloneSettings {
+    fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        // The rclone.conf contains the secrets of the remote, and may name programs that rclone
+        // runs.
+        let conf =
+            form::path().naming(|path: &PathBuf| Some(Place::File(path.clone(), Demand::Secret)));
+        visitor.key("rclone_conf", &mut self.conf, conf);
+        visitor.key("rclone_bwlimit", &mut self.bwlimit, form::any_text());
+        visitor.list("rclone_args", &mut self.args, form::words());
+        let spool_dir = form::folder(FolderRule::MayBeSticky);
+        visitor.key("rclone_spool_dir", &mut self.spool_dir, spool_dir);
+    }
 }
 
 /// The keys that are only for rclone, each with its equivalent for the other remotes.
 const RCLONE_KEYS: [(&str, &str); 4] = [
     (
-        "rclone_conf",
-        "the credentials of a native remote stand in [s3] or [b2]",
+        "main.rclone_conf",
+        "the credentials of a native remote belong in [s3] or [b2]",
     ),
-    ("rclone_bwlimit", "the native key is `bwlimit`"),
+    ("main.rclone_bwlimit", "the native key is `bwlimit`"),
     (
-        "rclone_args",
+        "main.rclone_args",
         "the native keys are `part_size` and `concurrency` in [s3] or [b2]",
     ),
     (
-        "rclone_spool_dir",
+        "main.rclone_spool_dir",
         "native remotes need no spool; [b2] may have a `spool_dir`",
     ),
 ];
 
-pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> RcloneSettings {
-    let settings = RcloneSettings {
-        conf: main.checked("rclone_conf", absolute_path),
-        bwlimit: main.text("rclone_bwlimit"),
-        args: main.list("rclone_args").unwrap_or_default(),
-        spool_dir: main.checked("rclone_spool_dir", absolute_path),
-    };
-    for (n, why) in check_arguments(&settings.args) {
-        main.refuse(
-            "rclone_args",
-            format!("cannot be given to rclone: of argument {n}, {why}"),
-            None,
-        );
+pub(super) fn check_rclone(file: &Document<'_>, config: &Config) {
+    for (n, reason) in check_arguments(&config.rclone.args) {
+        let message = format!("cannot be passed to rclone: argument {n}: {reason}");
+        file.refuse("main.rclone_args", message);
     }
     // An unreadable `remote` may have been meant as one of rclone's, so these keys are then not
     // refused.
-    let other_remote = matches!(
-        remote,
-        Some(Remote::S3 { .. } | Remote::B2 { .. } | Remote::File { .. })
-    );
+    let may_be_rclone = match config.remote {
+        Some(Remote::Rclone { .. }) => true,
+        Some(_) => false,
+        None => file.has("main.remote"),
+    };
     for (key, native) in RCLONE_KEYS {
-        if main.has(key) && (other_remote || !main.has("remote")) {
-            main.refuse(
-                key,
-                "is only for a remote of the form rclone:REMOTE:PATH",
-                Some(native.to_owned()),
-            );
+        if file.has(key) && !may_be_rclone {
+            let problem = Problem::new("is only for a remote of the form rclone:REMOTE:PATH");
+            file.refuse(key, problem.hint(native));
         }
     }
-    settings
 }
 
-pub(super) fn read_hooks(main: &Section<'_>) -> Hooks {
-    let hook = |key| read_hook(main, key);
-    let hooks = Hooks {
-        pre_snapshot: hook("pre_snapshot"),
-        post_snapshot: hook("post_snapshot"),
-        on_failure: hook("on_failure"),
-        on_success: hook("on_success"),
-        timeout: main.parsed("hook_timeout").unwrap_or(HOOK_TIMEOUT_DEFAULT),
-    };
-    if hooks.timeout.duration().is_zero() {
-        main.refuse("hook_timeout", "is 0s; expected at least 1s", None);
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            pre_snapshot: None,
+            post_snapshot: None,
+            on_failure: None,
+            on_success: None,
+            timeout: TimeLimit::seconds(600),
+        }
     }
-    hooks
-}
-
-/// Reads a hook: a text, split as a shell would, or a list of words that are used unchanged.
-fn read_hook(main: &Section<'_>, key: &str) -> Option<CommandLine> {
-    if main.is_text(key) {
-        return main
-            .parsed_unless_empty::<HookCommand>(key)
-            .map(|hook| hook.0);
-    }
-    let command = CommandLine::from_words(main.list(key)?).and_then(at_a_path);
-    let refused = |invalid: InvalidValue| {
-        let message = format!("is {:?}; expected {}", invalid.value, invalid.expected);
-        main.refuse(key, message, invalid.hint);
-    };
-    command.map_err(refused).ok()
 }
 
 impl Hooks {
-    /// Returns each configured hook with its key.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &CommandLine)> {
-        [
-            ("main.pre_snapshot", &self.pre_snapshot),
-            ("main.post_snapshot", &self.post_snapshot),
-            ("main.on_failure", &self.on_failure),
-            ("main.on_success", &self.on_success),
-        ]
-        .into_iter()
-        .filter_map(|(key, hook)| Some((key, hook.as_ref()?)))
+    fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        visitor.with_default("pre_snapshot", &mut self.pre_snapshot, hook());
+        visitor.with_default("post_snapshot", &mut self.post_snapshot, hook());
+        visitor.with_default("on_failure", &mut self.on_failure, hook());
+        visitor.with_default("on_success", &mut self.on_success, hook());
+        visitor.with_default("hook_timeout", &mut self.timeout, time_limit());
     }
 }
 
-/// A hook whose program is an absolute path: timers have another PATH than users, and only a path
-/// can be checked.
-struct HookCommand(CommandLine);
+/// A hook: a text, split as a shell would, or a list of words that are used unchanged. Its program
+/// is an absolute path: timers have another PATH than users, and only a path can be checked.
+fn hook() -> Form<Option<CommandLine>> {
+    let read = |value: &DeValue<'_>| -> Reading<CommandLine> {
+        let command = match value.as_str() {
+            Some(line) => line.parse()?,
+            None => CommandLine::from_words(form::read_list(value)?)?,
+        };
+        if Path::new(command.program()).is_absolute() {
+            return Ok(command);
+        }
+        let expected = "the absolute path of a program, and its arguments";
+        let hint = format!("`command -v {}` prints the path", command.program());
+        Err(InvalidValue::new(&command.to_string(), expected).hint(hint))?
+    };
+    let form = Form::new(Kind::Text, read, |command| Value::from(command.to_string()));
+    let program =
+        |command: &CommandLine| Some(Place::File(command.program().into(), Demand::Unchangeable));
+    form.naming(program).or_none("")
+}
 
-impl std::str::FromStr for HookCommand {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        at_a_path(text.parse()?).map(Self)
+impl Pace {
+    fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        visitor.key("bwlimit", &mut self.bwlimit, form::parsed());
+        visitor.key("window", &mut self.window, form::parsed());
+        visitor.key("max_runtime", &mut self.max_runtime, time_limit());
     }
 }
 
-fn at_a_path(command: CommandLine) -> Result<CommandLine, InvalidValue> {
-    if Path::new(command.program()).is_absolute() {
-        return Ok(command);
-    }
-    let invalid = InvalidValue::new(
-        &command.to_string(),
-        "the absolute path of a program, and its arguments",
-    );
-    Err(invalid.hint(format!(
-        "`command -v {}` says where it is",
-        command.program()
-    )))
-}
-
-pub(super) fn read_pace(main: &Section<'_>) -> Pace {
-    let max_runtime = main.parsed::<TimeLimit>("max_runtime");
-    if max_runtime.is_some_and(|limit| limit.duration().is_zero()) {
-        main.refuse("max_runtime", "is 0s; expected at least 1s", None);
-    }
-    Pace {
-        bwlimit: main.parsed("bwlimit"),
-        window: main.parsed("window"),
-        max_runtime,
-    }
-}
-
-pub(super) fn read_split_size(main: &Section<'_>) -> Size {
-    let size = main
-        .size("split_size", SPLIT_SIZE_MIN..=SPLIT_SIZE_MAX)
-        .unwrap_or(SPLIT_SIZE_DEFAULT);
-    if !size.bytes().is_multiple_of(SPLIT_SIZE_STEP) {
-        main.refuse("split_size", "is not a multiple of 4K", None);
-    }
-    size
+/// A time limit of at least one second.
+fn time_limit() -> Form<TimeLimit> {
+    let parse = |text: &str| {
+        let limit: TimeLimit = text.parse()?;
+        if limit.duration().is_zero() {
+            return Err(InvalidValue::new(text, "at least 1s"));
+        }
+        Ok(limit)
+    };
+    form::text(parse, TimeLimit::to_string)
 }

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_elsewhere_keeps_its_state_beside_itself() {
+    fn a_configuration_at_another_path_has_its_state_next_to_it() {
         let file = Path::new("/etc/zfs-backup/photos.toml");
         let state = default_state_dir(file, &Environment::default());
         assert_eq!(state, Path::new("/etc/zfs-backup/photos.state"));

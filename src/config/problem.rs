@@ -2,6 +2,7 @@
 //! [`ConfigError`].
 
 use super::trust::FileError;
+use super::units::InvalidValue;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,41 @@ pub struct Problem {
     pub message: String,
     /// The remedy.
     pub hint: Option<String>,
+}
+
+impl Problem {
+    /// Creates a problem whose line and key are not known yet.
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self {
+            line: None,
+            key: None,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds the remedy.
+    #[must_use]
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl<T: Into<String>> From<T> for Problem {
+    fn from(message: T) -> Self {
+        Self::new(message)
+    }
+}
+
+impl From<InvalidValue> for Vec<Problem> {
+    fn from(invalid: InvalidValue) -> Self {
+        let message = format!("is {:?}; expected {}", invalid.value, invalid.expected);
+        vec![Problem {
+            hint: invalid.hint,
+            ..Problem::new(message)
+        }]
+    }
 }
 
 /// A fact that the user should know although it is not an error: a section that has no effect, a

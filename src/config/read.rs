@@ -1,218 +1,164 @@
-//! Reads all sections: from a [`Document`] to a [`Config`], including the rules between sections.
+//! Reads all sections: from a [`Document`] to a [`Config`], including the rules between keys and
+//! between sections.
 
+use super::declaration::{KeyVisitor, visit_keys};
 use super::document::Document;
+use super::form::Form;
 use super::lifecycle::RulesFor;
-use super::main_section::{self, RESUME_DAYS_DEFAULT};
 use super::problem::Problem;
-use super::section::{Findings, Section};
-use super::{
-    B2Section, BackupLifecycle, Config, Environment, PruneSection, Remote, RetentionRules,
-    S3Section, SendSection, default_lock_file, default_state_dir, keys, schema, sequence, stores,
-};
-use std::collections::BTreeMap;
+use super::schema::{self, SECTIONS, SectionSpec};
+use super::sequence::{self, SequenceStep};
+use super::{Config, Environment, Remote, default_lock_file, keys, main_section, stores};
 use std::path::Path;
 
-/// Reads all sections. Returns `None` only after a problem was recorded.
-pub(super) fn read_config(
-    document: &Document<'_>,
-    findings: &Findings,
-    file: &Path,
-    env: &Environment,
-) -> Option<Config> {
-    check_section_names(document, findings);
-    let open = |name| Section::open(document, name, findings);
-    let (main, s3, b2, prune, send) = (
-        open("main"),
-        open("s3"),
-        open("b2"),
-        open("prune"),
-        open("send"),
-    );
-    let (backup_lifecycle, sequence) = (open("backup-lifecycle"), open("backup-sequence"));
-    let (keep_intermediate, keep_remote) =
-        (open("lifecycle-intermediate"), open("lifecycle-remote"));
-    for section in [
-        &main,
-        &s3,
-        &b2,
-        &prune,
-        &send,
-        &backup_lifecycle,
-        &sequence,
-        &keep_intermediate,
-        &keep_remote,
-    ] {
-        section.check_names();
+/// Reads all sections. Every key that cannot be read keeps its default, and its problem is recorded
+/// in the document.
+pub(super) fn read_config(document: &Document<'_>, file: &Path, env: &Environment) -> Config {
+    check_section_names(document);
+    for section in SECTIONS.iter().filter(|section| !section.keys.is_empty()) {
+        check_key_names(document, section);
+    }
+    let mut config = Config::unread(file, env);
+    let mut reader = Reader {
+        document,
+        section: "",
+    };
+    visit_keys(&mut config, &mut reader);
+    if !document.has("main.lock_file") {
+        config.lock_file = default_lock_file(file, &config.state_dir);
+    }
+    config.prune = config.prune.filter(|_| document.has_section("prune"));
+    if config.sequence.is_empty() {
+        config.sequence = sequence::default_steps(&config);
+    }
+    check_rules(document, &config);
+    note_idle_keys(document, &config);
+    config
+}
+
+/// Reads every key of the file into its field.
+struct Reader<'d> {
+    document: &'d Document<'d>,
+    section: &'static str,
+}
+
+impl KeyVisitor for Reader<'_> {
+    fn section(&mut self, name: &'static str) {
+        self.section = name;
     }
 
-    let datasets = main_section::read_datasets(&main);
-    let snapshots = main_section::read_snapshots(&main, datasets.as_ref());
-    let keys = keys::read_key_source(&main);
-    let intermediate = main_section::read_intermediate(&main);
-    let remote = main_section::read_remote(&main, intermediate.as_ref());
-    let state_dir = main.checked("state_dir", stores::absolute_path);
-    let state_dir = state_dir.unwrap_or_else(|| default_state_dir(file, env));
-    let lock_file = main.checked("lock_file", stores::absolute_path);
-    let has_remote = main.has("remote");
-    let rules_for = if has_remote {
+    fn key<T: 'static>(&mut self, name: &'static str, value: &mut Option<T>, form: Form<T>) {
+        let key = format!("{}.{name}", self.section);
+        if let Some(given) = self.document.read(&key, &form) {
+            *value = Some(given);
+        }
+    }
+
+    fn steps(&mut self, steps: &mut Vec<SequenceStep>) {
+        *steps = sequence::read_steps(self.document, self.section);
+    }
+}
+
+/// Checks the rules between keys.
+fn check_rules(file: &Document<'_>, config: &Config) {
+    main_section::check_datasets(file, &config.datasets);
+    main_section::check_snapshot_prefix(file, config);
+    keys::check_keys(file);
+    main_section::check_stores(file, config);
+    main_section::check_split_size(file, config.split_size);
+    main_section::check_rclone(file, config);
+    stores::check_credentials(file);
+    stores::check_lock(file, "s3", config.s3.lock);
+    stores::check_lock(file, "b2", config.b2.lock);
+    let rules_for = if file.has("main.remote") {
         RulesFor::IntermediateWithRemote
     } else {
         RulesFor::IntermediateAlone
     };
-    let config = Config {
-        file: file.to_path_buf(),
-        snapshots,
-        verify_keys: keys::read_verify_keys(&main),
-        split_size: main_section::read_split_size(&main),
-        pace: main_section::read_pace(&main),
-        rclone: main_section::read_rclone(&main, remote.as_ref()),
-        hooks: main_section::read_hooks(&main),
-        lock_file: lock_file.unwrap_or_else(|| default_lock_file(file, &state_dir)),
-        state_dir,
-        resume_days: main
-            .number("resume_days", 1..=3650)
-            .unwrap_or(RESUME_DAYS_DEFAULT),
-        s3: S3Section::read(&s3),
-        b2: B2Section::read(&b2),
-        prune: prune.is_present().then(|| PruneSection::read(&prune)),
-        send: SendSection::read(&send),
-        backup_lifecycle: BackupLifecycle::read(&backup_lifecycle),
-        sequence: sequence::read_steps(&sequence),
-        lifecycle_intermediate: RetentionRules::read(&keep_intermediate, rules_for),
-        lifecycle_remote: RetentionRules::read(&keep_remote, RulesFor::Remote),
-        datasets: datasets?,
-        keys: keys?,
-        intermediate,
-        remote,
-        notices: Vec::new(),
-        given: BTreeMap::new(),
-    };
+    let intermediate = &config.lifecycle_intermediate;
+    intermediate.check(file, "lifecycle-intermediate", rules_for);
+    let remote = &config.lifecycle_remote;
+    remote.check(file, "lifecycle-remote", RulesFor::Remote);
     match config.remote {
-        Some(Remote::S3 { .. }) => {
-            stores::check_part_count(&main, &s3, config.split_size, config.s3.parts)
-        }
-        Some(Remote::B2 { .. }) => {
-            stores::check_part_count(&main, &b2, config.split_size, config.b2.parts)
-        }
+        Some(Remote::S3 { .. }) => stores::check_part_count(file, "s3.part_size", config),
+        Some(Remote::B2 { .. }) => stores::check_part_count(file, "b2.part_size", config),
         Some(Remote::File { .. } | Remote::Rclone { .. }) | None => {}
     }
-    if config.pace.bwlimit.is_some() && matches!(config.remote, Some(Remote::File { .. }) | None) {
-        main.notice(
-            "bwlimit",
-            "main.bwlimit has no effect: what is written into a folder is not limited".to_owned(),
-        );
+}
+
+/// Reports unknown keys of a section.
+fn check_key_names(document: &Document<'_>, section: &SectionSpec) {
+    for name in document.key_names(section.name) {
+        if section.kind(name).is_some() {
+            continue;
+        }
+        let near = schema::nearest(name, section.key_names());
+        let near = near.map(|near| format!("did you mean `{near}`?"));
+        let problem = Problem {
+            hint: schema::belongs_in(name).or(near),
+            ..Problem::new("is not a known key")
+        };
+        document.refuse(&format!("{}.{name}", section.name), problem);
     }
-    note_idle_sections(&config, &s3, &b2, &keep_intermediate, &keep_remote);
-    Some(config)
 }
 
 /// Reports keys outside all sections, and unknown sections.
-fn check_section_names(document: &Document<'_>, findings: &Findings) {
+fn check_section_names(document: &Document<'_>) {
     for (name, value) in &document.root {
-        let known = schema::SECTIONS
-            .iter()
-            .any(|section| section.name == name.get_ref().as_ref());
+        let name = name.get_ref().as_ref();
+        let is_known = schema::section_spec(name).is_some();
         let is_section = value.get_ref().is_table();
-        if known && is_section {
+        let belongs_in = schema::belongs_in(name);
+        if is_known && is_section {
             continue;
         }
-        let elsewhere = schema::sections_with(name.get_ref());
-        let near = schema::nearest(
-            name.get_ref(),
-            schema::SECTIONS.iter().map(|section| section.name),
-        );
-        let (message, hint) = match (known, is_section) {
-            (true, _) => (
-                "is a section; expected keys below a line of its name in brackets",
-                None,
-            ),
-            (_, true) => (
-                "is not a known section",
-                near.map(|near| format!("did you mean `[{near}]`?")),
-            ),
-            _ if elsewhere.is_empty() => ("is not a known key, and is outside all sections", None),
-            _ => (
-                "is outside all sections",
-                Some(format!("it belongs in [{}]", elsewhere.join("] or ["))),
-            ),
-        };
-        let key = if is_section {
-            format!("[{}]", name.get_ref())
+        if is_section {
+            let near = schema::nearest(name, SECTIONS.iter().map(|section| section.name));
+            let problem = Problem {
+                hint: near.map(|near| format!("did you mean `[{near}]`?")),
+                ..Problem::new("is not a known section")
+            };
+            document.refuse(&format!("[{name}]"), problem);
+        } else if is_known {
+            let message = "is a section; expected keys below a line of its name in brackets";
+            document.refuse(name, message);
+        } else if let Some(hint) = belongs_in {
+            document.refuse(name, Problem::new("is outside all sections").hint(hint));
         } else {
-            name.get_ref().to_string()
-        };
-        let line = Some(document.line(&name.span()));
-        findings.problem(Problem {
-            line,
-            key: Some(key),
-            message: message.to_owned(),
-            hint,
-        });
-    }
-}
-
-/// Adds a notice for each section in the file that has no effect because its store is not
-/// configured.
-fn note_idle_sections(
-    config: &Config,
-    s3: &Section<'_>,
-    b2: &Section<'_>,
-    keep_intermediate: &Section<'_>,
-    keep_remote: &Section<'_>,
-) {
-    let remote = config
-        .remote
-        .as_ref()
-        .map_or_else(|| "not set".to_owned(), Remote::to_string);
-    let is_s3 = matches!(config.remote, Some(Remote::S3 { .. }));
-    let is_b2 = matches!(config.remote, Some(Remote::B2 { .. }));
-    for (section, name, used, why) in [
-        (s3, "s3", is_s3, format!("the remote is {remote}")),
-        (b2, "b2", is_b2, format!("the remote is {remote}")),
-        (
-            keep_intermediate,
-            "lifecycle-intermediate",
-            config.intermediate.is_some(),
-            "there is no intermediate_basedir".to_owned(),
-        ),
-        (
-            keep_remote,
-            "lifecycle-remote",
-            config.remote.is_some(),
-            "there is no remote".to_owned(),
-        ),
-    ] {
-        if section.is_present() && !used {
-            section.notice_section(format!("[{name}] has no effect: {why}"));
+            document.refuse(name, "is not a known key, and is outside all sections");
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::schema::SECTIONS;
-
-    #[test]
-    fn no_known_key_is_left_unread() {
-        let text = "[main]\nzfs_fs = \"tank\"\nintermediate_basedir = \"/x\"\nencryption_passphrase = \"x\"\n[prune]\n";
-        let document = Document::parse(text).ok().unwrap();
-        let findings = Findings::default();
-        read_config(
-            &document,
-            &findings,
-            Path::new("/x.toml"),
-            &Environment::default(),
+/// Adds a notice for each key and section in the file that has no effect because its store is not
+/// configured.
+fn note_idle_keys(document: &Document<'_>, config: &Config) {
+    if config.pace.bwlimit.is_some() && matches!(config.remote, Some(Remote::File { .. }) | None) {
+        document.notice(
+            "main.bwlimit",
+            "main.bwlimit has no effect: what is written into a folder is not limited",
         );
-        let asked = findings.finish().asked;
-        for section in SECTIONS {
-            for key in section.keys {
-                assert!(
-                    asked.contains(&format!("{}.{key}", section.name)),
-                    "{}.{key}",
-                    section.name
-                );
-            }
+    }
+    let remote = config.remote.as_ref();
+    let other_remote = remote.map_or_else(
+        || "the remote is not set".to_owned(),
+        |remote| format!("the remote is {remote}"),
+    );
+    let is_s3 = matches!(remote, Some(Remote::S3 { .. }));
+    let is_b2 = matches!(remote, Some(Remote::B2 { .. }));
+    let has_intermediate = config.intermediate.is_some();
+    for (section, is_used, reason) in [
+        ("s3", is_s3, &*other_remote),
+        ("b2", is_b2, &other_remote),
+        (
+            "lifecycle-intermediate",
+            has_intermediate,
+            "there is no intermediate_basedir",
+        ),
+        ("lifecycle-remote", remote.is_some(), "there is no remote"),
+    ] {
+        if document.has_section(section) && !is_used {
+            document.notice(section, format!("[{section}] has no effect: {reason}"));
         }
     }
 }

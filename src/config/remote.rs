@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_with_what_to_write() {
+    fn invalid_remotes_are_refused_with_a_hint() {
         for (text, hint) in [
             ("", None),
             ("bucket", None),

@@ -1,4 +1,12 @@
-//! All sections and keys, each listed once: for unknown keys, for notices and for `config show`.
+//! The names of all sections and keys, collected from their declaration: for unknown keys and for
+//! `config convert`.
+
+use super::declaration::{KeyVisitor, visit_keys};
+use super::form::{Form, Kind};
+use super::sequence::SequenceStep;
+use super::{Config, Environment};
+use std::path::Path;
+use std::sync::LazyLock;
 
 /// A section.
 #[derive(Debug)]
@@ -6,136 +14,72 @@ pub(super) struct SectionSpec {
     /// The name of the section.
     pub(super) name: &'static str,
     /// The keys of the section. A section without listed keys has keys of another form (`step01`).
-    pub(super) keys: &'static [&'static str],
+    pub(super) keys: Vec<(&'static str, Kind)>,
 }
 
-const fn section(name: &'static str, keys: &'static [&'static str]) -> SectionSpec {
-    SectionSpec { name, keys }
+impl SectionSpec {
+    /// Returns the names of the keys.
+    pub(super) fn key_names(&self) -> impl Iterator<Item = &'static str> {
+        self.keys.iter().map(|(name, _)| *name)
+    }
+
+    /// Returns the kind of a key, if the section has it.
+    pub(super) fn kind(&self, name: &str) -> Option<Kind> {
+        let (_, kind) = self.keys.iter().find(|(key, _)| *key == name)?;
+        Some(*kind)
+    }
 }
 
 /// The only key whose value is a secret: the value is never printed, neither in an error nor by
 /// `config show`.
 pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
-const MAIN: &[&str] = &[
-    "zfs_fs",
-    "recursive",
-    "exclude",
-    "encryption_passphrase",
-    "encryption_passphrase_file",
-    "encryption_passphrase_command",
-    "encryption_recipients",
-    "signing_key_file",
-    "verify_keys",
-    "intermediate_basedir",
-    "intermediate_checksum",
-    "split_size",
-    "remote",
-    "rclone_conf",
-    "rclone_bwlimit",
-    "rclone_args",
-    "rclone_spool_dir",
-    "bwlimit",
-    "window",
-    "max_runtime",
-    "oldest_snapshot_days",
-    "snapshot_prefix",
-    "use_snapshots",
-    "store_as",
-    "pre_snapshot",
-    "post_snapshot",
-    "on_failure",
-    "on_success",
-    "hook_timeout",
-    "lock_file",
-    "state_dir",
-    "resume_days",
-];
-
-const S3: &[&str] = &[
-    "endpoint",
-    "region",
-    "profile",
-    "access_key_id_file",
-    "secret_access_key_file",
-    "storage_class",
-    "path_style",
-    "checksum",
-    "part_size",
-    "concurrency",
-    "object_lock_days",
-    "object_lock_mode",
-];
-
-const B2: &[&str] = &[
-    "application_key_id_file",
-    "application_key_file",
-    "part_size",
-    "concurrency",
-    "spool_dir",
-    "object_lock_days",
-    "object_lock_mode",
-];
-
-const PRUNE: &[&str] = &[
-    "profile",
-    "access_key_id_file",
-    "secret_access_key_file",
-    "application_key_id_file",
-    "application_key_file",
-];
-
-const SEND: &[&str] = &["raw", "compressed", "embedded", "compression"];
-
-const BACKUP_LIFECYCLE: &[&str] = &[
-    "full_when_incrementals_exceed",
-    "full_every",
-    "max_incrementals",
-    "auto_full_max",
-];
-
-const RETENTION: &[&str] = &[
-    "keep-last-chains",
-    "keep-last-full-only",
-    "keep-last-incremental-only",
-    "keep-full-with-age-closest-to",
-    "keep-within",
-    "keep-daily",
-    "keep-weekly",
-    "keep-monthly",
-    "keep-yearly",
-];
-
 /// The sections in the order in which `config show` prints them.
-pub(super) const SECTIONS: &[SectionSpec] = &[
-    section("main", MAIN),
-    section("s3", S3),
-    section("b2", B2),
-    section("prune", PRUNE),
-    section("send", SEND),
-    section("backup-lifecycle", BACKUP_LIFECYCLE),
-    section("backup-sequence", &[]),
-    section("lifecycle-intermediate", RETENTION),
-    section("lifecycle-remote", RETENTION),
-];
+pub(super) static SECTIONS: LazyLock<Vec<SectionSpec>> = LazyLock::new(|| {
+    let mut config = Config::unread(Path::new(""), &Environment::default());
+    let mut names = Names(Vec::new());
+    visit_keys(&mut config, &mut names);
+    names.0
+});
 
-/// Returns the section with this name. Only this crate passes names, so an unknown name is a defect
-/// of the crate.
-pub(super) fn section_spec(name: &str) -> &'static SectionSpec {
-    SECTIONS
-        .iter()
-        .find(|section| section.name == name)
-        .expect("sections are asked for by names from the table")
+/// Collects the names of the sections and keys.
+struct Names(Vec<SectionSpec>);
+
+impl KeyVisitor for Names {
+    fn section(&mut self, name: &'static str) {
+        self.0.push(SectionSpec {
+            name,
+            keys: Vec::new(),
+        });
+    }
+
+    fn key<T: 'static>(&mut self, name: &'static str, _: &mut Option<T>, form: Form<T>) {
+        if let Some(section) = self.0.last_mut() {
+            section.keys.push((name, form.kind));
+        }
+    }
+
+    fn steps(&mut self, _: &mut Vec<SequenceStep>) {}
 }
 
-/// Returns the sections that have a key with this name.
-pub(super) fn sections_with(key: &str) -> Vec<&'static str> {
-    let has_key = |section: &&SectionSpec| section.keys.contains(&key);
-    SECTIONS
+/// Whether a key, named with its section, is declared.
+pub(super) fn is_declared(key: &str) -> bool {
+    let (section, name) = key.split_once('.').unwrap_or_default();
+    section_spec(section).is_some_and(|section| section.kind(name).is_some())
+}
+
+/// Returns the section with this name.
+pub(super) fn section_spec(name: &str) -> Option<&'static SectionSpec> {
+    SECTIONS.iter().find(|section| section.name == name)
+}
+
+/// Returns the hint for a key outside its section: the sections that have a key with this name.
+pub(super) fn belongs_in(key: &str) -> Option<String> {
+    let sections = SECTIONS
         .iter()
-        .filter(has_key)
-        .map(|section| section.name)
-        .collect()
+        .filter(|section| section.kind(key).is_some());
+    let names: Vec<_> = sections.map(|section| section.name).collect();
+    (!names.is_empty()).then(|| format!("it belongs in [{}]", names.join("] or [")))
 }
 
 /// Returns the nearest of the names, if it is near enough to be a typing error: at most a third of
@@ -155,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_nearest_key_is_found_only_when_it_is_near() {
-        let names = || section_spec("main").keys.iter().copied();
+        let names = || section_spec("main").unwrap().key_names();
         for (given, expected) in [
             ("split_sise", Some("split_size")),
             ("splitsize", Some("split_size")),
@@ -171,8 +115,8 @@ mod tests {
 
     #[test]
     fn no_name_stands_twice() {
-        for section in SECTIONS {
-            let mut names = section.keys.to_vec();
+        for section in SECTIONS.iter() {
+            let mut names: Vec<_> = section.key_names().collect();
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), section.keys.len(), "{}", section.name);

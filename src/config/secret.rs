@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_shows_itself_nowhere_but_on_request() {
+    fn a_secret_is_shown_only_on_request() {
         let secret = Secret::new("hunter2".into());
         assert_eq!(
             format!(
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn one_newline_is_taken_from_the_end() {
+    fn one_newline_at_the_end_is_removed() {
         for (bytes, expected) in [
             ("abc", Ok("abc")),
             ("abc\n", Ok("abc")),
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_gives_what_it_prints() {
+    fn the_output_of_a_command_is_the_secret() {
         let secret = Passphrase::Command(command("echo 'a b'")).resolve(&here());
         assert_eq!(secret.unwrap().expose(), "a b");
     }

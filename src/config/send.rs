@@ -1,7 +1,8 @@
 //! `[send]`: the parameters of the stream.
 
 use super::Size;
-use super::section::Section;
+use super::declaration::KeyVisitor;
+use super::form;
 use super::units::InvalidValue;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -69,14 +70,13 @@ impl Default for SendSection {
 }
 
 impl SendSection {
-    pub(super) fn read(send: &Section<'_>) -> Self {
-        let default = Self::default();
-        Self {
-            raw: send.parsed("raw").unwrap_or(default.raw),
-            compressed: send.switch("compressed").unwrap_or(default.compressed),
-            embedded: send.switch("embedded").unwrap_or(default.embedded),
-            compression: send.parsed("compression").unwrap_or(default.compression),
-        }
+    pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let modes = [RawMode::Auto, RawMode::Always, RawMode::Never];
+        let mode = form::word_of(modes, "one of auto, always, never");
+        visitor.with_default("raw", &mut self.raw, mode);
+        visitor.with_default("compressed", &mut self.compressed, form::switch());
+        visitor.with_default("embedded", &mut self.embedded, form::switch());
+        visitor.with_default("compression", &mut self.compression, form::parsed());
     }
 }
 
@@ -87,19 +87,6 @@ impl RawMode {
             Self::Auto => dataset_is_encrypted,
             Self::Always => true,
             Self::Never => false,
-        }
-    }
-}
-
-impl FromStr for RawMode {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "always" => Ok(Self::Always),
-            "never" => Ok(Self::Never),
-            _ => Err(InvalidValue::new(text, "one of auto, always, never")),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! `[backup-sequence]`: the steps of `perform`, in the order of the step numbers.
 
-use super::section::Section;
-use super::{Config, schema};
+use super::document::Document;
+use super::problem::Problem;
+use super::{Config, form, schema};
+use std::collections::BTreeMap;
 
 /// A step. The command line parser decides whether its words are a command of this program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,59 +44,46 @@ fn step_number(name: &str) -> Option<u64> {
 }
 
 /// Reads the steps in the order of their numbers.
-pub(super) fn read_steps(section: &Section<'_>) -> Vec<SequenceStep> {
-    let mut steps: Vec<(u64, SequenceStep)> = Vec::new();
-    for name in section.key_names() {
-        let Some(number) = step_number(&name) else {
-            refuse_name(section, &name);
+pub(super) fn read_steps(file: &Document<'_>, section: &str) -> Vec<SequenceStep> {
+    let mut steps: BTreeMap<u64, SequenceStep> = BTreeMap::new();
+    for name in file.key_names(section) {
+        let key = format!("{section}.{name}");
+        let Some(number) = step_number(name) else {
+            let hint = schema::belongs_in(name).unwrap_or_else(|| {
+                "steps are called step01, step02, ... and run in the order of their numbers"
+                    .to_owned()
+            });
+            file.refuse(&key, Problem::new("is not a known key").hint(hint));
             continue;
         };
-        let Some(step) = read_step(section, &name) else {
+        let Some(step) = read_step(file, &key, name) else {
             continue;
         };
-        match steps.iter().find(|(other, _)| *other == number) {
-            Some((_, other)) => {
-                let message = format!(
-                    "has the same number as {}; expected each number once",
-                    other.name
-                );
-                section.refuse(&name, message, None);
-            }
-            None => steps.push((number, step)),
+        if let Some(other) = steps.get(&number) {
+            let message = format!(
+                "has the same number as {}; expected each number once",
+                other.name
+            );
+            file.refuse(&key, message);
+        } else {
+            steps.insert(number, step);
         }
     }
-    steps.sort_by_key(|(number, _)| *number);
-    steps.into_iter().map(|(_, step)| step).collect()
+    steps.into_values().collect()
 }
 
-fn refuse_name(section: &Section<'_>, name: &str) {
-    let elsewhere = schema::sections_with(name);
-    let hint = match elsewhere.is_empty() {
-        true => {
-            "steps are called step01, step02, ... and run in the order of their numbers".to_owned()
-        }
-        false => format!("it belongs in [{}]", elsewhere.join("] or [")),
-    };
-    section.refuse(name, "is not a known key", Some(hint));
-}
-
-fn read_step(section: &Section<'_>, name: &str) -> Option<SequenceStep> {
-    let line = section.text(name)?;
+fn read_step(file: &Document<'_>, key: &str, name: &str) -> Option<SequenceStep> {
+    let line = file.read(key, &form::any_text())?;
     let step = SequenceStep::new(name, &line);
-    let first = step.as_ref().and_then(|step| step.words.first());
-    match first.map(String::as_str) {
-        None => section.refuse(
-            name,
-            format!("is {line:?}; expected a command line of this program"),
-            None,
-        ),
+    match step.as_ref().and_then(|step| step.words.first()) {
+        None => {
+            let message = format!("is {line:?}; expected a command line of this program");
+            file.refuse(key, message);
+        }
         Some(word) if word == KNOWN_TYPO.0 => {
+            let message = format!("is {line:?}; expected a command of this program");
             let hint = format!("did you mean `{}`?", KNOWN_TYPO.1);
-            section.refuse(
-                name,
-                format!("is {line:?}; expected a command of this program"),
-                Some(hint),
-            );
+            file.refuse(key, Problem::new(message).hint(hint));
         }
         Some(_) => {}
     }
@@ -103,39 +92,25 @@ fn read_step(section: &Section<'_>, name: &str) -> Option<SequenceStep> {
 
 /// Returns the steps of a configuration without `[backup-sequence]`.
 pub(super) fn default_steps(config: &Config) -> Vec<SequenceStep> {
-    let backup = if config.remote.is_some() {
-        "stream-to-remote"
+    let mut lines = vec!["lock", "snapshot"];
+    if config.remote.is_some() {
+        lines.extend(["stream-to-remote", "verify-checksums"]);
     } else {
-        "export-intermediate"
-    };
-    let verify = if config.remote.is_some() {
-        "verify-checksums"
-    } else {
-        "verify-checksums --intermediate"
-    };
-    let lines = [
-        (true, "lock"),
-        (true, "snapshot"),
-        (true, backup),
-        (true, verify),
-        (
-            !config.lifecycle_intermediate.keeps_everything(),
-            "prune-intermediate -y",
-        ),
-        (
-            !config.lifecycle_remote.keeps_everything(),
-            "prune-remote -y",
-        ),
-        (config.snapshots.oldest_days.is_some(), "prune-snapshots -y"),
-        (true, "unlock"),
-    ];
-    let wanted = lines
-        .into_iter()
-        .filter(|(wanted, _)| *wanted)
-        .map(|(_, line)| line);
-    wanted
-        .zip(1..)
-        .filter_map(|(line, number)| SequenceStep::new(&format!("step{number:02}"), line))
+        lines.extend(["export-intermediate", "verify-checksums --intermediate"]);
+    }
+    if !config.lifecycle_intermediate.keeps_everything() {
+        lines.push("prune-intermediate -y");
+    }
+    if !config.lifecycle_remote.keeps_everything() {
+        lines.push("prune-remote -y");
+    }
+    if config.snapshots.oldest_days.is_some() {
+        lines.push("prune-snapshots -y");
+    }
+    lines.push("unlock");
+    (1..)
+        .zip(lines)
+        .filter_map(|(number, line)| SequenceStep::new(&format!("step{number:02}"), line))
         .collect()
 }
 

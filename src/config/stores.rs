@@ -1,22 +1,27 @@
 //! Settings of the remotes in addition to their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is
 //! cut into parts.
 
+use super::Config;
+use super::declaration::KeyVisitor;
+use super::document::Document;
+use super::form::{self, Form};
 use super::paths::Environment;
+use super::problem::Problem;
 use super::secret::{Secret, SecretError, SecretFile};
-use super::section::Section;
+use super::trust::FolderRule;
 use super::units::{InvalidValue, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 use std::path::PathBuf;
 
 /// The smallest part. S3 refuses smaller parts (except the last); B2's minimum of 5,000,000 bytes
 /// is lower.
-pub(super) const PART_SIZE_MIN: Size = Size::mebibytes(5);
+const PART_SIZE_MIN: Size = Size::mebibytes(5);
 /// The largest part that S3 accepts.
 const PART_SIZE_MAX: Size = Size(5 << 30);
 /// The maximum number of parts of one object in S3 and in B2.
-pub(super) const PARTS_MAX: u64 = 10_000;
+const PARTS_MAX: u64 = 10_000;
 /// The maximum number of parts that every S3-compatible store accepts (Scaleway's limit).
-pub(super) const PARTS_EVERYWHERE_MAX: u64 = 1000;
+const PARTS_EVERYWHERE_MAX: u64 = 1000;
 /// The default part size: 131 requests per gibibyte, and memory below 96 MiB with four parts in
 /// flight.
 const PART_SIZE_DEFAULT: Size = Size::mebibytes(8);
@@ -115,85 +120,118 @@ const S3_KEYS: [&str; 2] = ["access_key_id_file", "secret_access_key_file"];
 const B2_KEYS: [&str; 2] = ["application_key_id_file", "application_key_file"];
 
 impl S3Section {
-    pub(super) fn read(s3: &Section<'_>) -> Self {
-        let section = Self {
-            endpoint: s3.checked("endpoint", endpoint),
-            region: s3.checked("region", |text| word(text, "a region such as eu-central-1")),
-            profile: s3.checked("profile", |text| word(text, "the name of a profile")),
-            credential_files: read_credential_files(s3, S3_KEYS),
-            storage_class: s3.checked("storage_class", storage_class),
-            path_style: s3.switch("path_style"),
-            checksum: s3.checked("checksum", checksum).flatten(),
-            parts: read_parts(s3),
-            lock: read_lock(s3),
-        };
-        check_profile(s3, S3_KEYS);
-        section
+    pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let url = form::text(endpoint, String::clone);
+        visitor.key("endpoint", &mut self.endpoint, url);
+        let region = word("a region such as eu-central-1");
+        visitor.key("region", &mut self.region, region);
+        visitor.key("profile", &mut self.profile, word("the name of a profile"));
+        declare_credential_files(S3_KEYS, &mut self.credential_files, visitor);
+        let class = form::text(storage_class, String::clone);
+        visitor.key("storage_class", &mut self.storage_class, class);
+        let style = form::switch_or(self.endpoint.is_some());
+        visitor.with_default("path_style", &mut self.path_style, style);
+        let expected = "one of auto, crc64nvme, sha256, crc32c, md5";
+        // `auto` stands for the strongest checksum that the store keeps.
+        let checksum = form::word_of(S3Checksum::ALL, expected).or_none("auto");
+        visitor.with_default("checksum", &mut self.checksum, checksum);
+        self.parts.declare(visitor);
+        declare_lock(&mut self.lock, visitor);
     }
 }
 
 impl B2Section {
-    pub(super) fn read(b2: &Section<'_>) -> Self {
-        Self {
-            credential_files: read_credential_files(b2, B2_KEYS),
-            parts: read_parts(b2),
-            spool_dir: b2.checked("spool_dir", absolute_path),
-            lock: read_lock(b2),
-        }
+    pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        declare_credential_files(B2_KEYS, &mut self.credential_files, visitor);
+        self.parts.declare(visitor);
+        let folder = form::folder(FolderRule::MayBeSticky);
+        visitor.key("spool_dir", &mut self.spool_dir, folder);
+        declare_lock(&mut self.lock, visitor);
     }
 }
 
 impl PruneSection {
-    pub(super) fn read(prune: &Section<'_>) -> Self {
-        let section = Self {
-            profile: prune.checked("profile", |text| word(text, "the name of a profile")),
-            s3_credential_files: read_credential_files(prune, S3_KEYS),
-            b2_credential_files: read_credential_files(prune, B2_KEYS),
-        };
-        check_profile(prune, S3_KEYS);
-        section
+    pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        visitor.key("profile", &mut self.profile, word("the name of a profile"));
+        declare_credential_files(S3_KEYS, &mut self.s3_credential_files, visitor);
+        declare_credential_files(B2_KEYS, &mut self.b2_credential_files, visitor);
     }
 }
 
-/// Reads both files or neither: half a pair would silently be completed with the other half of
-/// another pair.
-fn read_credential_files(section: &Section<'_>, keys: [&str; 2]) -> Option<CredentialFiles> {
-    let [id_key, secret_key] = keys;
-    let id_file = section.parsed::<SecretFile>(id_key);
-    let secret_file = section.parsed::<SecretFile>(secret_key);
-    for (given, other) in [(id_key, secret_key), (secret_key, id_key)] {
-        if section.has(given) && !section.has(other) {
-            section.missing(other, &format!("the other half of {given}"), None);
+impl PartSettings {
+    fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        let size = form::size(PART_SIZE_MIN..=PART_SIZE_MAX);
+        visitor.with_default("part_size", &mut self.part_size, size);
+        let count = form::number(1..=CONCURRENCY_MAX);
+        visitor.with_default("concurrency", &mut self.concurrency, count);
+    }
+}
+
+fn declare_credential_files(
+    [id_key, secret_key]: [&'static str; 2],
+    files: &mut Option<CredentialFiles>,
+    visitor: &mut impl KeyVisitor,
+) {
+    let mut id_file = files.as_ref().map(|files| files.id_file.clone());
+    let mut secret_file = files.as_ref().map(|files| files.secret_file.clone());
+    visitor.key(id_key, &mut id_file, form::secret_file());
+    visitor.key(secret_key, &mut secret_file, form::secret_file());
+    *files = id_file
+        .zip(secret_file)
+        .map(|(id_file, secret_file)| CredentialFiles {
+            id_file,
+            secret_file,
+        });
+}
+
+/// Declares the days and the mode; 0 days means no lock.
+fn declare_lock(lock: &mut Option<ObjectLock>, visitor: &mut impl KeyVisitor) {
+    let mut days = lock.map(|lock| lock.days);
+    let mut mode = lock.map(|lock| lock.mode);
+    visitor.key("object_lock_days", &mut days, form::number(0..=36_500));
+    let modes = [LockMode::Governance, LockMode::Compliance];
+    let form = form::word_of(modes, "governance or compliance");
+    visitor.key("object_lock_mode", &mut mode, form);
+    *lock = days.filter(|days| *days > 0).map(|days| ObjectLock {
+        days,
+        mode: mode.unwrap_or_default(),
+        covers_chains: false,
+    });
+}
+
+/// Checks that `[s3]`, `[b2]` and `[prune]` name either a profile or complete pairs of files: half
+/// a pair would silently be completed with the other half of another pair.
+pub(super) fn check_credentials(file: &Document<'_>) {
+    for (section, [id, secret]) in [
+        ("s3", S3_KEYS),
+        ("b2", B2_KEYS),
+        ("prune", S3_KEYS),
+        ("prune", B2_KEYS),
+    ] {
+        for (given, other) in [(id, secret), (secret, id)] {
+            let missing = format!("{section}.{other}");
+            if file.has(&format!("{section}.{given}")) && !file.has(&missing) {
+                let problem = format!("is missing; expected the other half of {given}");
+                file.refuse(&missing, problem);
+            }
         }
     }
-    Some(CredentialFiles {
-        id_file: id_file?,
-        secret_file: secret_file?,
-    })
-}
-
-fn check_profile(section: &Section<'_>, keys: [&str; 2]) {
-    if section.has("profile") && keys.iter().any(|key| section.has(key)) {
-        section.refuse(
-            "profile",
-            format!(
-                "conflicts with {}; expected only one of them",
-                keys.join(" and ")
-            ),
-            None,
-        );
+    for section in ["s3", "prune"] {
+        let profile = format!("{section}.profile");
+        let has = |key: &&str| file.has(&format!("{section}.{key}"));
+        if file.has(&profile) && S3_KEYS.iter().any(has) {
+            let files = S3_KEYS.join(" and ");
+            let message = format!("conflicts with {files}; expected only one of them");
+            file.refuse(&profile, message);
+        }
     }
 }
 
-fn read_parts(section: &Section<'_>) -> PartSettings {
-    let default = PartSettings::default();
-    PartSettings {
-        part_size: section
-            .size("part_size", PART_SIZE_MIN..=PART_SIZE_MAX)
-            .unwrap_or(default.part_size),
-        concurrency: section
-            .number("concurrency", 1..=CONCURRENCY_MAX)
-            .unwrap_or(default.concurrency),
+/// Checks that a mode has days. Refused keys were reported already.
+pub(super) fn check_lock(file: &Document<'_>, section: &str, lock: Option<ObjectLock>) {
+    let mode = format!("{section}.object_lock_mode");
+    if lock.is_none() && file.has(&mode) && !file.has_refused(&format!("{section}.object_lock_")) {
+        file.refuse(&mode, "has no effect without object_lock_days");
     }
 }
 
@@ -204,33 +242,25 @@ pub(super) fn sealed_bytes_max(split_size: Size) -> u64 {
     stream + stream / 4096 + stream / 256 + (64 << 10)
 }
 
-/// Checks the number of parts of one chunk against the limits of stores.
-pub(super) fn check_part_count(
-    main: &Section<'_>,
-    store: &Section<'_>,
-    split_size: Size,
-    parts: PartSettings,
-) {
-    let count = sealed_bytes_max(split_size).div_ceil(parts.part_size.bytes());
-    let (section, key) = if store.has("part_size") || !main.has("split_size") {
-        (store, "part_size")
+/// Checks the number of parts of one chunk against the limits of stores. `part_size_key` is the key
+/// of the configured remote.
+pub(super) fn check_part_count(file: &Document<'_>, part_size_key: &str, config: &Config) {
+    let count = config.parts_per_chunk();
+    let key = if file.has(part_size_key) || !file.has("main.split_size") {
+        part_size_key
     } else {
-        (main, "split_size")
+        "main.split_size"
     };
+    let hint = part_count_hint(config.split_size);
     if count > PARTS_MAX {
-        let message = format!(
-            "makes {count} parts of {} for one chunk; expected at most {PARTS_MAX}",
-            parts.part_size
-        );
-        section.refuse(key, message, Some(part_count_hint(split_size)));
+        let size = config.parts().part_size;
+        let message =
+            format!("makes {count} parts of {size} for one chunk; expected at most {PARTS_MAX}");
+        file.refuse(key, Problem::new(message).hint(hint));
     } else if count > PARTS_EVERYWHERE_MAX {
         let stores = format!("some stores take only {PARTS_EVERYWHERE_MAX}");
-        let text = format!(
-            "{} makes {count} parts for one chunk, and {stores}: {}",
-            section.dotted(key),
-            part_count_hint(split_size)
-        );
-        section.notice(key, text);
+        let text = format!("{key} makes {count} parts for one chunk, and {stores}: {hint}");
+        file.notice(key, text);
     }
 }
 
@@ -263,11 +293,15 @@ fn endpoint(text: &str) -> Result<String, InvalidValue> {
     Ok(format!("{scheme}://{host}"))
 }
 
-fn word(text: &str, expected: &str) -> Result<String, InvalidValue> {
-    let plain = !text.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control());
-    plain
-        .then(|| text.to_owned())
-        .ok_or_else(|| InvalidValue::new(text, expected))
+/// A word without spaces.
+fn word(expected: &'static str) -> Form<String> {
+    let parse = move |text: &str| {
+        if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(InvalidValue::new(text, expected));
+        }
+        Ok(text.to_owned())
+    };
+    form::text(parse, String::clone)
 }
 
 fn storage_class(text: &str) -> Result<String, InvalidValue> {
@@ -284,58 +318,4 @@ fn storage_class(text: &str) -> Result<String, InvalidValue> {
     } else {
         invalid.hint(format!("write \"{}\"", text.to_ascii_uppercase()))
     })
-}
-
-/// The word for the strongest checksum that the store keeps.
-pub(super) const CHECKSUM_AUTO: &str = "auto";
-
-fn checksum(text: &str) -> Result<Option<S3Checksum>, InvalidValue> {
-    if text == CHECKSUM_AUTO {
-        return Ok(None);
-    }
-    let found = S3Checksum::ALL
-        .into_iter()
-        .find(|checksum| checksum.to_string() == text);
-    found
-        .map(Some)
-        .ok_or_else(|| InvalidValue::new(text, "one of auto, crc64nvme, sha256, crc32c, md5"))
-}
-
-/// Reads the days and the mode; 0 days means no lock.
-fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
-    let given = store.number("object_lock_days", 0..=36_500);
-    let days = given.filter(|days| *days > 0);
-    let mode = store.checked("object_lock_mode", |text| {
-        let known = [LockMode::Governance, LockMode::Compliance];
-        let found = known.into_iter().find(|mode| mode.to_string() == text);
-        found.ok_or_else(|| InvalidValue::new(text, "governance or compliance"))
-    });
-    // Invalid days were already reported.
-    let without = days.is_none() && (given == Some(0) || !store.has("object_lock_days"));
-    if mode.is_some() && without {
-        store.refuse(
-            "object_lock_mode",
-            "has no effect without object_lock_days".to_owned(),
-            None,
-        );
-    }
-    Some(ObjectLock {
-        days: days?,
-        mode: mode.unwrap_or_default(),
-        covers_chains: false,
-    })
-}
-
-/// Checks for an absolute path without `..`, whose meaning does not depend on the working
-/// directory.
-pub(super) fn absolute_path(text: &str) -> Result<PathBuf, InvalidValue> {
-    let path = PathBuf::from(text);
-    let climbs = path
-        .components()
-        .any(|part| part == std::path::Component::ParentDir);
-    if path.is_absolute() && !climbs {
-        Ok(path)
-    } else {
-        Err(InvalidValue::new(text, "an absolute path without `..`"))
-    }
 }

@@ -71,7 +71,7 @@ pub enum Flaw {
     #[error("is writable by others (mode {:04o})", .0 & 0o7777)]
     Writable(u32),
     /// Other users could read the secret in the file.
-    #[error("has a secret in it and is readable by others (mode {:04o})", .0 & 0o7777)]
+    #[error("contains a secret and is readable by others (mode {:04o})", .0 & 0o7777)]
     Readable(u32),
 }
 
@@ -130,30 +130,11 @@ pub enum FolderRule {
 /// [`FileError::Distrusted`] naming the folder or the link; [`FileError::Io`] when one could not be
 /// examined.
 pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<(), FileError> {
-    let distrusted = |path: &Path| {
-        let path = path.to_owned();
-        move |flaw| FileError::Distrusted { path, flaw }
-    };
-    let stat = |path: &Path| {
-        let failed = |source| FileError::Io {
-            operation: "stat",
-            path: path.to_owned(),
-            source,
-        };
-        path.symlink_metadata().map_err(failed)
-    };
-    let io_error = |operation| {
-        move |source| FileError::Io {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    let absolute = std::path::absolute(path).map_err(io_error("find"))?;
+    let absolute = std::path::absolute(path).map_err(FileError::io("find", path))?;
     let mut left = components_reversed(&absolute);
     let mut here = PathBuf::from("/");
     let mut links = 0;
-    judge_folder(Facts::from(&stat(&here)?), running_uid).map_err(distrusted(&here))?;
+    judge_folder(Facts::from(&stat(&here)?), running_uid).map_err(FileError::distrusted(&here))?;
     while let Some(component) = left.pop() {
         if component == ".." {
             here.pop();
@@ -165,14 +146,15 @@ pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<()
             metadata => metadata?,
         };
         if metadata.is_symlink() {
-            judge_owner(Facts::from(&metadata), running_uid).map_err(distrusted(&next))?;
+            judge_owner(Facts::from(&metadata), running_uid)
+                .map_err(FileError::distrusted(&next))?;
             links += 1;
             if links > LINKS_MAX {
-                return Err(io_error("follow the links of")(
-                    io::ErrorKind::TooManyLinks.into(),
-                ));
+                let too_many = io::ErrorKind::TooManyLinks.into();
+                return Err(FileError::io("follow the links of", path)(too_many));
             }
-            let target = next.read_link().map_err(io_error("read the link"))?;
+            let failed = FileError::io("read the link", path);
+            let target = next.read_link().map_err(failed)?;
             if target.is_absolute() {
                 here = PathBuf::from("/");
             }
@@ -180,13 +162,17 @@ pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<()
             continue;
         }
         let facts = Facts::from(&metadata);
-        judge_folder(facts, running_uid).map_err(distrusted(&next))?;
+        judge_folder(facts, running_uid).map_err(FileError::distrusted(&next))?;
         if left.is_empty() && rule == FolderRule::Closed && facts.mode & OTHERS_WRITE != 0 {
-            return Err(distrusted(&next)(Flaw::Writable(facts.mode)));
+            return Err(FileError::distrusted(&next)(Flaw::Writable(facts.mode)));
         }
         here = next;
     }
     Ok(())
+}
+
+fn stat(path: &Path) -> Result<Metadata, FileError> {
+    path.symlink_metadata().map_err(FileError::io("stat", path))
 }
 
 /// The maximum number of links in one path, as in the kernel.
@@ -244,6 +230,21 @@ pub enum FileError {
 }
 
 impl FileError {
+    fn io(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    fn distrusted(path: &Path) -> impl Fn(Flaw) -> Self {
+        move |flaw| Self::Distrusted {
+            path: path.to_owned(),
+            flaw,
+        }
+    }
+
     /// Whether the file does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
@@ -265,9 +266,7 @@ impl FileError {
             Flaw::Readable(_) => Some(format!("run `chmod 600 {path}`")),
         }
     }
-}
 
-impl FileError {
     /// Returns [`FileError::hint`] for a folder of backups. Root may be unable to own or change
     /// such a folder, as on NFS with `root_squash`.
     pub fn hint_for_backups(&self) -> Option<String> {
@@ -299,15 +298,9 @@ pub fn open_trusted(
     demand: Demand,
     running_uid: u32,
 ) -> Result<(File, Facts), FileError> {
-    let io_error = |operation| {
-        move |source| FileError::Io {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
-    };
     judge_link(path, running_uid)?;
-    let resolved = path.canonicalize().map_err(io_error("open"))?;
+    let failed = FileError::io("open", path);
+    let resolved = path.canonicalize().map_err(&failed)?;
     judge_folders_above(&resolved, running_uid)?;
     // NOFOLLOW: the path is resolved, so a link that appears now is an attack. NONBLOCK: opening a
     // pipe must not hang.
@@ -315,12 +308,10 @@ pub fn open_trusted(
         OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = rustix::fs::open(&resolved, flags, Mode::empty())
         .map(File::from)
-        .map_err(|errno| io_error("open")(errno.into()))?;
-    let facts = Facts::from(&file.metadata().map_err(io_error("fstat"))?);
-    judge_file(facts, demand, running_uid).map_err(|flaw| FileError::Distrusted {
-        path: path.to_owned(),
-        flaw,
-    })?;
+        .map_err(|errno| failed(errno.into()))?;
+    let metadata = file.metadata().map_err(FileError::io("fstat", path))?;
+    let facts = Facts::from(&metadata);
+    judge_file(facts, demand, running_uid).map_err(FileError::distrusted(path))?;
     Ok((file, facts))
 }
 
@@ -338,11 +329,7 @@ pub fn read_trusted(
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(bytes_max.saturating_add(1))
         .read_to_end(&mut bytes)
-        .map_err(|source| FileError::Io {
-            operation: "read",
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(FileError::io("read", path))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > bytes_max) {
         return Err(FileError::TooLarge {
             path: path.to_owned(),
@@ -355,43 +342,22 @@ pub fn read_trusted(
 /// Judges a link. In a folder where others can write the link must belong to root or to the running
 /// user; otherwise it could be redirected to another file.
 fn judge_link(path: &Path, running_uid: u32) -> Result<(), FileError> {
-    let io_error = |source| FileError::Io {
-        operation: "open",
-        path: path.to_owned(),
-        source,
-    };
-    let metadata = path.symlink_metadata().map_err(io_error)?;
+    let failed = FileError::io("open", path);
+    let metadata = path.symlink_metadata().map_err(&failed)?;
     if !metadata.is_symlink() {
         return Ok(());
     }
-    let parent = std::path::absolute(path)
-        .map_err(io_error)?
-        .parent()
-        .map(Path::to_path_buf)
-        .unwrap_or_default();
-    judge_folders_above(
-        &parent.canonicalize().map_err(io_error)?.join("link"),
-        running_uid,
-    )?;
-    judge_owner(Facts::from(&metadata), running_uid).map_err(|flaw| FileError::Distrusted {
-        path: path.to_owned(),
-        flaw,
-    })
+    let absolute = std::path::absolute(path).map_err(&failed)?;
+    let parent = absolute.parent().unwrap_or(&absolute);
+    let parent = parent.canonicalize().map_err(&failed)?;
+    judge_folders_above(&parent.join("link"), running_uid)?;
+    judge_owner(Facts::from(&metadata), running_uid).map_err(FileError::distrusted(path))
 }
 
 fn judge_folders_above(resolved: &Path, running_uid: u32) -> Result<(), FileError> {
     for folder in resolved.ancestors().skip(1) {
-        let metadata = folder.symlink_metadata().map_err(|source| FileError::Io {
-            operation: "stat",
-            path: folder.to_owned(),
-            source,
-        })?;
-        judge_folder(Facts::from(&metadata), running_uid).map_err(|flaw| {
-            FileError::Distrusted {
-                path: folder.to_owned(),
-                flaw,
-            }
-        })?;
+        judge_folder(Facts::from(&stat(folder)?), running_uid)
+            .map_err(FileError::distrusted(folder))?;
     }
     Ok(())
 }
@@ -405,7 +371,7 @@ mod tests {
     const ME: u32 = 1000;
 
     #[test]
-    fn a_folder_of_backups_that_root_may_not_own_has_a_way_out() {
+    fn the_hint_for_a_folder_of_backups_covers_root_squash() {
         let error = |flaw| FileError::Distrusted {
             path: "/mnt/nas b".into(),
             flaw,
@@ -432,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_believed_when_only_root_and_the_user_can_change_it() {
+    fn a_file_is_trusted_when_only_root_and_the_user_can_change_it() {
         use Demand::{Credential, Secret, Unchangeable};
         for (uid, mode, demand, verdict) in [
             (ME, 0o100_644, Unchangeable, Ok(())),
@@ -542,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_as_good_as_its_folder_and_its_target() {
+    fn a_link_is_trusted_like_its_folder_and_its_target() {
         let folder = tempfile::tempdir().unwrap();
         let (open, closed) = (folder.path().join("open"), folder.path().join("closed"));
         fs::create_dir(&open).unwrap();
@@ -570,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_ours_must_be_closed_and_may_be_sticky_only_where_that_is_said() {
+    fn a_folder_must_be_closed_or_may_be_sticky_according_to_its_rule() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().canonicalize().unwrap().join("state");
         fs::create_dir(&place).unwrap();
@@ -619,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn every_link_on_the_way_to_a_folder_is_followed_through_trusted_folders_alone() {
+    fn every_link_in_the_path_of_a_folder_must_be_in_a_trusted_folder() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         let (open, closed) = (root.join("open"), root.join("closed"));
@@ -645,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_oversized_files_are_told_apart() {
+    fn missing_and_oversized_files_are_different_errors() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         let missing = read_trusted(&file, Demand::Unchangeable, uid(), 64).unwrap_err();

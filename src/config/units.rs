@@ -107,6 +107,12 @@ fn fraction_hint(invalid: InvalidValue, whole: &str, fraction: &str, shift: u32)
     }
 }
 
+/// Splits a number from the letter after it: `7d`.
+fn count_and_unit(text: &str) -> Option<(u64, char)> {
+    let (last, unit) = text.char_indices().next_back()?;
+    Some((plain_number(&text[..last])?, unit))
+}
+
 /// Parses at most 15 digits, so that sums of such numbers stay within 64 bits.
 fn plain_number(text: &str) -> Option<u64> {
     let plain = !text.is_empty() && text.len() <= 15 && text.bytes().all(|b| b.is_ascii_digit());
@@ -180,21 +186,14 @@ impl FromStr for Age {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let invalid = || InvalidValue::new(text, AGE_FORM);
-        let (last, _) = text.char_indices().next_back().ok_or_else(invalid)?;
-        let (digits, unit) = text.split_at(last);
-        let (_, unit, _) = AGE_UNITS
-            .into_iter()
-            .find(|(name, ..)| unit.starts_with(*name))
-            .ok_or_else(invalid)?;
-        let count = plain_number(digits)
-            .and_then(|n| u32::try_from(n).ok())
-            .ok_or_else(invalid)?;
-        let age = Self { count, unit };
-        if count == 0 || age.hours() > AGE_HOURS_MAX {
-            return Err(invalid());
-        }
-        Ok(age)
+        let age = count_and_unit(text).and_then(|(count, letter)| {
+            let mut units = AGE_UNITS.into_iter();
+            let (_, unit, _) = units.find(|(name, ..)| *name == letter)?;
+            let count = u32::try_from(count).ok()?;
+            Some(Self { count, unit })
+        });
+        age.filter(|age| age.count > 0 && age.hours() <= AGE_HOURS_MAX)
+            .ok_or_else(|| InvalidValue::new(text, AGE_FORM))
     }
 }
 
@@ -227,20 +226,15 @@ impl FromStr for TimeLimit {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let invalid = || InvalidValue::new(text, TIME_FORM);
-        let (last, _) = text.char_indices().next_back().ok_or_else(invalid)?;
-        let (digits, unit) = text.split_at(last);
-        let (_, seconds) = TIME_UNITS
-            .into_iter()
-            .find(|(name, _)| unit.starts_with(*name))
-            .ok_or_else(invalid)?;
-        let total = plain_number(digits)
-            .and_then(|n| n.checked_mul(seconds))
-            .ok_or_else(invalid)?;
-        if total > 365 * 86_400 {
-            return Err(invalid());
-        }
-        Ok(Self::seconds(total))
+        let total = count_and_unit(text).and_then(|(count, letter)| {
+            let mut units = TIME_UNITS.into_iter();
+            let (_, seconds) = units.find(|(name, _)| *name == letter)?;
+            count.checked_mul(seconds)
+        });
+        total
+            .filter(|total| *total <= 365 * 86_400)
+            .map(Self::seconds)
+            .ok_or_else(|| InvalidValue::new(text, TIME_FORM))
     }
 }
 
@@ -288,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_is_nearly_right_gets_its_right_form() {
+    fn an_almost_valid_size_is_refused_with_its_valid_form() {
         for (text, hint) in [
             ("1GB", Some("write \"1G\"")),
             ("64MiB", Some("write \"64M\"")),
@@ -331,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_is_no_month() {
+    fn m_is_a_minute_in_a_time_limit() {
         let seconds = |text: &str| {
             text.parse()
                 .ok()

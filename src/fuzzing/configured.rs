@@ -4,8 +4,8 @@
 use super::Target;
 use crate::config::convert::{convert_ini, rclone_conf_of};
 use crate::config::{
-    Age, BandwidthSchedule, CommandLine, Config, Environment, Percent, RawMode, Remote, SecretFile,
-    Size, TimeLimit, Window, without_secrets,
+    Age, BandwidthSchedule, CommandLine, Config, Environment, Percent, Remote, SecretFile, Size,
+    TimeLimit, Window, without_secrets,
 };
 use crate::keyring::KeyFile;
 use std::fmt::{Debug, Display};
@@ -203,7 +203,7 @@ fn values(input: &[u8]) {
     stays::<Remote>(text);
     stays::<SecretFile>(text);
     stays::<CommandLine>(text);
-    let _ = (text.parse::<Percent>(), text.parse::<RawMode>());
+    let _ = text.parse::<Percent>();
     if let Ok(schedule) = text.parse::<BandwidthSchedule>() {
         let _ = (
             schedule.for_rclone(),

@@ -91,7 +91,7 @@ fn a_folder_that_others_can_write_in_is_named_with_its_key_and_the_command() {
 }
 
 #[test]
-fn folders_that_do_not_exist_yet_are_no_error_where_nobody_else_can_make_them() {
+fn missing_folders_are_no_error_where_only_the_user_can_create_them() {
     let folder = TempDir::new().unwrap();
     let absent = folder.path().join("above/base");
     let line = format!("intermediate_basedir = \"{}\"", absent.display());

@@ -204,7 +204,7 @@ fn a_hook_is_a_line_or_a_list_of_words() {
 }
 
 #[test]
-fn what_is_not_named_has_its_default() {
+fn keys_that_are_not_in_the_file_have_defaults() {
     let config = parse(&with("", "")).unwrap();
     assert_eq!(config.split_size, Size(1 << 30));
     assert_eq!(config.snapshots.prefix, "zfs-backup_");
@@ -250,7 +250,7 @@ fn the_merged_configuration_parses_to_itself() {
 
 proptest::proptest! {
     #[test]
-    fn whatever_is_lost_or_mistyped_is_an_error_and_no_panic(
+    fn a_lost_or_mistyped_line_is_an_error_and_no_panic(
         lost in proptest::collection::vec(0usize..80, 0..6),
         mistyped in proptest::collection::vec((0usize..80, "\"\"|0|-1|true|\\[\\]|\\[1\\]|\\{\\}|\"\\PC{0,3}\"|1e9|2026-11-22"), 0..6),
     ) {
@@ -318,7 +318,7 @@ fn a_file_with_a_passphrase_must_be_closed() {
     assert_eq!(config.state_dir, closed.with_extension("state"));
     insta::assert_snapshot!(scene.load(&open).unwrap_err(), @r"
     read the configuration
-    DIR/open.toml has a secret in it and is readable by others (mode 0644)
+    DIR/open.toml contains a secret and is readable by others (mode 0644)
     run `chmod 600 DIR/open.toml`
     ");
     insta::assert_snapshot!(scene.load(&writable).unwrap_err(), @r"
@@ -344,7 +344,7 @@ fn key_files_and_hooks_are_checked_when_they_are_there() {
     );
     let config = scene.write("zb.toml", &text, 0o644);
     insta::assert_snapshot!(scene.load(&config).unwrap_err(), @r"
-    DIR/zb.toml:4: main.encryption_passphrase_file names a file that cannot be trusted: DIR/key has a secret in it and is readable by others (mode 0640)
+    DIR/zb.toml:4: main.encryption_passphrase_file names a file that cannot be trusted: DIR/key contains a secret and is readable by others (mode 0640)
       hint: run `chmod 600 DIR/key`
     DIR/zb.toml:5: main.on_failure names a file that cannot be trusted: DIR/hook is writable by others (mode 0777)
       hint: run `chmod go-w DIR/hook`

@@ -55,10 +55,10 @@ fn ini_is_recognised() {
 }
 
 #[test]
-fn toml_with_a_slip_is_not_taken_for_ini() {
+fn toml_with_a_typing_error_is_not_mistaken_for_ini() {
     assert_snapshot!(screen(&with("split_size = 1G\nstate_dir = \"/x", "")), @r#"
     zb.toml:5: this is not TOML: string values must be quoted, expected literal string
-      hint: text stands in quotes: split_size = "1G"
+      hint: text needs quotes: split_size = "1G"
     zb.toml:6: this is not TOML: invalid basic string, expected `"`
     "#);
 }
@@ -82,6 +82,16 @@ fn keys_outside_sections_and_unknown_sections() {
     zb.toml:9: [backup_sequence] is not a known section
       hint: did you mean `[backup-sequence]`?
     zb.toml:10: [foo] is not a known section
+    ");
+}
+
+#[test]
+fn names_with_dots_are_reported_with_their_lines() {
+    let text = format!("\"a.b\" = 1\n{}", with("\"c.d\" = 1", "[\"e.f\"]"));
+    assert_snapshot!(screen(&text), @r"
+    zb.toml:1: a.b is not a known key, and is outside all sections
+    zb.toml:6: main.c.d is not a known key
+    zb.toml:7: [e.f] is not a known section
     ");
 }
 
@@ -190,7 +200,7 @@ fn recipients_need_a_signing_key() {
 }
 
 #[test]
-fn keys_that_are_no_keys() {
+fn invalid_encryption_keys() {
     let text = "[main]\nzfs_fs = \"tank\"\nremote = \"file:/x\"\n\
         encryption_recipients = [\"age1short\", \"ssh-ed25519 AAAA\"]\nsigning_key_file = \"key\"\nverify_keys = \"RWx\"\n";
     assert_snapshot!(screen(text), @r#"
@@ -234,7 +244,7 @@ fn rclone_keys_without_rclone() {
     let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"--transfers=2\"]";
     assert_snapshot!(screen(&with(main, "")), @r"
     zb.toml:5: main.rclone_conf is only for a remote of the form rclone:REMOTE:PATH
-      hint: the credentials of a native remote stand in [s3] or [b2]
+      hint: the credentials of a native remote belong in [s3] or [b2]
     zb.toml:6: main.rclone_bwlimit is only for a remote of the form rclone:REMOTE:PATH
       hint: the native key is `bwlimit`
     zb.toml:7: main.rclone_args is only for a remote of the form rclone:REMOTE:PATH
@@ -243,13 +253,13 @@ fn rclone_keys_without_rclone() {
 }
 
 #[test]
-fn arguments_that_rclone_may_not_have() {
+fn forbidden_arguments_for_rclone() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"rclone:gdrive:zb\"\n\
         rclone_args = [\"--fast-list\", \"--include=*.age\", \"-v\", \"--b2-key=K005secret\"]\n";
     assert_snapshot!(screen(text), @r"
-    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 2, --include could hide objects, and what seems to be missing may be made again or deleted
-    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 3, it is neither `--name` nor `--name=value`, which each argument must be
-    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 4, --b2-key may be a secret, and every user of this host can read it: put it into rclone.conf
+    zb.toml:5: main.rclone_args cannot be passed to rclone: argument 2: --include could hide objects, and what seems to be missing may be made again or deleted
+    zb.toml:5: main.rclone_args cannot be passed to rclone: argument 3: it is neither `--name` nor `--name=value`, which each argument must be
+    zb.toml:5: main.rclone_args cannot be passed to rclone: argument 4: --b2-key may be a secret, and every user of this host can read it: put it into rclone.conf
     ");
 }
 
@@ -277,7 +287,7 @@ fn remotes_in_other_forms() {
 }
 
 #[test]
-fn credentials_by_halves() {
+fn incomplete_credentials() {
     let rest = "[s3]\nprofile = \"x\"\naccess_key_id_file = \"/id\"\nendpoint = \"s3.example.org\"\nchecksum = \"crc32\"\nstorage_class = \"glacier\"";
     assert_snapshot!(screen(&with("", rest)), @r#"
     zb.toml:6: s3.secret_access_key_file is missing
@@ -343,7 +353,7 @@ fn relative_paths_and_programs() {
       expected: an absolute path without `..`
     zb.toml:8: main.on_failure is "mail -s failed root"
       expected: the absolute path of a program, and its arguments
-      hint: `command -v mail` says where it is
+      hint: `command -v mail` prints the path
     zb.toml:9: main.pre_snapshot is "/bin/sh -c 'x"
       expected: a command line whose quotes are closed, split as a shell would
     zb.toml:10: main.hook_timeout is "10"
@@ -357,9 +367,9 @@ fn names_that_zfs_would_refuse() {
         "snapshot_prefix = \"a/b@\"\nstore_as = \"x@y\"\nexclude = [\"[\"]\nuse_snapshots = \"{\"";
     assert_snapshot!(screen(&with(main, "")), @r#"
     zb.toml:5: main.snapshot_prefix is "a/b@"
-      expected: letters, digits and -_.: only, at least one, because own snapshots are known by it
+      expected: one or more letters, digits and -_.: because the prefix marks own snapshots
     zb.toml:6: main.store_as is "x@y"
-      expected: a name formed as a dataset name is
+      expected: a name in the form of a dataset name
     zb.toml:7: main.exclude has "["
       expected: glob patterns such as "tank/scratch/*"
     zb.toml:7: main.exclude has no effect without recursive = true
@@ -382,7 +392,7 @@ fn limits_of_pace() {
       expected: bytes per second such as 20M, or times with limits such as "08:00,512K 19:00,20M"
     zb.toml:6: main.window is "23-07"
       expected: two different times of day such as "23:00-07:00"
-    zb.toml:7: main.max_runtime is 0s
+    zb.toml:7: main.max_runtime is "0s"
       expected: at least 1s
     zb.toml:8: main.resume_days is 0
       expected: a whole number from 1 to 3650, without quotes
@@ -422,7 +432,7 @@ fn retention_in_the_wrong_place_or_form() {
 }
 
 #[test]
-fn steps_that_are_no_steps() {
+fn invalid_steps() {
     let rest = "[backup-sequence]\nstep1 = \"lock\"\nstep01 = \"snapshot\"\nstep2 = \"\"\nlast = \"unlock\"\n\
         step3 = \"upload-intermediate-to-remove\"\nremote = \"x\"";
     assert_snapshot!(screen(&with("", rest)), @r#"
@@ -465,7 +475,7 @@ fn a_limit_of_speed_is_not_for_folders() {
 }
 
 #[test]
-fn what_has_no_effect_is_named() {
+fn sections_without_effect_are_named() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"b2:bucket\"\n\
         [s3]\nregion = \"x\"\n[lifecycle-intermediate]\nkeep-last-chains = 1\n";
     assert_snapshot!(notices(text), @r"
@@ -563,7 +573,7 @@ fn advice_says_what_a_configuration_costs() {
             .unwrap()
             .to_owned()
     };
-    assert_snapshot!(b2("split_size = \"7M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one request (against accidents; a restore checks BLAKE3 too)");
+    assert_snapshot!(b2("split_size = \"7M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which is uploaded in one request (against accidents; a restore checks BLAKE3 too)");
     assert_snapshot!(b2(""), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size. For a SHA-1 of B2's own write split_size = "7M", or part_size = "1029M" (memory grows with it)"#);
-    assert_snapshot!(b2("[b2]\npart_size = \"100M\"\nspool_dir = \"/s\"\n"), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2. For a SHA-1 of B2's own write split_size = "99M", or part_size = "1029M" (memory grows with it)"#);
+    assert_snapshot!(b2("[b2]\npart_size = \"100M\"\nspool_dir = \"/s\"\n"), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size; the SHA-1 of the whole is computed in spool_dir and stored with the file, and B2 does not check it. For a SHA-1 of B2's own write split_size = "99M", or part_size = "1029M" (memory grows with it)"#);
 }

@@ -73,7 +73,8 @@ pub(super) fn unquoted(value: &str) -> &str {
 
 /// Returns the pairs of one section; for a repeated key the last pair counts.
 pub(super) fn section<'t>(text: &'t str, name: &str) -> Option<Vec<(&'t str, &'t str)>> {
-    let (mut found, mut inside) = (None, false);
+    let mut found = None;
+    let mut inside = false;
     for line in lines(text) {
         match line {
             IniLine::Section(section) => {
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_told_apart() {
+    fn every_form_of_line_is_recognised() {
         for (text, expected) in [
             ("", IniLine::Blank),
             ("  ; a b", IniLine::Comment("a b")),
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_is_its_own_pairs() {
+    fn a_section_returns_only_its_own_pairs() {
         let text = "[a]\nx = 1\n[b]\nx = 2\nx = 3\ny =\n[c]\n";
         assert_eq!(section(text, "b"), Some(vec![("x", "3"), ("y", "")]));
         assert_eq!(section(text, "c"), Some(vec![]));

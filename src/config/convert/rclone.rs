@@ -1,7 +1,7 @@
 //! Converts a remote of rclone.conf: to a native one if this tool supports it, else to `rclone:`.
 
 use super::ini;
-use crate::config::{Remote, Size};
+use crate::config::{Remote, schema};
 use toml::Value;
 
 /// The result of the conversion.
@@ -16,6 +16,45 @@ pub(super) struct NativeRemote {
     /// Keys of rclone.conf that could not be converted.
     pub(super) lost: Vec<String>,
 }
+
+/// A native store, and how the keys of rclone.conf become its keys.
+struct NativeStore {
+    /// The section, which is also the scheme of `remote`.
+    section: &'static str,
+    /// The keys of rclone, each with the native key.
+    keys: &'static [(&'static str, &'static str)],
+    /// The two keys of rclone that hold credentials, each with the native key that names a file.
+    credentials: [(&'static str, &'static str); 2],
+}
+
+const B2: NativeStore = NativeStore {
+    section: "b2",
+    keys: &[
+        ("chunk_size", "part_size"),
+        ("upload_concurrency", "concurrency"),
+    ],
+    credentials: [
+        ("account", "application_key_id_file"),
+        ("key", "application_key_file"),
+    ],
+};
+
+const S3: NativeStore = NativeStore {
+    section: "s3",
+    keys: &[
+        ("endpoint", "endpoint"),
+        ("region", "region"),
+        ("profile", "profile"),
+        ("storage_class", "storage_class"),
+        ("force_path_style", "path_style"),
+        ("chunk_size", "part_size"),
+        ("upload_concurrency", "concurrency"),
+    ],
+    credentials: [
+        ("access_key_id", "access_key_id_file"),
+        ("secret_access_key", "secret_access_key_file"),
+    ],
+};
 
 /// The keys of rclone that have no meaning for this tool.
 const OF_NO_USE: [&str; 7] = [
@@ -51,28 +90,29 @@ pub(super) fn native_remote(value: &str, rclone_conf: Option<&str>) -> NativeRem
     };
     let Some(conf) = rclone_conf else {
         return rclone(format!(
-            "rclone.conf could not be read: `remote` stays rclone's {name}"
+            "rclone.conf could not be read: `remote` still uses rclone's {name}"
         ));
     };
     let Some(pairs) = ini::section(conf, name) else {
         return rclone(format!(
-            "rclone.conf has no [{name}] that can be read: `remote` stays rclone's"
+            "rclone.conf has no [{name}] that can be read: `remote` still uses rclone"
         ));
     };
     let path = path.trim_matches('/');
-    let native = match get(&pairs, "type") {
-        Some("b2") => b2(name, path, &pairs),
-        Some("s3") => s3(name, path, &pairs),
+    let store = match get(&pairs, "type") {
+        Some("b2") => B2,
+        Some("s3") => S3,
         kind => {
             return rclone(format!(
-                "a remote of type {} stays rclone's",
+                "`remote` still uses rclone: no native store has the type {}",
                 kind.unwrap_or("unknown")
             ));
         }
     };
+    let native = convert(&store, name, path, &pairs);
     match native.remote.parse::<Remote>() {
         Ok(_) => native,
-        Err(error) => rclone(format!("{error}: `remote` stays rclone's")),
+        Err(error) => rclone(format!("{error}: `remote` still uses rclone")),
     }
 }
 
@@ -84,80 +124,40 @@ fn get<'t>(pairs: &[(&str, &'t str)], key: &str) -> Option<&'t str> {
         .filter(|value| !value.is_empty())
 }
 
-fn b2(name: &str, path: &str, pairs: &[(&str, &str)]) -> NativeRemote {
+fn convert(store: &NativeStore, name: &str, path: &str, pairs: &[(&str, &str)]) -> NativeRemote {
     let mut native = NativeRemote {
-        remote: format!("b2:{path}"),
-        ..NativeRemote::default()
-    };
-    let mut lines = credentials(
-        name,
-        pairs,
-        [
-            ("account", "application_key_id_file"),
-            ("key", "application_key_file"),
-        ],
-        &mut native,
-    );
-    lines.extend(parts(pairs, &mut native));
-    native.lost.extend(unknown(
-        name,
-        pairs,
-        &["account", "key", "chunk_size", "upload_concurrency"],
-    ));
-    native.section = Some(("b2", lines));
-    native
-}
-
-fn s3(name: &str, path: &str, pairs: &[(&str, &str)]) -> NativeRemote {
-    let mut native = NativeRemote {
-        remote: format!("s3:{path}"),
+        remote: format!("{}:{path}", store.section),
         ..NativeRemote::default()
     };
     let mut lines = Vec::new();
-    if let Some(endpoint) = get(pairs, "endpoint") {
-        let scheme = if endpoint.contains("://") {
-            ""
-        } else {
-            "https://"
+    for (theirs, ours) in store.keys {
+        let value = match (*theirs, get(pairs, theirs)) {
+            ("endpoint", Some(host)) if !host.contains("://") => format!("https://{host}"),
+            // rclone's own default, except for AWS.
+            ("force_path_style", None) if get(pairs, "endpoint").is_some() => "true".to_owned(),
+            (_, Some(value)) => value.to_owned(),
+            (_, None) => continue,
         };
-        lines.push(("endpoint", Value::from(format!("{scheme}{endpoint}"))));
-    }
-    for key in ["region", "storage_class"] {
-        lines.extend(get(pairs, key).map(|value| (key, Value::from(value))));
-    }
-    match get(pairs, "force_path_style") {
-        Some(value) => {
-            lines.extend(super::truth(value).map(|value| ("path_style", Value::from(value))))
-        }
-        // rclone's own default, except for AWS.
-        None if get(pairs, "endpoint").is_some() => lines.push(("path_style", Value::from(true))),
-        None => {}
-    }
-    match get(pairs, "profile") {
-        Some(profile) => lines.push(("profile", Value::from(profile))),
-        None => {
-            let keys = [
-                ("access_key_id", "access_key_id_file"),
-                ("secret_access_key", "secret_access_key_file"),
-            ];
-            lines.extend(credentials(name, pairs, keys, &mut native));
+        let kind = schema::section_spec(store.section).and_then(|section| section.kind(ours));
+        match kind.and_then(|kind| super::toml_value(kind, &value)) {
+            Some(value) => lines.push((*ours, value)),
+            None => native
+                .lost
+                .push(format!("{theirs} = {value} of rclone.conf")),
         }
     }
-    lines.extend(parts(pairs, &mut native));
-    let known = [
-        "endpoint",
-        "region",
-        "storage_class",
-        "force_path_style",
-        "profile",
-        "access_key_id",
-    ];
-    let known: Vec<&str> = known
-        .into_iter()
-        .chain(["secret_access_key", "chunk_size", "upload_concurrency"])
-        .collect();
-    native.lost.extend(unknown(name, pairs, &known));
-    native.section = Some(("s3", lines));
+    if get(pairs, "profile").is_none() {
+        lines.extend(credentials(name, pairs, store.credentials, &mut native));
+    }
+    let mut known = OF_NO_USE.to_vec();
+    known.extend(store.keys.iter().map(|(theirs, _)| *theirs));
+    known.extend(store.credentials.map(|(theirs, _)| theirs));
+    // The value of an unknown key may be a secret, so only the key is named.
+    let unknown = pairs.iter().filter(|(key, _)| !known.contains(key));
+    native
+        .lost
+        .extend(unknown.map(|(key, _)| format!("{key} in [{name}] of rclone.conf")));
+    native.section = Some((store.section, lines));
     native
 }
 
@@ -188,36 +188,4 @@ fn credentials(
         lines.push((file_key, Value::from(file)));
     }
     lines
-}
-
-fn parts(pairs: &[(&str, &str)], native: &mut NativeRemote) -> Vec<(&'static str, Value)> {
-    let mut lines = Vec::new();
-    if let Some(text) = get(pairs, "chunk_size") {
-        match super::size(text).and_then(|size| size.parse::<Size>().ok()) {
-            Some(size) => lines.push(("part_size", Value::from(size.to_string()))),
-            None => native
-                .lost
-                .push(format!("chunk_size = {text} of rclone.conf")),
-        }
-    }
-    if let Some(text) = get(pairs, "upload_concurrency") {
-        match text.parse::<u32>() {
-            Ok(count) => lines.push(("concurrency", Value::from(i64::from(count)))),
-            Err(_) => native
-                .lost
-                .push(format!("upload_concurrency = {text} of rclone.conf")),
-        }
-    }
-    lines
-}
-
-fn unknown(name: &str, pairs: &[(&str, &str)], known: &[&str]) -> Vec<String> {
-    let unknown = pairs
-        .iter()
-        .map(|(key, _)| *key)
-        .filter(|key| !known.contains(key) && !OF_NO_USE.contains(key));
-    // The value may be a secret, so only the key is named.
-    unknown
-        .map(|key| format!("{key} in [{name}] of rclone.conf"))
-        .collect()
 }

@@ -101,7 +101,7 @@ fn the_full_example_comes_over_with_a_native_remote() {
     intermediate_checksum = true
     split_size = "1G"  # objects
     remote = "b2:bucket/whatever"
-    # rclone is not used any more: rclone_conf = /path/to/rclone.conf
+    # rclone is no longer used: rclone_conf = /path/to/rclone.conf
     bwlimit = "8M"
     # not carried over: rclone_args = --fast-list --transfers 2
     oldest_snapshot_days = 120
