@@ -8,12 +8,15 @@
 //!   ([`Making::previous`](super::Making)). A backup that was stored by then and is no ancestor was
 //!   *skipped*: the pool did not know its snapshot.
 //! - **The pool**, where it can be asked: which snapshots and bookmarks it has. The newest backup
-//!   of a pool is always one of them, and so is the base of its next one.
+//!   of a pool is always one of them, and so is the base of its next one. Each backup that the pool
+//!   forgets was named by a later one before.
 //! - **The host marks**, where only the store can be asked.
 //! - **Times against transaction groups**: in one time line both grow.
 //!
 //! A missing link is no evidence: a deleted backup may have been one, an old manifest names its
-//! base only, and snapshots and bookmarks of older chains are destroyed in time.
+//! base only, and snapshots and bookmarks of older chains are destroyed in time. Where no link of
+//! the pool's later backups is missing, a backup that the pool does not know is of another time
+//! line.
 
 use super::BackupFacts;
 use crate::manifest::Origin;
@@ -58,6 +61,9 @@ pub enum StrayReason<'a> {
         /// The later backup.
         by: &'a BackupFacts,
     },
+    /// The pool has neither its snapshot nor a bookmark of it, and no later backup of the pool can
+    /// follow from it.
+    Unlinked,
 }
 
 impl fmt::Display for StrayReason<'_> {
@@ -74,6 +80,9 @@ impl fmt::Display for StrayReason<'_> {
             Self::Skipped { by } => {
                 write!(f, "{} was made later and does not follow from it", by.id)
             }
+            Self::Unlinked => f.write_str(
+                "the pool has neither its snapshot nor a bookmark, and none of the pool's backups follows from it",
+            ),
         }
     }
 }
@@ -89,7 +98,10 @@ struct Moment<'a> {
     /// Whether the manifest of one of the backups names more than its base.
     names_previous: bool,
     begun_at: Timestamp,
+    /// When the first of the backups was stored.
     stored_at: Timestamp,
+    /// When the last of the backups was stored.
+    last_stored_at: Timestamp,
 }
 
 impl<'a> Moment<'a> {
@@ -102,6 +114,7 @@ impl<'a> Moment<'a> {
             names_previous: false,
             begun_at: backup.made.started_at,
             stored_at: backup.made.finished_at,
+            last_stored_at: backup.made.finished_at,
         }
     }
 
@@ -120,6 +133,7 @@ impl<'a> Moment<'a> {
         self.names_previous |= !previous.is_empty();
         self.begun_at = self.begun_at.min(backup.made.started_at);
         self.stored_at = self.stored_at.min(backup.made.finished_at);
+        self.last_stored_at = self.last_stored_at.max(backup.made.finished_at);
         self.all.push(backup);
         if backup.id > self.backup.id {
             self.backup = backup;
@@ -232,7 +246,11 @@ impl<'a> Timeline<'a> {
                 }),
                 None => self
                     .skipped_by(&known, &known, moment)
-                    .map(|by| StrayReason::Skipped { by: by.backup }),
+                    .map(|by| StrayReason::Skipped { by: by.backup })
+                    .or_else(|| {
+                        let is_unlinked = !self.may_lead_to(&known, moment);
+                        is_unlinked.then_some(StrayReason::Unlinked)
+                    }),
             };
             let of_own = moment
                 .all
@@ -364,6 +382,25 @@ impl<'a> Timeline<'a> {
             }
         }
         None
+    }
+
+    /// Returns whether a moment of the line may follow from `earlier`, which is not of the line,
+    /// over a link that is missing. Such a moment was stored later. Its manifests are old, or name
+    /// a backup that is gone and newer than `earlier`.
+    ///
+    /// All links of the other moments are known. A pool that knew `earlier` when it was stored
+    /// knows it still, because it forgets a backup only after a later one named it.
+    fn may_lead_to(&self, line: &BTreeSet<Guid>, earlier: &Moment<'a>) -> bool {
+        let names_gone = |moment: &Moment<'_>| {
+            moment
+                .parents
+                .iter()
+                .any(|(guid, id)| !self.0.contains_key(guid) && id.is_after(earlier.at()))
+        };
+        line.iter()
+            .filter_map(|guid| self.0.get(guid))
+            .filter(|moment| moment.last_stored_at > earlier.stored_at)
+            .any(|moment| !moment.names_previous || names_gone(moment))
     }
 
     /// Returns whether each backup that `later` names is older than `missed` or in `ignorant`.

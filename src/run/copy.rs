@@ -256,6 +256,10 @@ pub async fn upload_dataset(
             env,
             backup,
             parent: parent.as_ref(),
+            is_parent_new: report
+                .copied
+                .iter()
+                .any(|copied| Some(&copied.id) == parent.as_ref()),
             live: &live,
             records: &records,
             progress: &*progress,

@@ -107,6 +107,8 @@ pub(crate) struct Facts {
     /// time lines, so a backup of one is of neither alone, whichever host made it.
     pub(crate) shared: BTreeSet<Guid>,
     pub(crate) are_clocks_right: bool,
+    /// Whether the clocks of the hosts ever differed by about two days or more.
+    pub(crate) are_clocks_days_apart: bool,
     /// Committed, and nothing that was named in a prune record of its store was deleted of it.
     pub(crate) alive: BTreeSet<Stored>,
     pub(crate) committed: BTreeSet<Stored>,

@@ -840,7 +840,9 @@ async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
     };
     // A record of long ago was left by a prune that failed; the backup is there.
     env.now = crate::builder::later(crate::world::now(), -hours(50));
+    world.store.set_clock(Some(env.now));
     interrupted(&env).await;
+    world.store.set_clock(Some(crate::world::now()));
     let first = world
         .try_back_up_as(RequestedKind::Incremental)
         .await
@@ -870,6 +872,52 @@ async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
         "{error}"
     );
     assert_eq!(world.catalog().await.backups.len(), 2);
+}
+
+/// The clock of the host that deletes may be days behind, and that of the uploading host years
+/// ahead. The store's own clock shows that the record is young.
+#[tokio::test]
+async fn the_age_of_a_prune_record_is_that_of_the_store_s_clock() {
+    let world = World::new();
+    let full = world.back_up().await.manifest;
+    world.zfs.write_file(&world.dataset, 20, b"more");
+    world.snapshot();
+    let clock = crate::world::now();
+    for behind in [50, 24 * 9000] {
+        world.store.set_clock(Some(clock));
+        let env = world.prune_env(crate::builder::later(clock, -hours(behind)));
+        world.store.fail(
+            Fault::before(StoreErrorKind::Unavailable)
+                .of(Operation::Delete)
+                .forever(),
+        );
+        forget(&env, &world.dataset, &full.id).await.unwrap_err();
+        world.store.heal();
+        world
+            .store
+            .set_clock(Some(crate::builder::later(clock, hours(48) - 1)));
+        let error = world
+            .try_back_up_as(RequestedKind::Incremental)
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("a prune is deleting {}", full.id)),
+            "{behind} hours behind: {error}"
+        );
+    }
+    world
+        .store
+        .set_clock(Some(crate::builder::later(clock, hours(49))));
+    let next = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap();
+    assert_eq!(
+        crate::world::committed(next).manifest.chain.full_id,
+        full.id
+    );
 }
 
 #[tokio::test]

@@ -239,6 +239,27 @@ async fn a_copied_pool_is_a_doubt_on_both_hosts_and_a_question() {
     assert_eq!(world.find(&before).await.unwrap().backups.len(), 1);
 }
 
+/// None of our backups can have skipped the clone's: it was stored after all of ours. The rules
+/// would delete it for our newer full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_that_stores_an_older_snapshot_after_our_newest_is_a_doubt() {
+    fn an_hour_later() -> jiff::Timestamp {
+        now() + jiff::SignedDuration::from_hours(1)
+    }
+    let world = World::new();
+    world.back_up().await;
+    let clone = cloned_machine(&world);
+    night(&clone, 1);
+    full(&world, 2).await;
+    let env = BackupEnv {
+        now: an_hour_later,
+        ..clone.env()
+    };
+    let stored = back_up(&env, &clone.selected(), RequestedKind::Full).await;
+    let theirs = committed(stored.unwrap()).manifest;
+    assert_doubts(&world, &[&theirs]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clone_with_the_state_folder_of_its_model_is_found_by_what_each_pool_knows() {
     let world = World::new();

@@ -45,6 +45,8 @@ use zfs_backup::zfs::{DatasetType, Zfs};
 
 /// A night's incremental has two chunks of this length.
 const SPLIT_BYTES: u64 = 4096;
+/// For how long a prune record counts, by the store's clock or the dates of its hosts.
+const RECORD_HOURS_MAX: i64 = 48;
 
 /// The remote's kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,6 +201,8 @@ impl TwoHosts {
         drop(facts);
         let (now, mut ahead) = CLOCKS.get();
         ahead[host] = hours(count);
+        let are_days_apart = (ahead[0] - ahead[1]).abs() > hours(RECORD_HOURS_MAX - 1);
+        self.observer.facts().are_clocks_days_apart |= are_days_apart;
         CLOCKS.set((now, ahead));
     }
 
@@ -528,7 +532,10 @@ impl TwoHosts {
             let chain = match plan_restore(&known, id) {
                 Ok(chain) => chain,
                 Err(gap) => {
-                    if !self.is_forgiven(places) {
+                    if self.is_misdated(places[0], id) {
+                        let mut facts = self.observer.facts();
+                        facts.alive.remove(&(places[0], id.clone()));
+                    } else if !self.is_forgiven(places) {
                         failures.push(format!("{:?}: {gap}", places[0]));
                     }
                     continue;
@@ -566,6 +573,19 @@ impl TwoHosts {
             .deleted_by_host
             .iter()
             .any(|((place, _), by)| *place == Place::Remote && *by != host)
+    }
+
+    /// A store without a clock has prune records with the dates of its hosts' clocks. If these
+    /// differ by the two days for which a record counts, an upload takes the record of a running
+    /// prune on the other host for an old one.
+    fn is_misdated(&self, place: Place, id: &BackupId) -> bool {
+        let facts = self.observer.facts();
+        let maker = facts.made_by.get(id).copied().flatten();
+        let is_by_other = |((of, _), by): (&Stored, &usize)| *of == place && Some(*by) != maker;
+        place == Place::Remote
+            && self.kind.host_clock
+            && facts.are_clocks_days_apart
+            && facts.deleted_by_host.iter().any(is_by_other)
     }
 
     async fn chunk_failure(&self, place: Place, manifest: &Manifest) -> Option<String> {

@@ -386,6 +386,29 @@ async fn an_identical_backup_in_the_remote_serves_its_children_there() {
     assert_eq!(report.damage, []);
 }
 
+/// The other host put its record before this run began, and deletes after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parent_in_a_young_prune_record_stops_the_child_for_two_days() {
+    let (world, full) = world_with_backup().await;
+    let child = plant(&world, &full, 1, Some(&full));
+    let pair = Pair::new(world);
+    pair.remote.set_clock(Some(now()));
+    let env = pair.env(never());
+    pair.upload_with(&env, false, &[&child.id]).await.unwrap();
+    plant_prune_record(&pair.world, &pair.remote, &[&full.id]);
+    for (hours, copied) in [(0, 0), (47, 0), (48, 1)] {
+        let clock = now() + jiff::SignedDuration::from_hours(hours);
+        pair.remote.set_clock(Some(clock));
+        let report = pair.upload_with(&env, false, &[]).await.unwrap();
+        assert_eq!(report.copied.len(), copied, "after {hours} hours");
+        let is_said = |(id, error): &(BackupId, RunError)| {
+            *id == child.id && error.to_string().contains(full.id.as_str())
+        };
+        assert_eq!(report.failed.len(), 1 - copied, "after {hours} hours");
+        assert!(report.failed.iter().all(is_said), "{:?}", reasons(&report));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_parent_that_is_pruned_while_its_child_is_copied_stops_the_child() {
     let (world, full) = world_with_backup().await;

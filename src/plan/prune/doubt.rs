@@ -285,12 +285,19 @@ fn other_origins(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
 }
 
 /// Adds one doubt for each host whose backups are not of this pool's time line. Returns all of
-/// those backups.
+/// those backups. A backup in the second store may be the link between two that are here.
 fn other_lines<'a>(input: &PruneInput<'a>, doubts: &mut Vec<Doubt>) -> BTreeSet<&'a BackupId> {
     let Some(pool) = input.pool else {
         return BTreeSet::new();
     };
-    let strays = Timeline::new(input.facts).strays(pool);
+    let here: BTreeSet<&BackupId> = input.facts.iter().map(|backup| &backup.id).collect();
+    let elsewhere = match input.beside {
+        Beside::Remote { facts, .. } => facts,
+        Beside::Nothing | Beside::Unreachable => input.waiting,
+    };
+    let links = elsewhere.iter().filter(|backup| !here.contains(&backup.id));
+    let mut strays = Timeline::new(input.facts.iter().chain(links)).strays(pool);
+    strays.retain(|stray| here.contains(&stray.backup.id));
     let mut hosts = BTreeSet::new();
     for Stray { backup, why } in &strays {
         let host = &backup.made.host;

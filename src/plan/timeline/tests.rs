@@ -272,8 +272,8 @@ fn clones_that_work_at_the_same_hour_are_found_by_both() {
     assert_eq!(strays("p1 a2 a5 a8"), "b9 b6 b3");
     assert_eq!(
         strays("p1 b3 b6 b9"),
-        "a5 a2",
-        "the last one is still under way"
+        "a8 a5 a2",
+        "the last one was under way when b9 was begun"
     );
     let all: Vec<&BackupFacts> = facts.iter().collect();
     assert!(Timeline::new(&facts).newest(&all).is_err());
@@ -325,14 +325,31 @@ fn old_manifests_of_one_base_fork_there() {
     assert_eq!(strays(table, "p1 a3"), "b2");
 }
 
+/// Returns the backups that are strays, each with the name of the evidence.
+fn reasons(table: &str, known: &str) -> String {
+    let facts: Vec<BackupFacts> = backups(table).into_iter().map(|(_, facts)| facts).collect();
+    let found = Timeline::new(&facts).strays(&sight(known, &[]));
+    let text = |stray: &Stray<'_>| {
+        let name = name_of(stray.backup.snapshot.guid);
+        match stray.why {
+            StrayReason::Later { .. } => format!("{name} later"),
+            StrayReason::Skipped { by } => {
+                format!("{name} skipped by {}", name_of(by.snapshot.guid))
+            }
+            StrayReason::Unlinked => format!("{name} unlinked"),
+        }
+    };
+    found.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
 #[test]
 fn a_backup_is_later_by_its_time_or_by_its_transaction_group() {
     for (txg, day, expected) in [
-        (20, 3, ""),
-        (30, 3, ""),
-        (40, 3, "s4"),
-        (20, 4, "s4"),
-        (30, 4, "s4"),
+        (20, 3, "s4 unlinked"),
+        (30, 3, "s4 unlinked"),
+        (40, 3, "s4 later"),
+        (20, 4, "s4 later"),
+        (30, 4, "s4 later"),
     ] {
         let table = format!(
             "
@@ -340,7 +357,7 @@ fn a_backup_is_later_by_its_time_or_by_its_transaction_group() {
             p3 x 30 3 base=p1 after=p1
             s4 y {txg} {day} base=p1 after=p1"
         );
-        assert_eq!(strays(&table, "p1 p3"), expected, "{txg} on day {day}");
+        assert_eq!(reasons(&table, "p1 p3"), expected, "{txg} on day {day}");
     }
 }
 
@@ -350,9 +367,62 @@ fn a_backup_of_the_same_time_skips_nothing_and_its_successor_does() {
         p1 x 10 1 after=-
         b2 y 20 2 after=p1
         c2 x 30 2 after=p1";
-    assert_eq!(strays(table, "p1 c2"), "");
-    let resumed = format!("{table}\nd3 x 40 3 after=c2");
-    assert_eq!(strays(&resumed, "p1 c2 d3"), "b2");
+    assert_eq!(reasons(table, "p1 c2"), "b2 unlinked");
+    let continued = format!("{table}\nd3 x 40 3 after=c2");
+    assert_eq!(reasons(&continued, "p1 c2 d3"), "b2 skipped by d3");
+}
+
+/// The clone took its snapshot before ours, and stored it after all that we stored or began. None
+/// of ours can have skipped it.
+#[test]
+fn a_clone_that_stores_an_older_snapshot_after_all_of_ours_is_found() {
+    let table = "
+        p1 x 10 1 after=-
+        p2 x 20 2 base=p1 after=p1
+        b3 x 30 3 after=p2
+        a4 x 40 4 after=p2";
+    let reasons_when = |stored: [u64; 2], known: &str, table: &str| {
+        let mut made = backups(table);
+        for (number, day) in stored.into_iter().enumerate() {
+            made[2 + number].1.made.finished_at = at(day);
+        }
+        let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
+        let found = Timeline::new(&facts).strays(&sight(known, &[]));
+        found
+            .iter()
+            .map(|stray| (name_of(stray.backup.snapshot.guid), stray.why))
+            .map(|(name, why)| format!("{name} {}", why == StrayReason::Unlinked))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    // Stored after ours; while ours was under way; at the same time.
+    for stored in [[6, 5], [5, 6], [5, 5]] {
+        assert_eq!(
+            reasons_when(stored, "p2 a4", table),
+            "b3 true",
+            "{stored:?}"
+        );
+    }
+    // What ours names is gone, and is newer than the clone's snapshot. It can lead to the clone's
+    // backup only if ours was stored later.
+    let gone = table.replace("a4 x 40 4 after=p2", "a5 x 50 5 after=p2");
+    let name_gone = |stored: [u64; 2]| {
+        let mut made = backups(&gone);
+        made[3].1.made.previous = Some(vec![id_of("a4", BackupKind::Full, 4)]);
+        for (number, day) in stored.into_iter().enumerate() {
+            made[2 + number].1.made.finished_at = at(day);
+        }
+        let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
+        Timeline::new(&facts).strays(&sight("p2 a5", &[])).len()
+    };
+    assert_eq!(
+        [name_gone([6, 7]), name_gone([6, 6]), name_gone([7, 6])],
+        [0, 1, 1]
+    );
+    // The same holds for an old manifest, which does not say what its pool knew.
+    let old = table.replace("a4 x 40 4 after=p2", "a4 - 40 4 base=p2");
+    assert_eq!(reasons_when([5, 6], "p2 a4", &old), "");
+    assert_eq!(reasons_when([6, 5], "p2 a4", &old), "b3 true");
 }
 
 #[test]

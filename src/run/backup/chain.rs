@@ -6,11 +6,10 @@ use super::planning::{Base, RemoteView, StoresView};
 use crate::catalog::CatalogError;
 use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
 use crate::catalog::usable::UsableCatalog;
-use crate::catalog::{
-    Catalog, PRUNE_MAX, StoredBackup, read_manifest, read_prune_records, read_prune_records_through,
-};
+use crate::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records_through};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, Digest};
+use crate::run::commit::doomed::{RecordsOf, find_doomed};
 use crate::run::{RunError, error_chain};
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::key::{
@@ -48,19 +47,16 @@ impl Attempt<'_> {
         }
     }
 
-    /// Returns the members of the chain that a prune is deleting from this store. A prune puts its
-    /// record before its last check for `started.json`: either the prune sees our object, or we see
-    /// its record. A record older than `PRUNE_MAX` belongs to a prune that failed, and does not
-    /// tell what still exists.
+    /// Returns the members of the chain that a prune may be deleting from this store.
     async fn doomed(&self, store: &dyn ObjectStore) -> Result<BTreeSet<BackupId>, RunError> {
-        let since = self.started_at.checked_sub(PRUNE_MAX).ok();
-        let records =
-            read_prune_records(store, &self.stored, &self.env.keys.trusted, since).await?;
-        let named = records
-            .into_iter()
-            .flat_map(|(_, record)| record.pruned)
-            .map(|entry| entry.id);
-        Ok(named.filter(|id| self.before.contains(id)).collect())
+        let of = RecordsOf {
+            dataset: &self.stored,
+            trusted: &self.env.keys.trusted,
+            state_dir: &self.env.settings.state_dir,
+            now: (self.env.now)(),
+            is_locked: false,
+        };
+        find_doomed(store, &of, &self.before.iter().collect()).await
     }
 
     /// Lists the members of the chain again. Manifests never change, so a manifest that is still

@@ -15,6 +15,7 @@ use crate::manifest::{
     Manifest, PRIVATE_BYTES_MAX, Receipt, ReceiptEntry, parse_receipt, to_stored_bytes,
 };
 use crate::model::{BackupId, Digest};
+use crate::run::commit::doomed::{RecordsOf, find_doomed};
 use crate::run::commit::object_lock::extend_chain;
 use crate::run::commit::put::put_again;
 use crate::run::transfer::Progress;
@@ -33,6 +34,8 @@ pub(in crate::run::copy) struct Copy<'a> {
     pub(in crate::run::copy) backup: &'a StoredBackup,
     /// The parent of the backup in the remote.
     pub(in crate::run::copy) parent: Option<&'a BackupId>,
+    /// Whether this run put the parent. No prune with an earlier record deletes it.
+    pub(in crate::run::copy) is_parent_new: bool,
     /// The dataset's backups that are in the remote now.
     pub(in crate::run::copy) live: &'a [LiveEntry],
     /// The prune records from before this run put anything.
@@ -297,10 +300,26 @@ impl Copy<'_> {
         let Some(parent) = self.parent else {
             return Ok(());
         };
-        if self.named_by_new_records().await?.contains(parent) {
+        let is_doomed = self.named_by_new_records().await?.contains(parent)
+            || (!self.is_parent_new && self.is_parent_doomed(parent).await?);
+        if is_doomed {
             return Err(self.parent_gone(parent));
         }
         self.check_parent().await
+    }
+
+    /// Whether a prune of another host, whose record may be older than this run, may be deleting the
+    /// parent. The lock excludes the prunes of this host.
+    async fn is_parent_doomed(&self, parent: &BackupId) -> Result<bool, RunError> {
+        let of = RecordsOf {
+            dataset: &self.manifest().dataset,
+            trusted: &self.env.keys.trusted,
+            state_dir: &self.env.state_dir,
+            now: (self.env.now)(),
+            is_locked: true,
+        };
+        let doomed = find_doomed(&*self.env.to, &of, &BTreeSet::from([parent])).await?;
+        Ok(!doomed.is_empty())
     }
 
     /// Returns the backups that prunes have recorded since this run began: they are being deleted,
