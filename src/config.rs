@@ -30,6 +30,7 @@ mod stores;
 mod syntax;
 pub mod trust;
 mod units;
+mod visitor;
 
 pub use advice::{Advice, PEAK_FIXED};
 pub use document::without_secrets;

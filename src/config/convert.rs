@@ -9,7 +9,8 @@ mod ini;
 mod rclone;
 
 use super::form::Kind;
-use super::schema::{self, SECRET_KEY};
+use super::schema;
+use super::secret::SECRET_KEY;
 use super::sequence::KNOWN_TYPO;
 use super::units::Size;
 use super::{BandwidthSchedule, Remote};

@@ -1,12 +1,11 @@
 //! The keys of this host: a passphrase, or recipients with a signing key.
 
-use super::declaration::KeyVisitor;
 use super::document::Document;
 use super::form::{self, Form, Kind, Place};
 use super::problem::Problem;
-use super::schema::SECRET_KEY;
-use super::secret::{CommandLine, Passphrase, Secret, SecretFile};
+use super::secret::{CommandLine, Passphrase, SECRET_KEY, Secret, SecretFile};
 use super::trust::Demand;
+use super::visitor::KeyVisitor;
 use age::x25519::Recipient;
 use minisign::PublicKey;
 use std::path::PathBuf;

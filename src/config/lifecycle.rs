@@ -1,11 +1,11 @@
 //! Lifecycle settings: when fulls are made (`[backup-lifecycle]`), and which backups are kept (the
 //! two retention sections).
 
-use super::declaration::KeyVisitor;
 use super::document::Document;
 use super::form;
 use super::problem::Problem;
 use super::units::{Age, InvalidValue, Size};
+use super::visitor::KeyVisitor;
 use std::fmt;
 use std::str::FromStr;
 

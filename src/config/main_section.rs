@@ -1,6 +1,5 @@
 //! `[main]` except the encryption keys: datasets, snapshots, stores, hooks.
 
-use super::declaration::KeyVisitor;
 use super::document::Document;
 use super::form::{self, Form, Kind, Place, Reading};
 use super::problem::Problem;
@@ -9,6 +8,7 @@ use super::schedule::{BandwidthSchedule, Window};
 use super::secret::CommandLine;
 use super::trust::{Demand, FolderRule};
 use super::units::{InvalidValue, Size, TimeLimit};
+use super::visitor::KeyVisitor;
 use super::{Config, keys};
 use crate::model::DatasetName;
 use crate::store::rclone::check_arguments;

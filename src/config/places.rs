@@ -2,12 +2,13 @@
 //! other users could change.
 
 use super::Config;
-use super::declaration::{KeyVisitor, visit_keys};
+use super::declaration::visit_keys;
 use super::form::{Form, Place};
 use super::paths::Environment;
 use super::problem::{Notice, Problem};
 use super::sequence::SequenceStep;
 use super::trust::{self, FileError};
+use super::visitor::KeyVisitor;
 use std::path::PathBuf;
 
 impl Config {

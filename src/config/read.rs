@@ -1,13 +1,14 @@
 //! Reads all sections: from a [`Document`] to a [`Config`], including the rules between keys and
 //! between sections.
 
-use super::declaration::{KeyVisitor, visit_keys};
+use super::declaration::visit_keys;
 use super::document::Document;
 use super::form::Form;
 use super::lifecycle::RulesFor;
 use super::problem::Problem;
 use super::schema::{self, SECTIONS, SectionSpec};
 use super::sequence::{self, SequenceStep};
+use super::visitor::KeyVisitor;
 use super::{Config, Environment, Remote, default_lock_file, keys, main_section, stores};
 use std::path::Path;
 
@@ -15,7 +16,7 @@ use std::path::Path;
 /// in the document.
 pub(super) fn read_config(document: &Document<'_>, file: &Path, env: &Environment) -> Config {
     check_section_names(document);
-    for section in SECTIONS.iter().filter(|section| !section.keys.is_empty()) {
+    for section in SECTIONS.iter() {
         check_key_names(document, section);
     }
     let mut config = Config::unread(file, env);
@@ -86,16 +87,22 @@ fn check_rules(file: &Document<'_>, config: &Config) {
     }
 }
 
-/// Reports unknown keys of a section.
+/// Reports unknown keys of a section. A section without listed keys has steps.
 fn check_key_names(document: &Document<'_>, section: &SectionSpec) {
     for name in document.key_names(section.name) {
-        if section.kind(name).is_some() {
+        let has_steps = section.keys.is_empty();
+        if section.kind(name).is_some() || has_steps && sequence::step_number(name).is_some() {
             continue;
         }
-        let near = schema::nearest(name, section.key_names());
-        let near = near.map(|near| format!("did you mean `{near}`?"));
+        let hint = if has_steps {
+            let form = "steps are called step01, step02, ... and run in the order of their numbers";
+            Some(form.to_owned())
+        } else {
+            let near = schema::nearest(name, section.key_names());
+            near.map(|near| format!("did you mean `{near}`?"))
+        };
         let problem = Problem {
-            hint: schema::belongs_in(name).or(near),
+            hint: schema::belongs_in(name).or(hint),
             ..Problem::new("is not a known key")
         };
         document.refuse(&format!("{}.{name}", section.name), problem);

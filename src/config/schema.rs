@@ -1,9 +1,10 @@
 //! The names of all sections and keys, collected from their declaration: for unknown keys and for
 //! `config convert`.
 
-use super::declaration::{KeyVisitor, visit_keys};
+use super::declaration::visit_keys;
 use super::form::{Form, Kind};
 use super::sequence::SequenceStep;
+use super::visitor::KeyVisitor;
 use super::{Config, Environment};
 use std::path::Path;
 use std::sync::LazyLock;
@@ -29,10 +30,6 @@ impl SectionSpec {
         Some(*kind)
     }
 }
-
-/// The only key whose value is a secret: the value is never printed, neither in an error nor by
-/// `config show`.
-pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
 /// The sections in the order in which `config show` prints them.
 pub(super) static SECTIONS: LazyLock<Vec<SectionSpec>> = LazyLock::new(|| {
@@ -60,12 +57,6 @@ impl KeyVisitor for Names {
     }
 
     fn steps(&mut self, _: &mut Vec<SequenceStep>) {}
-}
-
-/// Whether a key, named with its section, is declared.
-pub(super) fn is_declared(key: &str) -> bool {
-    let (section, name) = key.split_once('.').unwrap_or_default();
-    section_spec(section).is_some_and(|section| section.kind(name).is_some())
 }
 
 /// Returns the section with this name.

@@ -12,6 +12,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
+/// The only key whose value is a secret: the value is never printed, neither in an error nor by
+/// `config show`.
+pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 const HIDDEN: &str = "(hidden)";
 /// The largest secret file. Passphrases, keys and tokens are far smaller; a larger file is the
 /// wrong file.

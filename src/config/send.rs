@@ -1,9 +1,9 @@
 //! `[send]`: the parameters of the stream.
 
 use super::Size;
-use super::declaration::KeyVisitor;
 use super::form;
 use super::units::InvalidValue;
+use super::visitor::KeyVisitor;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;

@@ -2,7 +2,7 @@
 
 use super::document::Document;
 use super::problem::Problem;
-use super::{Config, form, schema};
+use super::{Config, form};
 use std::collections::BTreeMap;
 
 /// A step. The command line parser decides whether its words are a command of this program.
@@ -36,7 +36,7 @@ pub(super) const KNOWN_TYPO: (&str, &str) = (
 );
 
 /// Returns the number of a step: 1 for `step01`.
-fn step_number(name: &str) -> Option<u64> {
+pub(super) fn step_number(name: &str) -> Option<u64> {
     let digits = name
         .strip_prefix("step")
         .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
@@ -47,15 +47,11 @@ fn step_number(name: &str) -> Option<u64> {
 pub(super) fn read_steps(file: &Document<'_>, section: &str) -> Vec<SequenceStep> {
     let mut steps: BTreeMap<u64, SequenceStep> = BTreeMap::new();
     for name in file.key_names(section) {
-        let key = format!("{section}.{name}");
+        // Other names were refused as unknown keys.
         let Some(number) = step_number(name) else {
-            let hint = schema::belongs_in(name).unwrap_or_else(|| {
-                "steps are called step01, step02, ... and run in the order of their numbers"
-                    .to_owned()
-            });
-            file.refuse(&key, Problem::new("is not a known key").hint(hint));
             continue;
         };
+        let key = format!("{section}.{name}");
         let Some(step) = read_step(file, &key, name) else {
             continue;
         };

@@ -1,8 +1,9 @@
 //! [`Config::to_display_toml`]: the whole configuration in effect, for `config show`.
 
-use super::declaration::{KeyVisitor, visit_keys};
+use super::declaration::visit_keys;
 use super::form::Form;
 use super::sequence::SequenceStep;
+use super::visitor::KeyVisitor;
 use super::{Config, Remote};
 use toml::Value;
 

@@ -2,7 +2,6 @@
 //! cut into parts.
 
 use super::Config;
-use super::declaration::KeyVisitor;
 use super::document::Document;
 use super::form::{self, Form};
 use super::paths::Environment;
@@ -10,6 +9,7 @@ use super::problem::Problem;
 use super::secret::{Secret, SecretError, SecretFile};
 use super::trust::FolderRule;
 use super::units::{InvalidValue, Size};
+use super::visitor::KeyVisitor;
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! The problems of a file that is not TOML.
 
 use super::problem::Problem;
-use super::schema::SECRET_KEY;
+use super::secret::SECRET_KEY;
 
 /// Returns the problems with the form of the text.
 pub(super) fn problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {

@@ -179,6 +179,19 @@ fn an_s3_remote_takes_its_endpoint_and_names_the_files_for_its_keys() {
 }
 
 #[test]
+fn a_value_of_rclone_conf_that_cannot_be_converted_is_lost_by_name() {
+    let conf = "[x]\ntype = s3\nprofile = p\nforce_path_style = perhaps\nchunk_size = big\n";
+    let converted = convert_ini("[main]\nremote = x:bucket\n", Some(conf));
+    assert_eq!(
+        converted.lost,
+        [
+            "force_path_style = perhaps of rclone.conf",
+            "chunk_size = big of rclone.conf"
+        ]
+    );
+}
+
+#[test]
 fn nothing_disappears_without_a_word() {
     let text = "stray\n[Main]\nZFS-FS = tank\nrecursive = maybe\noldest_snapshot_days = soon\nsplit_size = 1GiB\n\
         remote = nowhere\n[unknown]\na = 1\n";
