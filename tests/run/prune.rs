@@ -891,7 +891,9 @@ async fn the_age_of_a_prune_record_is_that_of_the_store_s_clock() {
                 .of(Operation::Delete)
                 .forever(),
         );
-        forget(&env, &world.dataset, &full.id).await.unwrap_err();
+        forget(&env, &world.dataset, &full.id, None)
+            .await
+            .unwrap_err();
         world.store.heal();
         world
             .store

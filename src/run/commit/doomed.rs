@@ -39,7 +39,12 @@ pub(in crate::run) async fn find_doomed(
     of: &RecordsOf<'_>,
     ids: &BTreeSet<&BackupId>,
 ) -> Result<BTreeSet<BackupId>, RunError> {
-    let cache = ObjectCache::open(of.state_dir, &store.known(), of.dataset, CacheMode::ReadWrite);
+    let cache = ObjectCache::open(
+        of.state_dir,
+        &store.known(),
+        of.dataset,
+        CacheMode::ReadWrite,
+    );
     let records = read_prune_records_through(store, of.dataset, of.trusted, None, &cache).await?;
     let own = OwnPruneRecords::read(of.state_dir, &store.known(), of.dataset)?;
     let is_over = |key: &ObjectKey| of.is_locked && own.contains(key.as_str());
