@@ -12,6 +12,7 @@ pub(crate) mod read_back;
 mod records;
 pub(crate) mod remembered;
 pub(crate) mod sealed;
+pub(crate) mod stores;
 pub mod usable;
 
 pub use chunks::read_chunks;

@@ -3,8 +3,8 @@
 //! objects.
 
 use super::BackupEnv;
-use super::planning::StoresView;
 use super::unfinished::Unfinished;
+use crate::catalog::stores::StoresView;
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
 use crate::run::commit::tidy::tidy;

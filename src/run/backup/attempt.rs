@@ -1,12 +1,13 @@
 //! An attempt at one backup: from the holds to the last confirmed chunk, then the commit.
 
-use super::planning::{Base, StoresView};
+use super::planning::Base;
 use super::put::{Written, json};
 use super::recorder::Recorder;
 use super::source::{SendSource, flag_names, send_flags};
 use super::unfinished::{ResumableUpload, Unfinished};
 use super::{BackupEnv, CommittedBackup};
 use crate::catalog::get_pinned;
+use crate::catalog::stores::StoresView;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};

@@ -2,9 +2,10 @@
 //! the upload.
 
 use super::attempt::Attempt;
-use super::planning::{Base, RemoteView, StoresView};
+use super::planning::Base;
 use crate::catalog::CatalogError;
 use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
+use crate::catalog::stores::{RemoteView, StoresView};
 use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records_through};
 use crate::manifest::PruneRecord;
@@ -124,7 +125,7 @@ impl Attempt<'_> {
             (missing, RemoteView::Remembered(_)) => missing,
             (_, RemoteView::Current(store, _)) => match self.read_base(&**store, id).await {
                 Ok(found) => found,
-                Err(RunError::Store(error)) if super::planning::is_out_of_reach(&error) => {
+                Err(RunError::Store(error)) if crate::catalog::stores::is_out_of_reach(&error) => {
                     tracing::warn!(error = error_chain(&error), base = %id, "the remote went out of reach; going on");
                     return Ok(());
                 }

@@ -2,11 +2,12 @@
 
 use super::CommittedBackup;
 use super::attempt::{Attempt, Course};
-use super::planning::{StoresView, remember_commit};
+use super::planning::remember_commit;
 use super::put::{Put, Written, json};
 use super::source::flag_names;
 use crate::catalog::read_back::read_back;
 use crate::catalog::sealed::seal_small;
+use crate::catalog::stores::StoresView;
 use crate::catalog::{Catalog, StoredBackup};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files,

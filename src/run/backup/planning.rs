@@ -3,12 +3,12 @@
 use super::source::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
 use crate::catalog::remembered::{self, recall, remember};
+use crate::catalog::stores::{RemoteView, StoresView, is_out_of_reach};
 use crate::catalog::usable::UsableCatalog;
-use crate::catalog::{Catalog, StoredBackup, read_catalog_through};
+use crate::catalog::{Catalog, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::plan::BackupFacts;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::Selected;
@@ -16,66 +16,10 @@ use crate::run::pool::snapshot::{find_dataset, is_own};
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::CommitBytes;
 use crate::state::manifests::{CacheMode, ObjectCache};
-use crate::store::{ObjectStore, StoreError, StoreErrorKind};
+use crate::store::ObjectStore;
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
 use std::sync::Arc;
-
-/// The backups of one dataset in the target, and in the remote where bases may be.
-pub(super) struct StoresView {
-    /// The target.
-    pub(super) target: UsableCatalog,
-    /// The remote, if the target is the intermediate directory.
-    pub(super) remote: RemoteView,
-    /// Why there may be backups that could not be read or verified.
-    pub(super) unseen: Option<String>,
-}
-
-/// The other store, as far as bases may be in it.
-pub(super) enum RemoteView {
-    /// No base may be in another store.
-    None,
-    /// The remote and its backups, as just read.
-    Current(Arc<dyn ObjectStore>, UsableCatalog),
-    /// The remote could not be reached: its backups as they were last read.
-    Remembered(UsableCatalog),
-}
-
-impl RemoteView {
-    pub(super) fn usable(&self) -> Option<&UsableCatalog> {
-        match self {
-            Self::None => None,
-            Self::Current(_, usable) | Self::Remembered(usable) => Some(usable),
-        }
-    }
-}
-
-impl StoresView {
-    pub(super) fn target_facts(&self) -> Vec<BackupFacts> {
-        self.target.facts(self.remote.usable())
-    }
-
-    pub(super) fn remote_facts(&self) -> Vec<BackupFacts> {
-        self.remote
-            .usable()
-            .map(|remote| remote.facts(Some(&self.target)))
-            .unwrap_or_default()
-    }
-
-    /// Returns a verified backup from either store.
-    pub(super) fn backup(&self, facts: &BackupFacts) -> Option<&StoredBackup> {
-        self.stored(&facts.id, facts.manifest_blake3)
-    }
-
-    /// Does the same as [`StoresView::backup`], by id and hash of the manifest.
-    pub(super) fn stored(&self, id: &BackupId, manifest_blake3: Digest) -> Option<&StoredBackup> {
-        let stores = [Some(&self.target), self.remote.usable()]
-            .into_iter()
-            .flatten();
-        let mut backups = stores.filter_map(|usable| usable.catalog.backup(id));
-        backups.find(|backup| backup.manifest_blake3 == manifest_blake3)
-    }
-}
 
 /// A base, both in the pool and in a store.
 pub(super) struct Base {
@@ -172,14 +116,6 @@ pub(super) fn remember_commit(
             "cannot save the new backup's manifest for planning while the remote is offline"
         );
     }
-}
-
-/// Returns whether an error means that the store may exist and is only out of our reach.
-pub(super) fn is_out_of_reach(error: &StoreError) -> bool {
-    matches!(
-        error.kind,
-        StoreErrorKind::Unavailable | StoreErrorKind::Throttled | StoreErrorKind::Denied
-    )
 }
 
 async fn read_remote(

@@ -2,9 +2,10 @@
 //! and manifest, and they are put again, even if the newest snapshot is another one now.
 
 use super::abandon::abandon_id;
-use super::planning::{StoresView, remember_commit};
+use super::planning::remember_commit;
 use super::{BackupEnv, CommittedBackup};
 use crate::catalog::read_back::read_back;
+use crate::catalog::stores::StoresView;
 use crate::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};

@@ -4,9 +4,10 @@
 
 use super::BackupEnv;
 use super::abandon::abandon;
-use super::planning::{Local, StoresView};
+use super::planning::Local;
 use super::source::{flag_names, send_flags};
 use crate::catalog::CatalogError;
+use crate::catalog::stores::StoresView;
 use crate::catalog::{get_signed, read_pruned};
 use crate::manifest::{
     LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as,
