@@ -14,7 +14,6 @@ mod attempt;
 mod chain;
 mod commit;
 mod planning;
-mod put;
 mod recommit;
 mod recorder;
 mod release;

@@ -1,7 +1,6 @@
 //! An attempt at one backup: from the holds to the last confirmed chunk, then the commit.
 
 use super::planning::Base;
-use super::put::{Written, json};
 use super::recorder::Recorder;
 use super::source::{SendSource, flag_names, send_flags};
 use super::unfinished::{ResumableUpload, Unfinished};
@@ -9,10 +8,12 @@ use super::{BackupEnv, CommittedBackup};
 use crate::catalog::get_pinned;
 use crate::catalog::stores::StoresView;
 use crate::keyring::KEYRING_BYTES_MAX;
-use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
+use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, ReceiptEntry, SnapshotRef, Started};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::run::commit::object_lock::extend_keyring;
+use crate::run::commit::put::to_json;
+use crate::run::commit::target::{CommitError, CommitTarget};
 use crate::run::commit::tidy::tidy;
 use crate::run::pool::pins::{pin, unpin};
 use crate::run::transfer::{Carried, Progress, TransferPlan, Transferred, transfer};
@@ -28,7 +29,7 @@ use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Snapshot, ZfsErrno};
 use bytes::Bytes;
 use futures_util::future::{OptionFuture, join};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -161,10 +162,15 @@ impl<'a> Attempt<'a> {
     /// Makes the backup. A failure before the manifest leaves no backup, and a later run resumes
     /// from the objects that were stored, unless [`Attempt::is_pointless`] returns true.
     pub(super) async fn run(&self, stores: &StoresView) -> Result<CommittedBackup, RunError> {
+        self.upload_and_commit(stores)
+            .await
+            .map_err(|error| self.failed_commit(error))
+    }
+
+    async fn upload_and_commit(&self, stores: &StoresView) -> Result<CommittedBackup, CommitError> {
         let mut course = self.open().await?;
         self.pin()?;
-        let mut written = Written::default();
-        self.put_start(&course, &mut written).await?;
+        let objects = self.put_start(&course).await?;
         // `started.json` is put before the chain is checked: any prune that begins from now on sees
         // that this chain is needed.
         self.check_chain(stores).await?;
@@ -172,7 +178,7 @@ impl<'a> Attempt<'a> {
         self.check_listing(&transferred, &course).await?;
         self.bookmark();
         let committed = self
-            .commit(stores, transferred, written, &mut course)
+            .commit(stores, transferred, objects, &mut course)
             .await?;
         if course.is_untidy {
             tidy(&*self.env.store, &committed.manifest).await;
@@ -197,6 +203,37 @@ impl<'a> Attempt<'a> {
     pub(super) fn pointless(&self, error: RunError) -> RunError {
         self.is_pointless.store(true, Ordering::Relaxed);
         error
+    }
+
+    /// Returns the error of this attempt for a failed commit. If the store or another host has made
+    /// the commit impossible, nothing can be added to the attempt any more.
+    fn failed_commit(&self, error: CommitError) -> RunError {
+        match error {
+            CommitError::Taken(error) => self.pointless(error.into()),
+            CommitError::Incomplete(error) => error.into(),
+            CommitError::BaseGone { base, reason } => self.base_gone(&base, &reason),
+            CommitError::Pruned(id) => {
+                let what = format!(
+                    "{id} was pruned from {} while it was being uploaded; nothing is committed",
+                    self.env.store.url()
+                );
+                let hint = "run the command again: it begins a new upload";
+                self.pointless(RunError::refused(what, hint))
+            }
+            CommitError::Failed(error) => error,
+        }
+    }
+
+    /// Returns the place that the backup is committed to.
+    pub(super) fn target(&self) -> CommitTarget<'_> {
+        CommitTarget {
+            store: &*self.env.store,
+            dataset: &self.stored,
+            id: &self.id,
+            signing: &self.env.keys.signing,
+            trusted: &self.env.keys.trusted,
+            state_dir: &self.env.settings.state_dir,
+        }
     }
 
     /// Opens the journal before anything is put or held, so that the journal names every object and
@@ -256,7 +293,7 @@ impl<'a> Attempt<'a> {
             .keyring
             .as_ref()
             .map(|keyring| keyring.bytes.clone());
-        let started = json(&self.started()?)?;
+        let started = to_json(&self.started()?)?;
         let (journal, log) =
             self.begin(&started, keyring.as_ref().map(|bytes| Digest::of(bytes)))?;
         let (carried, private, next_progress) = (Carried::default(), None, 0);
@@ -351,7 +388,7 @@ impl<'a> Attempt<'a> {
         }
         let there = get_pinned(
             &*self.env.store,
-            &self.key(&BackupObject::Keyring),
+            &self.target().key(&BackupObject::Keyring),
             blake3,
             KEYRING_BYTES_MAX,
         )
@@ -494,67 +531,39 @@ impl<'a> Attempt<'a> {
         });
     }
 
-    /// Checks that the store lists every confirmed chunk at its size, so that a store which loses
-    /// objects is found before the commit. Other objects, such as a chunk whose confirmation was
-    /// lost, are left for `verify` to report as extra. A manifest, or a chunk that neither this run
-    /// nor an earlier one put, comes from another host that resumes the same upload, as a clone of
-    /// this machine does. Each of the two would remove the other's chunks. Each host puts before it
-    /// lists, so the host that lists last sees the other's objects.
+    /// Checks that the store lists every confirmed chunk. Other objects, such as a chunk whose
+    /// confirmation was lost, are left for `verify` to report as extra. A manifest, or a chunk that
+    /// neither this run nor an earlier one put, comes from another host that resumes the same
+    /// upload, as a clone of this machine does. Each of the two would remove the other's chunks.
+    /// Each host puts before it lists, so the host that lists last sees the other's objects.
     async fn check_listing(
         &self,
         transferred: &Transferred,
         course: &Course,
-    ) -> Result<(), RunError> {
-        let prefix = backup_prefix(&self.stored, &self.id);
-        let listed = self.env.store.list(&prefix).await?;
-        let sizes: BTreeMap<&str, u64> = listed
-            .iter()
-            .map(|object| (object.key.as_str(), object.bytes))
-            .collect();
-        for chunk in &transferred.chunks {
-            let key = format!("{prefix}{}", chunk.entry.name);
-            match sizes.get(key.as_str()) {
-                Some(bytes) if *bytes == chunk.entry.sealed_bytes => {}
-                Some(bytes) => {
-                    let reason = format!(
-                        "the store lists {bytes} bytes after it confirmed {}",
-                        chunk.entry.sealed_bytes
-                    );
-                    return Err(RunError::Damaged { key, reason });
-                }
-                None => {
-                    return Err(RunError::Damaged {
-                        key,
-                        reason: "the store confirmed it and does not list it".into(),
-                    });
-                }
-            }
-        }
+    ) -> Result<(), CommitError> {
+        let chunks = || transferred.chunks.iter().map(|chunk| &chunk.entry);
+        let listed = self.target().check_listing(chunks()).await?;
         let is_known = |name: &str| {
             let earlier = self
                 .unfinished
                 .as_ref()
                 .is_some_and(|upload| upload.knows(name));
-            earlier
-                || course.begun.contains(name)
-                || transferred
-                    .chunks
-                    .iter()
-                    .any(|chunk| chunk.entry.name == name)
+            earlier || course.begun.contains(name) || chunks().any(|chunk| chunk.name == name)
         };
-        let is_strange = |key: &&str| match parse_object_name(&key[prefix.len()..]) {
-            Some(BackupObject::Chunk { .. }) => !is_known(&key[prefix.len()..]),
+        let is_strange = |name: &&String| match parse_object_name(name) {
+            Some(BackupObject::Chunk { .. }) => !is_known(name),
             Some(BackupObject::Manifest) => true,
             _ => false,
         };
-        match sizes.keys().copied().find(is_strange) {
+        match listed.keys().find(is_strange) {
             None => Ok(()),
-            Some(key) => {
+            Some(name) => {
                 let what = format!(
-                    "another host put {key} and continues the same upload: is that host a clone?"
+                    "another host put {}{name} and continues the same upload: is that host a clone?",
+                    backup_prefix(&self.stored, &self.id)
                 );
                 let hint = "nothing is committed, and the next run begins a new upload; give one of the two hosts another prefix";
-                Err(self.pointless(RunError::refused(what, hint)))
+                Err(self.pointless(RunError::refused(what, hint)).into())
             }
         }
     }
@@ -618,26 +627,25 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    async fn put_start(&self, course: &Course, written: &mut Written) -> Result<(), RunError> {
+    /// Puts `started.json` and the keyring, and returns their entries for the receipt.
+    async fn put_start(&self, course: &Course) -> Result<Vec<ReceiptEntry>, CommitError> {
         extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
+        let target = self.target();
         let started = course.started.clone();
         let keyring = OptionFuture::from(
             course
                 .keyring
                 .clone()
-                .map(|bytes| self.put(BackupObject::Keyring, bytes)),
+                .map(|bytes| target.put(&BackupObject::Keyring, bytes)),
         );
         let (started, keyring) = join(
-            self.put_signed(BackupObject::Started, SignedType::Started, started),
+            target.put_signed(&BackupObject::Started, SignedType::Started, started),
             keyring,
         )
         .await;
-        written.note(started?);
-        keyring
-            .transpose()?
-            .into_iter()
-            .for_each(|put| written.note(put));
-        Ok(())
+        let mut objects = vec![started?];
+        objects.extend(keyring.transpose()?);
+        Ok(objects)
     }
 
     pub(super) fn base_ref(&self) -> Option<BaseRef> {

@@ -2,19 +2,18 @@
 
 use super::source::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
-use crate::catalog::remembered::{self, recall, remember};
+use crate::catalog::remembered::{recall, remember};
 use crate::catalog::stores::{RemoteView, StoresView, is_out_of_reach};
 use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
-use crate::model::{BackupId, DatasetName, Digest};
+use crate::model::{DatasetName, Digest};
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::Selected;
 use crate::run::pool::snapshot::{find_dataset, is_own};
 use crate::run::{RunError, error_chain};
-use crate::state::journal::log::CommitBytes;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::ObjectStore;
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
@@ -92,28 +91,6 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, store
         tracing::warn!(
             error = error_chain(&error),
             "cannot save the remote's manifests for planning while it is offline"
-        );
-    }
-}
-
-/// Adds a backup that was just committed to the saved state of the remote. Without it, an export
-/// made while the remote is out of reach would not name that backup, and the two backups would look
-/// like two time lines.
-pub(super) fn remember_commit(
-    env: &BackupEnv,
-    stored: &DatasetName,
-    id: &BackupId,
-    commit: &CommitBytes,
-) {
-    if env.role != StoreRole::Remote {
-        return;
-    }
-    let signed = (&*commit.manifest, &*commit.manifest_signature);
-    let (state_dir, store) = (&env.settings.state_dir, env.store.known());
-    if let Err(error) = remembered::remember_commit(state_dir, &store, stored, id, signed) {
-        tracing::warn!(
-            error = error_chain(&error),
-            "cannot save the new backup's manifest for planning while the remote is offline"
         );
     }
 }

@@ -2,8 +2,8 @@
 //! store, so that a later run can resume the upload after a crash, even without the journal.
 
 use super::attempt::Attempt;
-use super::put::json;
 use crate::manifest::{ProgressBody, ProgressChunk, seal_progress};
+use crate::run::commit::put::to_json;
 use crate::run::transfer::{Carried, ConfirmedChunk, TransferLog};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
@@ -110,14 +110,14 @@ impl<'a> Recorder<'a> {
             env, stored, id, ..
         } = self.attempt;
         let object = BackupObject::Progress(number);
-        let key = self.attempt.key(&object);
+        let key = self.attempt.target().key(&object);
         let unsealed = |source| RunError::Manifest {
             key: key.to_string(),
             source,
         };
         let progress =
             seal_progress(&env.keys.signing, stored, id, number, body, now).map_err(unsealed)?;
-        let bytes = json(&progress)?;
+        let bytes = to_json(&progress)?;
         let signature = env
             .keys
             .signing
