@@ -13,6 +13,7 @@ mod abandon;
 mod attempt;
 mod chain;
 mod commit;
+mod documents;
 mod planning;
 mod recommit;
 mod recorder;
@@ -36,7 +37,7 @@ use crate::state::stored_name::record_place;
 use crate::store::{Evidence, ObjectStore};
 use crate::stream::seal::Compression;
 use crate::zfs::Zfs;
-use abandon::{abandon, abandon_id, settle};
+use abandon::{abandon, abandon_id, keep_resumable, settle};
 use attempt::Attempt;
 use jiff::Timestamp;
 use jiff::civil::Time;
@@ -46,7 +47,7 @@ use recommit::end_commits;
 use release::release_bookmarks;
 use std::path::PathBuf;
 use std::sync::Arc;
-use unfinished::{ResumableUpload, find_unfinished, judge_all, stored_of};
+use unfinished::{ResumableUpload, judge_all, stored_of};
 
 /// Settings of a backup.
 #[derive(Debug, Clone)]
@@ -347,7 +348,8 @@ async fn end_uploads(
 ) -> Result<(), RunError> {
     let mut may_overtake = requested == RequestedKind::Lifecycle;
     loop {
-        let unfinished = find_unfinished(env, selected, stores, requested).await?;
+        let judged = judge_all(env, selected, stores, requested).await?;
+        let unfinished = keep_resumable(env, selected, judged).await?;
         if env.settings.restart {
             for ResumableUpload { upload, .. } in &unfinished {
                 abandon(env, selected, upload, "a restart was asked for").await?;

@@ -2,13 +2,13 @@
 
 use super::planning::Base;
 use super::recorder::Recorder;
-use super::source::{SendSource, flag_names, send_flags};
+use super::source::{SendSource, send_flags};
 use super::unfinished::{ResumableUpload, Unfinished};
 use super::{BackupEnv, CommittedBackup};
 use crate::catalog::get_pinned;
 use crate::catalog::stores::StoresView;
 use crate::keyring::KEYRING_BYTES_MAX;
-use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, ReceiptEntry, SnapshotRef, Started};
+use crate::manifest::{Descendant, ReceiptEntry};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::run::commit::object_lock::extend_keyring;
@@ -20,7 +20,6 @@ use crate::run::transfer::{Carried, Progress, TransferPlan, Transferred, transfe
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::state::bookmark_notes::BookmarkNotes;
-use crate::state::host_mark::host_mark;
 use crate::state::journal::AttemptJournal;
 use crate::state::journal::log::{AttemptLog, JournalRecord};
 use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
@@ -312,32 +311,6 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Returns the present descendants of the dataset, sorted by name; `None` when ZFS cannot list
-    /// them. A restore works without them and then reports less.
-    fn descendants(&self) -> Option<Vec<Descendant>> {
-        let (mut waiting, mut found) = (vec![self.local.name.clone()], Vec::new());
-        while let Some(name) = waiting.pop() {
-            match self.env.zfs.children(&name) {
-                Ok(children) => {
-                    found.extend(children.iter().map(|child| Descendant {
-                        name: child.name.to_string(),
-                        guid: child.guid,
-                    }));
-                    waiting.extend(children.into_iter().map(|child| child.name));
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = error_chain(&error),
-                        "what is below the dataset is not noted in the backup"
-                    );
-                    return None;
-                }
-            }
-        }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        Some(found)
-    }
-
     fn begin(
         &self,
         started: &[u8],
@@ -482,7 +455,13 @@ impl<'a> Attempt<'a> {
             recipients: env.keys.recipients.clone(),
         });
         let (carried, stop) = (std::mem::take(&mut course.carried), env.stop.clone());
-        let mut recorder = Recorder::new(self, &mut course.log, &carried, course.next_progress);
+        let mut recorder = Recorder::new(
+            env,
+            self.target(),
+            &mut course.log,
+            &carried,
+            course.next_progress,
+        );
         let progress = Arc::clone(&env.progress);
         self.tell_what_is_kept(&carried, &source.request);
         match transfer(
@@ -608,25 +587,6 @@ impl<'a> Attempt<'a> {
             .collect()
     }
 
-    fn started(&self) -> Result<Started, RunError> {
-        Ok(Started {
-            format: FORMAT,
-            object_type: SignedType::Started.as_str().to_owned(),
-            dataset: self.stored.clone(),
-            id: self.id.clone(),
-            snapshot: self.snapshot_ref(),
-            base: self.base_ref(),
-            origin: self.origin()?,
-            host_mark: Some(host_mark(&self.env.settings.state_dir)?),
-            requested: flag_names(self.flags),
-            split_bytes: self.env.settings.split_bytes,
-            compression: self.env.settings.compression.into(),
-            recipients: self.recipients(),
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: self.started_at,
-        })
-    }
-
     /// Puts `started.json` and the keyring, and returns their entries for the receipt.
     async fn put_start(&self, course: &Course) -> Result<Vec<ReceiptEntry>, CommitError> {
         extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
@@ -646,46 +606,6 @@ impl<'a> Attempt<'a> {
         let mut objects = vec![started?];
         objects.extend(keyring.transpose()?);
         Ok(objects)
-    }
-
-    pub(super) fn base_ref(&self) -> Option<BaseRef> {
-        let base = self.base.as_ref()?;
-        let (guid, backup_id) = (base.manifest.snapshot.guid, base.manifest.id.clone());
-        Some(BaseRef {
-            guid,
-            backup_id,
-            manifest_blake3: base.manifest_blake3,
-        })
-    }
-
-    pub(super) fn snapshot_ref(&self) -> SnapshotRef {
-        let Snapshot {
-            guid,
-            createtxg,
-            created_at,
-            ..
-        } = self.snapshot;
-        SnapshotRef {
-            guid,
-            createtxg,
-            created_at,
-        }
-    }
-
-    pub(super) fn origin(&self) -> Result<Origin, RunError> {
-        Ok(Origin {
-            dataset_guid: self.local.guid,
-            pool_guid: self.env.zfs.pool_guid(self.local.name.pool())?,
-        })
-    }
-
-    pub(super) fn recipients(&self) -> Vec<String> {
-        self.env
-            .keys
-            .recipients
-            .iter()
-            .map(ToString::to_string)
-            .collect()
     }
 }
 

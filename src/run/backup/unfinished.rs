@@ -1,9 +1,7 @@
 //! Finds unfinished uploads: by this host's journal, or, if the journal was lost or rolled back, by
-//! the objects in the store and the holds in the pool. An upload that cannot be resumed is
-//! abandoned ([`super::abandon`]), with the reason.
+//! the objects in the store and the holds in the pool. Decides about each and changes nothing.
 
 use super::BackupEnv;
-use super::abandon::abandon;
 use super::planning::Local;
 use super::source::{flag_names, send_flags};
 use crate::catalog::CatalogError;
@@ -18,14 +16,14 @@ use crate::plan::resume::{
     ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished,
 };
 use crate::plan::send::RequestedKind;
-use crate::run::pool::pins::{pinned, unpin};
+use crate::run::pool::pins::pinned;
 use crate::run::pool::select::Selected;
 use crate::run::transfer::{Carried, ConfirmedChunk};
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::state::journal::log::JournalRecord;
-use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
+use crate::state::journal::{JournaledAttempt, read_attempts};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
 };
@@ -200,54 +198,11 @@ impl Unfinished {
     }
 }
 
-/// Finds the unfinished uploads and decides about each. Returns those to resume: incrementals
-/// before fulls, then the upload with the most chunks first. The others wait, are abandoned, or
-/// lose their journal.
-///
-/// # Errors
-/// [`RunError`] when something could not be read; then no upload is abandoned.
-pub(super) async fn find_unfinished(
-    env: &BackupEnv,
-    selected: &Selected,
-    stores: &StoresView,
-    requested: RequestedKind,
-) -> Result<Vec<ResumableUpload>, RunError> {
-    let stored = &selected.stored;
-    let mut going_on = Vec::new();
-    for (upload, verdict) in judge_all(env, selected, stores, requested).await? {
-        match verdict {
-            ResumeVerdict::Resume { snapshot, base } => going_on.push(ResumableUpload {
-                upload,
-                snapshot: *snapshot,
-                base,
-            }),
-            ResumeVerdict::Wait { why } => {
-                tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}")
-            }
-            ResumeVerdict::Over { why } => {
-                tracing::warn!(id = %upload.id(), "the journal of an upload is forgotten: {why}");
-                forget_attempt(
-                    &env.settings.state_dir,
-                    &env.store.known(),
-                    stored,
-                    upload.id(),
-                )?;
-                unpin(&*env.zfs, &selected.dataset.name, |over| {
-                    over == upload.id()
-                })?;
-            }
-            ResumeVerdict::Abandon { why } => abandon(env, selected, &upload, &why).await?,
-        }
-    }
-    going_on.sort_by_key(|going_on| going_on.upload.order());
-    Ok(going_on)
-}
-
 /// Returns the unfinished uploads that a run of the requested kind considers, each with its
 /// verdict. Changes nothing, on this host or in the store.
 ///
 /// # Errors
-/// As for [`find_unfinished`].
+/// [`RunError`] when something could not be read.
 pub(super) async fn judge_all(
     env: &BackupEnv,
     selected: &Selected,
