@@ -413,7 +413,7 @@ async fn overtake(
             plan: SendPlan::Incremental { .. },
             ..
         }) => {}
-        Ok(_) | Err(RunError::Refused { .. }) => return Ok(None),
+        Ok(_) | Err(RunError::Conflict { .. }) => return Ok(None),
         Err(error) => return Err(error),
     }
     match back_up_newest(env, selected, RequestedKind::Incremental, stores).await? {

@@ -203,7 +203,8 @@ impl Local {
 /// Decides what to send.
 ///
 /// # Errors
-/// [`RunError::Refused`] with the conflict, or [`RunError::Zfs`].
+/// [`RunError::Conflict`], [`RunError::Refused`] for settings that do not fit the dataset, or
+/// [`RunError::Zfs`].
 pub(super) fn decide(
     env: &BackupEnv,
     local: &Local,
@@ -225,7 +226,6 @@ pub(super) fn decide(
         ));
     }
     let candidate = local.candidate(settings)?;
-    refuse_redacted(&local.dataset, candidate)?;
     let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
         let request = SendRequest {
             snapshot: snapshot.name.clone(),
@@ -247,6 +247,7 @@ pub(super) fn decide(
         .collect();
     let facts = SendFacts {
         snapshot: candidate,
+        redacted_dataset: local.dataset.redacted.then_some(name),
         snapshots: &local.snapshots,
         bookmarks: &local.bookmarks,
         target: &stores.target_facts(),
@@ -258,7 +259,7 @@ pub(super) fn decide(
         now: (env.now)(),
     };
     let plan = plan_send(&facts, &settings.lifecycle, requested)
-        .map_err(|conflict| explain(name, &conflict, env.role, settings))?;
+        .map_err(|conflict| explain(env, name, conflict))?;
     let estimate_bytes = match &plan {
         SendPlan::Full { .. } => full_estimate_bytes,
         SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),
@@ -270,37 +271,32 @@ pub(super) fn decide(
     })
 }
 
-/// Refuses a redacted dataset or snapshot: its backup could not be distinguished from a whole one.
-fn refuse_redacted(dataset: &Dataset, candidate: Option<&Snapshot>) -> Result<(), RunError> {
-    let name = match candidate {
-        Some(snapshot) if snapshot.redacted => snapshot.name.to_string(),
-        _ if dataset.redacted => dataset.name.to_string(),
-        _ => return Ok(()),
-    };
-    Err(RunError::refused(
-        format!("{name} is redacted: some of its data was taken out before it was received here"),
-        "back up the dataset that it was made from, and leave this one out with main.exclude",
-    ))
-}
-
-fn explain(
-    dataset: &DatasetName,
-    conflict: &SendConflict,
-    role: StoreRole,
-    settings: &BackupSettings,
-) -> RunError {
-    let command = match role {
+fn explain(env: &BackupEnv, dataset: &DatasetName, conflict: SendConflict) -> RunError {
+    let command = match env.role {
         StoreRole::Remote => "stream-to-remote",
         StoreRole::Intermediate => "export-intermediate",
     };
-    let hint = match (conflict, &settings.source) {
+    let hint = match (&conflict, &env.settings.source) {
         (SendConflict::NoSnapshot { .. }, SnapshotSource::Own) => {
             "run `zfs-backup snapshot` first".to_owned()
         }
         (SendConflict::NoSnapshot { .. }, SnapshotSource::Matching(pattern)) => {
             format!("main.use_snapshots is \"{pattern}\": take a snapshot that it matches")
         }
-        _ => format!("accept a full: zfs-backup {command} --full"),
+        (SendConflict::Redacted { .. }, _) => {
+            "back up the dataset that it was made from, and leave this one out with main.exclude"
+                .to_owned()
+        }
+        (
+            SendConflict::NoCommonBase(_)
+            | SendConflict::TooLarge { .. }
+            | SendConflict::OnlyFull(_),
+            _,
+        ) => format!("accept a full: zfs-backup {command} --full"),
     };
-    RunError::refused(format!("{dataset}: {conflict}"), hint)
+    RunError::Conflict {
+        dataset: dataset.clone(),
+        conflict,
+        hint,
+    }
 }
