@@ -49,12 +49,7 @@ impl StoresView {
             .unwrap_or_default()
     }
 
-    /// Returns a verified backup from either store.
-    pub(crate) fn backup(&self, facts: &BackupFacts) -> Option<&StoredBackup> {
-        self.stored(&facts.id, facts.manifest_blake3)
-    }
-
-    /// Does the same as [`StoresView::backup`], by id and hash of the manifest.
+    /// Returns a verified backup from either store, by id and hash of the manifest.
     pub(crate) fn stored(&self, id: &BackupId, manifest_blake3: Digest) -> Option<&StoredBackup> {
         let stores = [Some(&self.target), self.remote.usable()]
             .into_iter()

@@ -1,6 +1,6 @@
 //! An attempt at one backup: from the holds to the last confirmed chunk, then the commit.
 
-use super::planning::Base;
+use super::planning::{Base, View};
 use super::recorder::Recorder;
 use super::source::{SendSource, send_flags};
 use super::unfinished::{ResumableUpload, Unfinished};
@@ -16,6 +16,7 @@ use crate::run::commit::put::to_json;
 use crate::run::commit::target::{CommitError, CommitTarget};
 use crate::run::commit::tidy::tidy;
 use crate::run::pool::pins::{pin, unpin};
+use crate::run::pool::select::Selected;
 use crate::run::transfer::{Carried, Progress, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
@@ -42,8 +43,6 @@ pub(super) struct Attempt<'a> {
     pub(super) snapshot: Snapshot,
     /// The base of an incremental; `None` for a full.
     pub(super) base: Option<Base>,
-    /// The backups that a restore needs before this one, the full first.
-    pub(super) before: Vec<BackupId>,
     pub(super) id: BackupId,
     pub(super) flags: SendFlags,
     pub(super) started_at: Timestamp,
@@ -75,87 +74,68 @@ impl<'a> Attempt<'a> {
     /// Makes a new attempt for a planned backup.
     pub(super) fn new(
         env: &'a BackupEnv,
-        (local, stored): (Dataset, DatasetName),
+        selected: &Selected,
+        local: &Dataset,
         snapshot: Snapshot,
         base: Option<Base>,
-        before: Vec<BackupId>,
-        started_at: Timestamp,
     ) -> Result<Self, RunError> {
-        let kind = if base.is_some() {
-            BackupKind::Incr
-        } else {
-            BackupKind::Full
+        let kind = match base {
+            Some(_) => BackupKind::Incr,
+            None => BackupKind::Full,
         };
-        let (id, flags) = (new_id(&snapshot, kind)?, send_flags(&local, &env.settings));
-        let (unfinished, is_pointless) = (None, AtomicBool::new(false));
         Ok(Self {
             env,
-            local,
-            stored,
+            local: local.clone(),
+            stored: selected.stored.clone(),
+            id: new_id(&snapshot, kind)?,
+            flags: send_flags(local, &env.settings),
             snapshot,
             base,
-            before,
-            id,
-            flags,
-            started_at,
-            unfinished,
-            is_pointless,
+            started_at: (env.now)(),
+            unfinished: None,
+            is_pointless: AtomicBool::new(false),
         })
     }
 
     /// Resumes the attempt of an interrupted run.
-    pub(super) fn go_on(
+    pub(super) fn resume(
         env: &'a BackupEnv,
-        (local, stored): (Dataset, DatasetName),
-        goes_on: ResumableUpload,
-        stores: &StoresView,
+        selected: &Selected,
+        view: &View,
+        resumable: ResumableUpload,
     ) -> Result<Self, RunError> {
         let ResumableUpload {
             upload,
             snapshot,
             base,
-        } = goes_on;
-        let (id, flags) = (upload.id().clone(), send_flags(&local, &env.settings));
-        let (base, before) = match (base, &upload.started.base) {
-            (Some(local), Some(base)) => {
-                let stored = stores.stored(&base.backup_id, base.manifest_blake3);
-                let unknown = || {
-                    RunError::refused(
-                        format!("{} is not known any more", base.backup_id),
-                        "run it again",
-                    )
-                };
-                let (manifest, manifest_blake3) = (
-                    stored.ok_or_else(unknown)?.manifest.clone(),
-                    base.manifest_blake3,
-                );
-                let before = stores.target.chain(stores.remote.usable(), &base.backup_id);
-                (
-                    Some(Base {
-                        local,
-                        manifest,
-                        manifest_blake3,
-                    }),
-                    before,
-                )
-            }
-            _ => (None, Vec::new()),
+        } = resumable;
+        let base = match (base, &upload.started.base) {
+            (Some(local), Some(base)) => Some(Base::find(
+                &view.stores,
+                &base.backup_id,
+                base.manifest_blake3,
+                local,
+            )?),
+            _ => None,
         };
-        let (started_at, is_pointless) = (upload.started.started_at, AtomicBool::new(false));
-        let unfinished = Some(upload);
+        let local = &view.local.dataset;
         Ok(Self {
             env,
-            local,
-            stored,
+            local: local.clone(),
+            stored: selected.stored.clone(),
+            id: upload.id().clone(),
+            flags: send_flags(local, &env.settings),
             snapshot,
             base,
-            before,
-            id,
-            flags,
-            started_at,
-            unfinished,
-            is_pointless,
+            started_at: upload.started.started_at,
+            unfinished: Some(upload),
+            is_pointless: AtomicBool::new(false),
         })
+    }
+
+    /// Returns the backups that a restore needs before this one, the full first.
+    pub(super) fn before(&self) -> &[BackupId] {
+        self.base.as_ref().map_or(&[], |base| &base.chain)
     }
 
     /// Makes the backup. A failure before the manifest leaves no backup, and a later run resumes

@@ -54,7 +54,7 @@ impl Attempt<'_> {
             now: (self.env.now)(),
             is_locked: false,
         };
-        find_doomed(store, &of, &self.before.iter().collect()).await
+        find_doomed(store, &of, &self.before().iter().collect()).await
     }
 
     /// Lists the members of the chain again. Manifests never change, so a manifest that is still
@@ -87,7 +87,7 @@ impl Attempt<'_> {
                 ..backup.clone()
             })
         };
-        let is_left = |id: &BackupId| self.before.contains(id) && !doomed.contains(id);
+        let is_left = |id: &BackupId| self.before().contains(id) && !doomed.contains(id);
         let members = before
             .backups
             .iter()

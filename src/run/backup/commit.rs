@@ -110,7 +110,6 @@ impl Attempt<'_> {
             stored_bytes,
             chunks: entries.len(),
             evidence,
-            before: Vec::new(),
         })
     }
 
@@ -130,7 +129,7 @@ impl Attempt<'_> {
     /// Returns the ancestors of the backup that are in the target.
     fn ancestors(&self, stores: &StoresView) -> Vec<BackupId> {
         let is_here = |id: &&BackupId| stores.target.catalog.backup(id).is_some();
-        self.before.iter().filter(is_here).cloned().collect()
+        self.before().iter().filter(is_here).cloned().collect()
     }
 
     /// Signs the manifest, and checks the exact bytes with the reader's own rules, so that no backup

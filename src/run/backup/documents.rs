@@ -90,7 +90,7 @@ impl Attempt<'_> {
     pub(super) fn restore_text(&self, entries: &[ChunkEntry], course: &Course) -> Vec<u8> {
         restore_text(&RestoreText {
             dataset: &self.stored,
-            before: &self.before,
+            before: self.before(),
             id: &self.id,
             verifying_key: self.env.keys.signing.verifying_key(),
             chunks: entries,

@@ -8,7 +8,7 @@ use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
-use crate::model::{DatasetName, Digest};
+use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::Selected;
@@ -20,6 +20,29 @@ use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
 use std::sync::Arc;
 
+/// The stores and the pool, as a step of a run has read them.
+pub(super) struct View {
+    pub(super) stores: StoresView,
+    pub(super) local: Local,
+}
+
+impl View {
+    /// Reads the stores and the pool.
+    ///
+    /// # Errors
+    /// As for [`read_stores`] and [`Local::read`].
+    pub(super) async fn read(
+        env: &BackupEnv,
+        selected: &Selected,
+        mode: CacheMode,
+    ) -> Result<Self, RunError> {
+        Ok(Self {
+            stores: read_stores(env, &selected.stored, mode).await?,
+            local: Local::read(&*env.zfs, selected)?,
+        })
+    }
+}
+
 /// A base, both in the pool and in a store.
 pub(super) struct Base {
     /// The snapshot or bookmark from which the send starts.
@@ -28,6 +51,30 @@ pub(super) struct Base {
     pub(super) manifest: Manifest,
     /// The hash of its manifest.
     pub(super) manifest_blake3: Digest,
+    /// The backups of its chain up to the base itself, the full first.
+    pub(super) chain: Vec<BackupId>,
+}
+
+impl Base {
+    /// Finds the base in the stores.
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] when no store has it.
+    pub(super) fn find(
+        stores: &StoresView,
+        id: &BackupId,
+        manifest_blake3: Digest,
+        local: SendBase,
+    ) -> Result<Self, RunError> {
+        let unknown = || RunError::refused(format!("{id} is not known any more"), "run it again");
+        let stored = stores.stored(id, manifest_blake3).ok_or_else(unknown)?;
+        Ok(Self {
+            local,
+            manifest: stored.manifest.clone(),
+            manifest_blake3,
+            chain: stores.target.chain(stores.remote.usable(), id),
+        })
+    }
 }
 
 /// Reads the target, and the remote if bases may be in it. Objects that the cache has and that are
@@ -37,7 +84,7 @@ pub(super) struct Base {
 /// # Errors
 /// [`RunError`] when the target cannot be read. If the remote cannot be reached, its saved state is
 /// used instead.
-pub(super) async fn read_stores(
+async fn read_stores(
     env: &BackupEnv,
     stored: &DatasetName,
     keeping: CacheMode,
@@ -207,10 +254,10 @@ impl Local {
 /// [`RunError::Zfs`].
 pub(super) fn decide(
     env: &BackupEnv,
-    local: &Local,
-    stores: &StoresView,
+    view: &View,
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
+    let View { stores, local } = view;
     let Dataset {
         name,
         encrypted,

@@ -26,7 +26,30 @@ enum RecommitEnd {
     Waits(String),
 }
 
-/// Finishes the commits that interrupted runs left in this store.
+/// Returns whether the journals have interrupted commits.
+///
+/// # Errors
+/// [`RunError::State`] when the journals cannot be read.
+pub(super) fn has_interrupted_commits(
+    env: &BackupEnv,
+    selected: &Selected,
+) -> Result<bool, RunError> {
+    Ok(read_committing(env, selected)?
+        .iter()
+        .any(|attempt| commit_bytes(attempt).is_some()))
+}
+
+fn read_committing(
+    env: &BackupEnv,
+    selected: &Selected,
+) -> Result<Vec<JournaledAttempt>, RunError> {
+    let (state_dir, known) = (&env.settings.state_dir, env.store.known());
+    let mut attempts = read_attempts(state_dir, &known, &selected.stored)?;
+    attempts.retain(|attempt| attempt.committing && !attempt.is_abandoned());
+    Ok(attempts)
+}
+
+/// Finishes the commits that interrupted runs left in this store, and adds them to `committed`.
 ///
 /// # Errors
 /// [`RunError`] when the store failed: the next run tries again.
@@ -34,17 +57,9 @@ pub(super) async fn end_commits(
     env: &BackupEnv,
     selected: &Selected,
     stores: &StoresView,
-) -> Result<Vec<CommittedBackup>, RunError> {
-    let attempts = read_attempts(
-        &env.settings.state_dir,
-        &env.store.known(),
-        &selected.stored,
-    )?;
-    let mut committed = Vec::new();
-    for attempt in attempts
-        .iter()
-        .filter(|attempt| attempt.committing && !attempt.is_abandoned())
-    {
+    committed: &mut Vec<CommittedBackup>,
+) -> Result<(), RunError> {
+    for attempt in &read_committing(env, selected)? {
         // The journal of a copy from another store has no commit bytes: the next copy resumes it.
         let Some(bytes) = commit_bytes(attempt) else {
             continue;
@@ -70,7 +85,7 @@ pub(super) async fn end_commits(
             }
         }
     }
-    Ok(committed)
+    Ok(())
 }
 
 fn commit_bytes(attempt: &JournaledAttempt) -> Option<&CommitBytes> {
@@ -144,7 +159,6 @@ async fn end_commit(
         stored_bytes,
         chunks,
         evidence,
-        before: Vec::new(),
     })))
 }
 

@@ -2,7 +2,7 @@
 //! the objects in the store and the holds in the pool. Decides about each and changes nothing.
 
 use super::BackupEnv;
-use super::planning::Local;
+use super::planning::{Local, View};
 use super::source::{flag_names, send_flags};
 use crate::catalog::CatalogError;
 use crate::catalog::stores::StoresView;
@@ -206,9 +206,10 @@ impl Unfinished {
 pub(super) async fn judge_all(
     env: &BackupEnv,
     selected: &Selected,
-    stores: &StoresView,
+    view: &View,
     requested: RequestedKind,
 ) -> Result<Vec<(Unfinished, ResumeVerdict)>, RunError> {
+    let View { stores, local } = view;
     let stored = &selected.stored;
     let (mut found, mut known, mut lost) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
     for journal in read_attempts(&env.settings.state_dir, &env.store.known(), stored)? {
@@ -237,10 +238,9 @@ pub(super) async fn judge_all(
         return Ok(Vec::new());
     }
     let pruned = read_pruned(&*env.store, stored, &env.keys.trusted).await?;
-    let local = Local::read(&*env.zfs, selected)?;
     let mut judged = Vec::new();
     for mut upload in found {
-        let verdict = judge(env, stores, &local, &mut upload, &pruned).await?;
+        let verdict = judge(env, stores, local, &mut upload, &pruned).await?;
         judged.push((upload, verdict));
     }
     Ok(judged)
