@@ -12,6 +12,7 @@ pub(crate) mod read_back;
 mod records;
 pub(crate) mod remembered;
 pub(crate) mod sealed;
+pub(crate) mod stores;
 pub mod usable;
 
 pub use chunks::read_chunks;
@@ -23,8 +24,8 @@ pub(crate) use records::PRUNE_MAX;
 pub use records::{read_prune_records, read_prune_records_through, read_pruned};
 
 use crate::manifest::{
-    ChunkEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, SIGNATURE_BYTES_MAX, Started,
-    parse_manifest, parse_receipt, parse_started,
+    ChunkEntry, LiveEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt,
+    SIGNATURE_BYTES_MAX, Started, parse_manifest, parse_receipt, parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid, error_chain};
 use crate::plan::BackupFacts;
@@ -99,6 +100,14 @@ pub struct Catalog {
 }
 
 impl StoredBackup {
+    /// Returns the backup as a receipt names it.
+    pub(crate) fn live_entry(&self) -> LiveEntry {
+        LiveEntry {
+            id: self.manifest.id.clone(),
+            manifest_blake3: self.manifest_blake3,
+        }
+    }
+
     /// Returns the bytes of all its objects, as listed.
     pub fn stored_bytes(&self) -> u64 {
         self.objects
@@ -124,6 +133,11 @@ impl Catalog {
             .map(StoredBackup::origin)
             .collect::<BTreeSet<_>>()
             .len()
+    }
+
+    /// Returns the backups as a receipt names them.
+    pub(crate) fn live(&self) -> Vec<LiveEntry> {
+        self.backups.iter().map(StoredBackup::live_entry).collect()
     }
 
     /// Returns ids that have a manifest or its signature and are not verified backups: they were
@@ -561,13 +575,22 @@ pub fn chunk_key(manifest: &Manifest, chunk: &ChunkEntry) -> Option<ObjectKey> {
 
 /// Returns the chunks that are missing in the listing, or whose listed size differs from the
 /// manifest.
-pub fn find_gaps(
-    backup: &StoredBackup,
-    chunks: &[ChunkEntry],
-) -> impl Iterator<Item = CatalogError> {
+pub fn find_gaps<'a>(
+    backup: &'a StoredBackup,
+    chunks: &'a [ChunkEntry],
+) -> impl Iterator<Item = CatalogError> + 'a {
     let prefix = crate::store::key::backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
-    chunks.iter().filter_map(move |chunk| {
-        let reason = match backup.objects.get(&chunk.name) {
+    find_gaps_in(prefix, &backup.objects, chunks)
+}
+
+/// Does the same as [`find_gaps`], for the objects that are listed below `prefix`.
+pub(crate) fn find_gaps_in<'c>(
+    prefix: String,
+    objects: &BTreeMap<String, u64>,
+    chunks: impl IntoIterator<Item = &'c ChunkEntry>,
+) -> impl Iterator<Item = CatalogError> {
+    chunks.into_iter().filter_map(move |chunk| {
+        let reason = match objects.get(&chunk.name) {
             None => "missing".to_owned(),
             Some(bytes) if *bytes != chunk.sealed_bytes => {
                 format!("has {bytes} bytes, not {}", chunk.sealed_bytes)

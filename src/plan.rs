@@ -7,6 +7,7 @@ pub mod copy;
 #[cfg(test)]
 mod fixtures;
 pub mod health;
+pub mod next_step;
 pub mod permissions;
 pub mod prune;
 pub mod restore;

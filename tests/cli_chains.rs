@@ -12,7 +12,7 @@ use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{DatasetName, SnapshotName};
 use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, StoreRole, back_up};
+use zfs_backup::run::backup::{BackupEnv, BackupSettings, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::run::pool::snapshot::take_snapshots;
@@ -132,12 +132,10 @@ fn night(
         dataset: zfs.dataset(&dataset).unwrap().unwrap(),
         stored: dataset,
     };
-    let outcome = runtime
+    let mut run = runtime
         .block_on(back_up(env, &selected, requested))
         .unwrap();
-    let BackupOutcome::Committed(backup) = outcome else {
-        panic!("nothing was sent")
-    };
+    let backup = run.committed.pop().expect("nothing was sent");
     (backup.manifest, snapshot)
 }
 

@@ -13,10 +13,10 @@ use super::wire::{
 };
 use super::{Failure, recover, remember};
 use crate::config::{Config, Environment, KeySource};
-use crate::model::DatasetName;
+use crate::model::{BackupId, DatasetName};
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
-    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
+    BackupEnd, BackupEnv, BackupRun, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
     PlannedResume, StoreRole, back_up, plan_backup, plan_resumes,
 };
 use crate::run::clock::note_clock;
@@ -214,32 +214,38 @@ async fn back_up_all(
         (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
         backup.settings.until = until;
         let started = Instant::now();
-        let outcome = wait_for_others(context, async || {
+        let run = wait_for_others(context, async || {
             back_up(&backup, selected, requested).await
         })
         .await;
         progress.finish();
-        let (outcomes, error) = match outcome {
-            Ok(BackupOutcome::EndedThenFailed { ended, error }) => {
-                (as_outcomes(ended).collect(), Some(error))
-            }
-            Ok(outcome) => (one_by_one(outcome), None),
-            Err(error) => (Vec::new(), Some(error)),
-        };
-        let mut stored = 0;
-        for outcome in outcomes {
-            remember::outcome(config, &*target.store, &selected.stored, &outcome);
-            match &outcome {
-                BackupOutcome::Committed(committed) => stored += committed.stored_bytes,
-                BackupOutcome::Paused(_) => context.paused(dataset),
-                BackupOutcome::UpToDate(_) | BackupOutcome::EndedThenFailed { .. } => {}
-            }
-            results.extend(report(dataset, &outcome, started, output));
+        let run = run.unwrap_or_else(|error| BackupRun {
+            committed: Vec::new(),
+            end: Err(error),
+        });
+        remember::backed_up(config, &*target.store, &selected.stored, &run);
+        for backup in &run.committed {
+            results.push(report_backup(dataset, backup, started, output));
         }
-        match error {
-            None => context.done(dataset, stored),
-            Some(error) => {
-                remember::failed(config, &*target.store, &selected.stored, "backup", &error);
+        match &run.end {
+            Ok(BackupEnd::UpToDate(id)) if run.committed.is_empty() => {
+                results.push(report_up_to_date(dataset, id, output));
+            }
+            Ok(BackupEnd::UpToDate(_)) => {}
+            Ok(BackupEnd::Paused(paused)) => {
+                context.paused(dataset);
+                results.push(report_paused(dataset, paused, output));
+            }
+            Err(error) => {
+                remember::failed(config, &*target.store, &selected.stored, "backup", error);
+            }
+        }
+        match run.end {
+            Ok(_) => context.done(
+                dataset,
+                run.committed.iter().map(|backup| backup.stored_bytes).sum(),
+            ),
+            Err(error) => {
                 context.failed(dataset, &Failure::Run(error));
                 if *stop.borrow() {
                     break;
@@ -466,90 +472,72 @@ fn plan_json(dataset: &DatasetName, planned: &PlannedBackup, config: &Config) ->
     }
 }
 
-/// Returns the outcomes of a run in order: the unfinished uploads that it completed, then the
-/// newest backup.
-fn one_by_one(mut outcome: BackupOutcome) -> Vec<BackupOutcome> {
-    let before = match &mut outcome {
-        BackupOutcome::Committed(last) => std::mem::take(&mut last.before),
-        BackupOutcome::Paused(paused) => std::mem::take(&mut paused.before),
-        BackupOutcome::UpToDate(_) | BackupOutcome::EndedThenFailed { .. } => Vec::new(),
-    };
-    as_outcomes(before).chain([outcome]).collect()
+fn report_up_to_date(dataset: &DatasetName, id: &BackupId, output: &Output) -> serde_json::Value {
+    output.line(format!(
+        "{dataset}: up to date, {id} holds the newest snapshot"
+    ));
+    json!({ "dataset": dataset, "result": "up-to-date", "id": id })
 }
 
-fn as_outcomes(committed: Vec<CommittedBackup>) -> impl Iterator<Item = BackupOutcome> {
-    committed
-        .into_iter()
-        .map(|committed| BackupOutcome::Committed(Box::new(committed)))
-}
-
-fn report(
+fn report_paused(
     dataset: &DatasetName,
-    outcome: &BackupOutcome,
+    paused: &PausedUpload,
+    output: &Output,
+) -> serde_json::Value {
+    let PausedUpload {
+        id,
+        why,
+        chunks,
+        stream_bytes,
+    } = paused;
+    output.line(format!("{dataset}: paused, {why}"));
+    output.line(format!(
+        "  {id}: {chunks} chunks kept ({}); the next run goes on",
+        bytes(*stream_bytes)
+    ));
+    json!({
+        "dataset": dataset, "result": "paused", "id": id, "why": why, "chunks": chunks,
+        "stream_bytes": stream_bytes,
+    })
+}
+
+fn report_backup(
+    dataset: &DatasetName,
+    committed: &CommittedBackup,
     started: Instant,
     output: &Output,
-) -> Option<serde_json::Value> {
-    match outcome {
-        // The completed backups are reported one by one, and the error like any other error.
-        BackupOutcome::EndedThenFailed { .. } => None,
-        BackupOutcome::UpToDate(id) => {
-            output.line(format!(
-                "{dataset}: up to date, {id} holds the newest snapshot"
-            ));
-            Some(json!({ "dataset": dataset, "result": "up-to-date", "id": id }))
-        }
-        BackupOutcome::Paused(PausedUpload {
-            id,
-            why,
-            chunks,
-            stream_bytes,
-            ..
-        }) => {
-            output.line(format!("{dataset}: paused, {why}"));
-            output.line(format!(
-                "  {id}: {chunks} chunks kept ({}); the next run goes on",
-                bytes(*stream_bytes)
-            ));
-            Some(json!({
-                "dataset": dataset, "result": "paused", "id": id, "why": why, "chunks": chunks,
-                "stream_bytes": stream_bytes,
-            }))
-        }
-        BackupOutcome::Committed(committed) => {
-            let CommittedBackup {
-                manifest,
-                stored_bytes,
-                chunks,
-                evidence,
-                ..
-            } = &**committed;
-            let seconds = started.elapsed().as_secs_f64();
-            let base = manifest.base.as_ref().map(|base| &base.backup_id);
-            output.line(format!("{dataset}: committed {}", manifest.id));
-            if let Some(base) = base {
-                output.line(format!(
-                    "  incremental {} on {base}",
-                    manifest.chain.position
-                ));
-            }
-            output.line(format!(
-                "  {} stream, {} stored in {chunks} chunks, {seconds:.1} s, confirmed by {}",
-                bytes(manifest.stream_bytes),
-                bytes(*stored_bytes),
-                evidence
-                    .as_ref()
-                    .map_or("nothing", |evidence| super::verify::tier_words(
-                        evidence.tier
-                    )),
-            ));
-            if !manifest.send.checked {
-                output.note("a record of an unknown type was passed through: checked by END only");
-            }
-            Some(json!({
-                "dataset": dataset, "result": "committed", "id": manifest.id, "kind": manifest.kind, "base": base,
-                "stream_bytes": manifest.stream_bytes, "stored_bytes": stored_bytes, "chunks": chunks,
-                "seconds": seconds,
-            }))
-        }
+) -> serde_json::Value {
+    let CommittedBackup {
+        manifest,
+        stored_bytes,
+        chunks,
+        evidence,
+    } = committed;
+    let seconds = started.elapsed().as_secs_f64();
+    let base = manifest.base.as_ref().map(|base| &base.backup_id);
+    output.line(format!("{dataset}: committed {}", manifest.id));
+    if let Some(base) = base {
+        output.line(format!(
+            "  incremental {} on {base}",
+            manifest.chain.position
+        ));
     }
+    output.line(format!(
+        "  {} stream, {} stored in {chunks} chunks, {seconds:.1} s, confirmed by {}",
+        bytes(manifest.stream_bytes),
+        bytes(*stored_bytes),
+        evidence
+            .as_ref()
+            .map_or("nothing", |evidence| super::verify::tier_words(
+                evidence.tier
+            )),
+    ));
+    if !manifest.send.checked {
+        output.note("a record of an unknown type was passed through: checked by END only");
+    }
+    json!({
+        "dataset": dataset, "result": "committed", "id": manifest.id, "kind": manifest.kind, "base": base,
+        "stream_bytes": manifest.stream_bytes, "stored_bytes": stored_bytes, "chunks": chunks,
+        "seconds": seconds,
+    })
 }

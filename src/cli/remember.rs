@@ -5,7 +5,7 @@ use super::identity::known_stores;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::model::DatasetName;
-use crate::run::backup::BackupOutcome;
+use crate::run::backup::{BackupEnd, BackupRun};
 use crate::run::copy::CopiedBackup;
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
@@ -27,26 +27,21 @@ fn told(outcome: Result<(), StateError>) {
     }
 }
 
-/// Records the outcome of a backup.
-pub(super) fn outcome(
+/// Records the backups of a run, or that there was nothing to back up. A paused upload is neither a
+/// backup nor a failure, and the caller records the failure of a run.
+pub(super) fn backed_up(
     config: &Config,
     store: &dyn ObjectStore,
     stored: &DatasetName,
-    outcome: &BackupOutcome,
+    run: &BackupRun,
 ) {
     let records = records(config, store, stored);
-    told(match outcome {
-        BackupOutcome::Committed(committed) => records.note_commit(
-            &committed.manifest,
-            committed.stored_bytes,
-            Timestamp::now(),
-        ),
-        BackupOutcome::UpToDate(_) => records.note_success("backup"),
-        // A paused upload is neither a backup nor a failure.
-        BackupOutcome::Paused(_) => Ok(()),
-        // The caller records the completed backups one by one, and the failure.
-        BackupOutcome::EndedThenFailed { .. } => Ok(()),
-    });
+    for backup in &run.committed {
+        told(records.note_commit(&backup.manifest, backup.stored_bytes, Timestamp::now()));
+    }
+    if let (true, Ok(BackupEnd::UpToDate(_))) = (run.committed.is_empty(), &run.end) {
+        told(records.note_success("backup"));
+    }
 }
 
 /// Records that backups were copied into a store; `newest` is the last one.

@@ -1,7 +1,8 @@
 //! [`plan_send`]: decides which stream a dataset's next backup is, or why there is none.
 //!
 //! # The order of the decisions
-//! 1. No snapshot to send: [`SendConflict::NoSnapshot`].
+//! 1. Redacted data, or no snapshot to send: [`SendConflict::Redacted`],
+//!    [`SendConflict::NoSnapshot`].
 //! 2. `--full`: up to date if the target itself has a usable full of the snapshot with these flags
 //!    and recipients; else a full.
 //! 3. A usable backup of the snapshot, of any kind, in the target or in the second store: up to
@@ -23,7 +24,7 @@ mod text;
 
 use super::BackupFacts;
 use crate::manifest::SnapshotRef;
-use crate::model::{BackupId, BackupKind, Guid};
+use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::zfs::{Bookmark, SendBase, Snapshot};
 use jiff::{SignedDuration, Timestamp};
 use std::cmp::Reverse;
@@ -59,6 +60,8 @@ pub struct LifecycleRules {
 pub struct SendFacts<'a> {
     /// The newest snapshot that may be sent.
     pub snapshot: Option<&'a Snapshot>,
+    /// The dataset, if it is redacted.
+    pub redacted_dataset: Option<&'a DatasetName>,
     /// All snapshots of the dataset.
     pub snapshots: &'a [Snapshot],
     /// All bookmarks of the dataset.
@@ -189,6 +192,11 @@ pub enum SendConflict {
     },
     /// `--incremental`, and only a full is possible.
     OnlyFull(FullReason),
+    /// The dataset or the snapshot is redacted.
+    Redacted {
+        /// The dataset or the snapshot.
+        name: String,
+    },
 }
 
 /// Decides what to send; see the [module](self) for the order.
@@ -200,6 +208,7 @@ pub fn plan_send(
     rules: &LifecycleRules,
     requested: RequestedKind,
 ) -> Result<SendPlan, SendConflict> {
+    check_not_redacted(facts)?;
     let snapshot = facts.snapshot.ok_or(SendConflict::NoSnapshot {
         others: facts.snapshots.len(),
     })?;
@@ -251,6 +260,17 @@ pub fn plan_send(
             backup: Box::new(backup.clone()),
         }),
     }
+}
+
+/// Checks that neither the dataset nor the snapshot to send is redacted: the backup could not be
+/// distinguished from a whole one.
+fn check_not_redacted(facts: &SendFacts<'_>) -> Result<(), SendConflict> {
+    let name = match (facts.snapshot, facts.redacted_dataset) {
+        (Some(snapshot), _) if snapshot.redacted => snapshot.name.to_string(),
+        (_, Some(dataset)) => dataset.to_string(),
+        _ => return Ok(()),
+    };
+    Err(SendConflict::Redacted { name })
 }
 
 fn all<'a>(facts: &SendFacts<'a>) -> impl Iterator<Item = &'a BackupFacts> {

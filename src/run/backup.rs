@@ -13,17 +13,18 @@ mod abandon;
 mod attempt;
 mod chain;
 mod commit;
+mod documents;
 mod planning;
-mod put;
 mod recommit;
 mod recorder;
 mod release;
 mod source;
+mod steps;
 mod unfinished;
 
+use super::RunError;
 use super::keys::WriterKeys;
 use super::transfer::{ProgressSink, Stop};
-use super::{RunError, error_chain};
 use crate::config::{RawMode, SnapshotSource, Window};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, KnownStore};
@@ -32,21 +33,17 @@ use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::run::pool::select::Selected;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::manifests::CacheMode;
-use crate::state::stored_name::record_place;
 use crate::store::{Evidence, ObjectStore};
 use crate::stream::seal::Compression;
 use crate::zfs::Zfs;
-use abandon::{abandon, abandon_id, settle};
-use attempt::Attempt;
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
-use planning::{Base, Local, StoresView, decide, read_stores, remember_remote};
-use recommit::end_commits;
-use release::release_bookmarks;
+use planning::{View, decide};
 use std::path::PathBuf;
 use std::sync::Arc;
-use unfinished::{ResumableUpload, find_unfinished, judge_all, stored_of};
+use steps::Steps;
+use unfinished::{judge_all, stored_of};
 
 /// Settings of a backup.
 #[derive(Debug, Clone)]
@@ -167,20 +164,21 @@ pub struct PlannedResume {
 
 /// The result for one dataset.
 #[derive(Debug)]
-pub enum BackupOutcome {
-    /// The run committed a new backup.
-    Committed(Box<CommittedBackup>),
-    /// The newest snapshot is already stored.
+pub struct BackupRun {
+    /// The backups that the run committed, in order: interrupted uploads that it finished, then the
+    /// newest snapshot.
+    pub committed: Vec<CommittedBackup>,
+    /// How the run ended: an error only after a commit.
+    pub end: Result<BackupEnd, RunError>,
+}
+
+/// How a run without an error ended.
+#[derive(Debug)]
+pub enum BackupEnd {
+    /// The newest snapshot is stored as this backup, of this run or an earlier one.
     UpToDate(BackupId),
     /// The upload is outside its hours and waits for the next run. Its stored chunks are kept.
     Paused(PausedUpload),
-    /// The run finished interrupted uploads and then failed.
-    EndedThenFailed {
-        /// The committed backups; never empty.
-        ended: Vec<CommittedBackup>,
-        /// The reason why the newest snapshot has no backup.
-        error: RunError,
-    },
 }
 
 /// A paused upload, which waits for the next run.
@@ -194,8 +192,6 @@ pub struct PausedUpload {
     pub chunks: usize,
     /// The bytes of stream in the confirmed chunks.
     pub stream_bytes: u64,
-    /// The backups that the same run committed before.
-    pub before: Vec<CommittedBackup>,
 }
 
 /// A backup that was just committed.
@@ -209,8 +205,6 @@ pub struct CommittedBackup {
     pub chunks: usize,
     /// The weakest evidence among the chunks.
     pub evidence: Option<Evidence>,
-    /// The backups that the same run committed before: interrupted uploads that it finished.
-    pub before: Vec<CommittedBackup>,
 }
 
 /// Plans what [`back_up`] would do. Changes nothing, on this host or in the store.
@@ -222,8 +216,8 @@ pub async fn plan_backup(
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
-    let stores = read_stores(env, &selected.stored, CacheMode::ReadOnly).await?;
-    decide(env, &Local::read(&*env.zfs, selected)?, &stores, requested)
+    let view = View::read(env, selected, CacheMode::ReadOnly).await?;
+    decide(env, &view, requested)
 }
 
 /// Lists the interrupted uploads that [`back_up`] would resume or leave, in its order. Changes
@@ -236,8 +230,8 @@ pub async fn plan_resumes(
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<Vec<PlannedResume>, RunError> {
-    let stores = read_stores(env, &selected.stored, CacheMode::ReadOnly).await?;
-    let mut judged = judge_all(env, selected, &stores, requested).await?;
+    let view = View::read(env, selected, CacheMode::ReadOnly).await?;
+    let mut judged = judge_all(env, selected, &view, requested).await?;
     judged.sort_by_key(|(upload, _)| upload.order());
     let plan = judged.into_iter().filter_map(|(upload, verdict)| {
         let carried = upload.carried();
@@ -266,259 +260,46 @@ pub async fn plan_resumes(
 }
 
 /// Backs up one dataset. Finishes interrupted commits first, then resumes interrupted uploads, and
-/// then backs up the newest snapshot.
+/// then backs up the newest snapshot ([`crate::plan::next_step`]).
 ///
 /// # Errors
-/// [`RunError`]; then the newest snapshot has no new backup, and no existing backup has changed.
+/// [`RunError`] when the run committed nothing; no existing backup has changed.
 pub async fn back_up(
     env: &BackupEnv,
     selected: &Selected,
     requested: RequestedKind,
-) -> Result<BackupOutcome, RunError> {
+) -> Result<BackupRun, RunError> {
     let _lock = lock_dataset(
         &env.settings.state_dir,
         &env.store.known(),
         &selected.stored,
     )?;
-    let mut stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
-    remember_remote(env, &selected.stored, &stores).await;
-    // Check that the dataset still exists with the same guid before touching its holds.
-    Local::read(&*env.zfs, selected)?;
-    settle(env, selected, &stores).await?;
-    let mut ended = end_commits(env, selected, &stores).await?;
-    if !ended.is_empty() {
-        stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
-    }
-    let result = match end_uploads(env, selected, requested, &mut stores, &mut ended).await {
-        Ok(()) => {
-            let has_full = ended.iter().any(|backup| backup.manifest.base.is_none());
-            let follows = match requested {
-                // A full that this run has just finished satisfies `--full`.
-                RequestedKind::Full if has_full => RequestedKind::Lifecycle,
-                requested => requested,
-            };
-            back_up_newest(env, selected, follows, &stores).await
-        }
-        Err(error) => Err(error),
+    let mut steps = Steps {
+        env,
+        selected,
+        requested,
+        committed: Vec::new(),
+        has_tried_commits: false,
+        has_restarted: false,
+        has_overtaken: false,
+        has_replanned: false,
     };
-    match result {
-        Ok(outcome) => Ok(join(ended, outcome)),
+    let end = match steps.run().await {
+        Ok(id) => Ok(BackupEnd::UpToDate(id)),
         Err(RunError::Paused { id, why }) => {
             let (chunks, stream_bytes) = stored_of(env, selected, &id)?;
-            Ok(BackupOutcome::Paused(PausedUpload {
+            Ok(BackupEnd::Paused(PausedUpload {
                 id,
                 why,
                 chunks,
                 stream_bytes,
-                before: ended,
             }))
         }
-        Err(error) if ended.is_empty() => Err(error),
-        Err(error) => Ok(BackupOutcome::EndedThenFailed { ended, error }),
-    }
-}
-
-/// Adds the backups committed earlier in the run to the outcome.
-fn join(mut ended: Vec<CommittedBackup>, outcome: BackupOutcome) -> BackupOutcome {
-    match outcome {
-        BackupOutcome::Committed(mut last) => {
-            last.before = ended;
-            BackupOutcome::Committed(last)
-        }
-        BackupOutcome::UpToDate(id) => match ended.pop() {
-            Some(mut last) => {
-                last.before = ended;
-                BackupOutcome::Committed(Box::new(last))
-            }
-            None => BackupOutcome::UpToDate(id),
-        },
-        other @ (BackupOutcome::Paused(_) | BackupOutcome::EndedThenFailed { .. }) => other,
-    }
-}
-
-/// Resumes the interrupted uploads one after the other. If the stream is no longer the same, the
-/// upload is abandoned and the next plan begins a new one.
-async fn end_uploads(
-    env: &BackupEnv,
-    selected: &Selected,
-    requested: RequestedKind,
-    stores: &mut StoresView,
-    ended: &mut Vec<CommittedBackup>,
-) -> Result<(), RunError> {
-    let mut may_overtake = requested == RequestedKind::Lifecycle;
-    loop {
-        let unfinished = find_unfinished(env, selected, stores, requested).await?;
-        if env.settings.restart {
-            for ResumableUpload { upload, .. } in &unfinished {
-                abandon(env, selected, upload, "a restart was asked for").await?;
-            }
-            return Ok(());
-        }
-        let Some(goes_on) = unfinished.into_iter().next() else {
-            return Ok(());
-        };
-        // A full may take many nights, but tonight's incremental on the chain before it takes
-        // minutes: make the incremental first.
-        if goes_on.upload.started.base.is_none() && std::mem::take(&mut may_overtake) {
-            if let Some(committed) = overtake(env, selected, stores).await? {
-                ended.push(committed);
-                *stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
-            }
-            continue;
-        }
-        if let Some(why) = env.settings.pause_reason_now((env.now)()) {
-            return Err(RunError::Paused {
-                id: goes_on.upload.id().clone(),
-                why,
-            });
-        }
-        let local = Local::read(&*env.zfs, selected)?;
-        let attempt = Attempt::go_on(
-            env,
-            (local.dataset, selected.stored.clone()),
-            goes_on,
-            stores,
-        )?;
-        match attempt.run(stores).await {
-            Ok(committed) => {
-                release_bookmarks(env, selected, stores, &committed.manifest).await;
-                ended.push(committed);
-                *stores = read_stores(env, &selected.stored, CacheMode::ReadWrite).await?;
-            }
-            Err(error) if attempt.is_pointless() || has_lost(&attempt) => {
-                let why = error_chain(&error);
-                tracing::warn!(id = %attempt.id, "an unfinished upload is given up, and a new one begins: {why}");
-                abandon_id(env, selected, &attempt.id, &why)?;
-                if *env.stop.borrow() {
-                    return Err(error);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Makes an incremental of the newest snapshot on a chain that is already whole. Returns `None`
-/// when that is not possible now.
-async fn overtake(
-    env: &BackupEnv,
-    selected: &Selected,
-    stores: &StoresView,
-) -> Result<Option<CommittedBackup>, RunError> {
-    let local = Local::read(&*env.zfs, selected)?;
-    match decide(env, &local, stores, RequestedKind::Incremental) {
-        Ok(PlannedBackup {
-            plan: SendPlan::Incremental { .. },
-            ..
-        }) => {}
-        Ok(_) | Err(RunError::Refused { .. }) => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    match back_up_newest(env, selected, RequestedKind::Incremental, stores).await? {
-        BackupOutcome::Committed(committed) => Ok(Some(*committed)),
-        BackupOutcome::UpToDate(_)
-        | BackupOutcome::Paused(_)
-        | BackupOutcome::EndedThenFailed { .. } => Ok(None),
-    }
-}
-
-async fn back_up_newest(
-    env: &BackupEnv,
-    selected: &Selected,
-    requested: RequestedKind,
-    stores: &StoresView,
-) -> Result<BackupOutcome, RunError> {
-    let started_at = (env.now)();
-    let mut is_first_try = true;
-    let committed = loop {
-        let local = Local::read(&*env.zfs, selected)?;
-        let planned = decide(env, &local, stores, requested)?;
-        if let SendPlan::UpToDate { id } = planned.plan {
-            return Ok(BackupOutcome::UpToDate(id));
-        }
-        record_place(
-            &env.settings.state_dir,
-            local.dataset.guid,
-            &selected.stored,
-        )?;
-        (env.planned)(&planned);
-        let attempt = prepare(env, selected, local, planned.plan, stores, started_at)?;
-        match attempt.run(stores).await {
-            Ok(committed) => break committed,
-            Err(error) => {
-                let is_lost = has_lost(&attempt);
-                if attempt.is_pointless() || is_lost {
-                    abandon_id(env, selected, &attempt.id, &error_chain(&error))?;
-                }
-                if !is_first_try || *env.stop.borrow() || !is_lost {
-                    return Err(error);
-                }
-                let error = error_chain(&error);
-                tracing::warn!(
-                    error,
-                    "what was to be sent or built on was destroyed meanwhile; planning again"
-                );
-                is_first_try = false;
-            }
-        }
+        Err(error) if steps.committed.is_empty() => return Err(error),
+        Err(error) => Err(error),
     };
-    release_bookmarks(env, selected, stores, &committed.manifest).await;
-    Ok(BackupOutcome::Committed(Box::new(committed)))
-}
-
-/// Returns whether the snapshot or the base is known to be gone. Only that is a reason to plan
-/// again.
-fn has_lost(attempt: &Attempt<'_>) -> bool {
-    matches!(attempt.lost(), Ok(Some(_)))
-}
-
-fn prepare<'a>(
-    env: &'a BackupEnv,
-    selected: &Selected,
-    local: Local,
-    plan: SendPlan,
-    stores: &StoresView,
-    started_at: Timestamp,
-) -> Result<Attempt<'a>, RunError> {
-    let (snapshot, base, before) = match plan {
-        SendPlan::Incremental {
-            snapshot,
-            base,
-            backup,
-        } => {
-            let unknown = || {
-                RunError::refused(
-                    format!("{} is not known any more", backup.id),
-                    "run it again",
-                )
-            };
-            let stored = stores.backup(&backup).ok_or_else(unknown)?;
-            let (manifest, manifest_blake3) = (stored.manifest.clone(), stored.manifest_blake3);
-            let before = stores.target.chain(stores.remote.usable(), &backup.id);
-            (
-                snapshot,
-                Some(Base {
-                    local: base,
-                    manifest,
-                    manifest_blake3,
-                }),
-                before,
-            )
-        }
-        SendPlan::Full { snapshot, .. } => (snapshot, None, Vec::new()),
-        SendPlan::UpToDate { id } => {
-            return Err(RunError::refused(
-                format!("{id} is up to date"),
-                "this is a defect: please report it",
-            ));
-        }
-    };
-    Attempt::new(
-        env,
-        (local.dataset, selected.stored.clone()),
-        snapshot,
-        base,
-        before,
-        started_at,
-    )
+    Ok(BackupRun {
+        committed: steps.committed,
+        end,
+    })
 }

@@ -145,7 +145,7 @@ pub async fn plan_upload(
     // Read the records before the backups, so that every record put from now on counts as new.
     let records = read_prune_records(to, dataset, trusted, None).await?;
     let target = read_catalog(to, dataset, trusted).await?;
-    let live = target.backups.iter().map(live_entry).collect();
+    let live = target.live();
     let doubted = target.untrusted().map(|(id, _)| id.clone()).collect();
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
     let remote = match never_there {
@@ -189,13 +189,6 @@ fn facts_of(backup: &StoredBackup) -> BackupFacts {
         backup.stored_bytes(),
         None,
     )
-}
-
-fn live_entry(backup: &StoredBackup) -> LiveEntry {
-    LiveEntry {
-        id: backup.manifest.id.clone(),
-        manifest_blake3: backup.manifest_blake3,
-    }
 }
 
 /// Copies what the remote lacks of one dataset. If a backup fails, its descendants are not copied;
@@ -243,15 +236,19 @@ pub async fn upload_dataset(
             report.failed.push((id, RunError::Interrupted));
             break;
         }
-        let has_failed = |base: &&BackupId| report.failed.iter().any(|(failed, _)| failed == *base);
-        if let Some(parent) = parent.as_ref().filter(has_failed) {
-            let gap = CopyGap::ParentNotCopied {
-                of: id.clone(),
-                parent: parent.clone(),
-            };
-            report.failed.push((id, refusal(dataset, &gap)));
-            continue;
-        }
+        let in_remote = |id: &BackupId| live.iter().find(|entry| entry.id == *id).cloned();
+        let parent = match parent
+            .map(|parent| in_remote(&parent).ok_or(parent))
+            .transpose()
+        {
+            Ok(parent) => parent,
+            Err(parent) => {
+                let of = id.clone();
+                let gap = CopyGap::ParentNotCopied { of, parent };
+                report.failed.push((id, refusal(dataset, &gap)));
+                continue;
+            }
+        };
         let copy = Copy {
             env,
             backup,
@@ -259,14 +256,14 @@ pub async fn upload_dataset(
             is_parent_new: report
                 .copied
                 .iter()
-                .any(|copied| Some(&copied.id) == parent.as_ref()),
+                .any(|copied| parent.as_ref().is_some_and(|parent| parent.id == copied.id)),
             live: &live,
             records: &records,
             progress: &*progress,
         };
         match copy.run(&mut done).await {
             Ok(copied) => {
-                live.push(live_entry(backup));
+                live.push(backup.live_entry());
                 report.copied.push(copied);
             }
             Err(error) => report.failed.push((id, error)),

@@ -4,6 +4,7 @@ use crate::catalog::CatalogError;
 use crate::keyring::KeyringError;
 use crate::manifest::ManifestError;
 use crate::model::{BackupId, DatasetName};
+use crate::plan::send::SendConflict;
 use crate::sign::SignatureError;
 use crate::state::error::{StateError, full_disk_hint};
 use crate::store::StoreError;
@@ -143,6 +144,16 @@ pub enum RunError {
         /// The action that a person can take.
         hint: Option<String>,
     },
+    /// Nothing can be sent.
+    #[error("{dataset}: {conflict}")]
+    Conflict {
+        /// The dataset.
+        dataset: DatasetName,
+        /// What the store and the pool lack.
+        conflict: SendConflict,
+        /// The action that a person can take.
+        hint: String,
+    },
     /// The hours of uploads are over. Not a failure: the next run resumes the upload.
     #[error("{id} pauses: {why}")]
     Paused {
@@ -260,7 +271,7 @@ impl RunError {
                  --force-rollback: it lists what it must destroy, and resumes"
                     .into(),
             ),
-            Self::LockedBy { hint, .. } => Some(hint.clone()),
+            Self::LockedBy { hint, .. } | Self::Conflict { hint, .. } => Some(hint.clone()),
             _ => None,
         }
     }

@@ -10,7 +10,7 @@ use zfs_backup::config::{RawMode, SnapshotSource};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, StoreRole, back_up};
+use zfs_backup::run::backup::{BackupEnv, BackupSettings, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::store::MemoryStore;
@@ -362,12 +362,13 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
             dataset: zfs_calls.dataset(&dataset).unwrap().unwrap(),
             stored: dataset.clone(),
         };
-        let outcome = runtime
+        let mut run = runtime
             .block_on(back_up(&env, &selected, RequestedKind::Lifecycle))
             .unwrap();
-        let BackupOutcome::Committed(backup) = outcome else {
-            panic!("nothing was sent in round {round}")
-        };
+        let backup = run
+            .committed
+            .pop()
+            .unwrap_or_else(|| panic!("nothing was sent in round {round}"));
         assert_eq!(backup.manifest.kind.as_str(), kind, "round {round}");
     }
     assert!(

@@ -13,7 +13,7 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::manifest::{Manifest, Origin};
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupOutcome, plan_backup};
+use zfs_backup::run::backup::plan_backup;
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
 use zfs_backup::state::manifests::{CacheMode, ObjectCache};
 use zfs_backup::store::ObjectStore;
@@ -91,13 +91,9 @@ async fn what_was_read_once_is_never_fetched_again_to_plan() {
         assert_eq!(asked(&world), (BACKUPS * READ_OF_EACH, 1, 0));
     }
     // A run does. What it remembers for a night without the store is not fetched for that again.
-    let up_to_date = async || match world
-        .try_back_up_as(RequestedKind::Lifecycle)
-        .await
-        .unwrap()
-    {
-        BackupOutcome::UpToDate(id) => id,
-        other => panic!("{other:?}"),
+    let up_to_date = async || {
+        let run = world.try_back_up_as(RequestedKind::Lifecycle).await;
+        crate::world::up_to_date(&run.unwrap()).unwrap().clone()
     };
     let newest = up_to_date().await;
     let (gets, lists, others) = asked(&world);

@@ -2,14 +2,14 @@
 //! chain comes back.
 
 use crate::failures::{EIO, for_all};
-use crate::world::{World, committed, key_of, name, never, noise, quick_keys};
+use crate::world::{World, committed, key_of, name, never, noise, quick_keys, up_to_date};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use zfs_backup::config::{DatasetSelection, SnapshotSource};
 use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{BackupKind, DatasetName, SnapshotName};
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupOutcome, CommittedBackup, back_up, plan_backup};
+use zfs_backup::run::backup::{BackupRun, CommittedBackup, back_up, plan_backup};
 use zfs_backup::run::pool::select::{Selected, select_datasets};
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_backup, restore_to_dataset, restore_to_writer,
@@ -223,7 +223,7 @@ async fn every_point_of_a_chain_comes_back_to_the_byte() {
         .try_back_up_as(RequestedKind::Incremental)
         .await
         .unwrap();
-    assert!(matches!(again, BackupOutcome::UpToDate(id) if id == points[4].0.id));
+    assert_eq!(up_to_date(&again), Some(&points[4].0.id));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -810,7 +810,7 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
 /// more or none.
 async fn assert_chain_or_one_more(
     world: &World,
-    outcome: Result<BackupOutcome, RunError>,
+    outcome: Result<BackupRun, RunError>,
     points: &[(Manifest, Files)],
 ) {
     world.store.heal();

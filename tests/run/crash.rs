@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, back_up};
+use zfs_backup::run::backup::{BackupEnv, BackupRun, back_up};
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{
@@ -67,7 +67,7 @@ impl CrashStore {
         env: BackupEnv,
         selected: Selected,
         requested: RequestedKind,
-    ) -> Option<Result<BackupOutcome, RunError>> {
+    ) -> Option<Result<BackupRun, RunError>> {
         let env = BackupEnv {
             store: Arc::new(self.clone()),
             ..env

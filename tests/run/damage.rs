@@ -2,7 +2,6 @@
 
 use crate::world::{World, key_of, name};
 use zfs_backup::manifest::Manifest;
-use zfs_backup::run::backup::BackupOutcome;
 use zfs_backup::run::error_chain;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,7 +127,7 @@ async fn check_case(object: &str, kind: Harm, restore: Restore, seen: Seen, back
         .try_back_up()
         .await
         .unwrap_or_else(|error| panic!("the next run: {}", error_chain(&error)));
-    let anew = matches!(again, BackupOutcome::Committed(_));
+    let anew = !again.committed.is_empty();
     // Planning looks at listings: rot it cannot see.
     let unseen = (object, kind) == ("CHUNK", Flipped);
     assert_eq!(anew, restore != Works && !unseen, "{again:?}");

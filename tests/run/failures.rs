@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use zfs_backup::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupOutcome, back_up};
+use zfs_backup::run::backup::{BackupRun, back_up};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
@@ -23,7 +23,7 @@ use zfs_backup::zfs::{
 pub(crate) const EIO: i32 = 5;
 
 /// What must hold after a run that something went wrong in; `Err` names what does not.
-async fn assert_whole_or_none(world: &World, outcome: Result<BackupOutcome, RunError>) {
+async fn assert_whole_or_none(world: &World, outcome: Result<BackupRun, RunError>) {
     world.store.heal();
     world.assert_pins_are_known();
     match outcome {

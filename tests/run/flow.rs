@@ -1,12 +1,12 @@
 //! What happens when nothing goes wrong, and in which order.
 
-use crate::world::{World, is_put, key_of, name, noise, now, quick_keys};
+use crate::world::{World, is_put, key_of, name, noise, now, quick_keys, up_to_date};
 use proptest::prelude::*;
 use std::io::Read;
 use zfs_backup::manifest::{Private, Receipt, parse_strict};
 use zfs_backup::model::Digest;
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupOutcome, back_up};
+use zfs_backup::run::backup::back_up;
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::memory::{Operation, Outcome};
 use zfs_backup::stream::seal::Compression;
@@ -92,7 +92,7 @@ async fn assert_whole_round(world: &World) {
     assert_eq!(world.zfs.files(&target), world.zfs.files(&world.dataset));
 
     let again = world.try_back_up().await.unwrap();
-    assert!(matches!(again, BackupOutcome::UpToDate(id) if id == manifest.id));
+    assert_eq!(up_to_date(&again), Some(&manifest.id));
 }
 
 fn assert_receipt_names_everything(world: &World, manifest: &zfs_backup::manifest::Manifest) {

@@ -5,7 +5,7 @@
 use crate::chains::{chain, night};
 use crate::crash::{CrashAt, CrashStore, Watch};
 use crate::failures::for_all;
-use crate::world::{World, committed, quick_keys};
+use crate::world::{World, all_committed, committed, quick_keys};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use zfs_backup::manifest::Manifest;
 use zfs_backup::manifest::Origin;
 use zfs_backup::model::{BackupId, BackupKind};
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up};
+use zfs_backup::run::backup::{BackupEnd, BackupEnv, BackupRun, CommittedBackup, back_up};
 use zfs_backup::run::pool::pins::pinned;
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
 use zfs_backup::state::journal::{read_attempts, unended};
@@ -45,6 +45,11 @@ async fn crash(world: &World, env: BackupEnv, requested: RequestedKind, at: Cras
             None
         }
     }
+}
+
+fn only_committed(run: BackupRun) -> CommittedBackup {
+    assert_eq!(run.committed.len(), 1);
+    committed(run)
 }
 
 /// How many calls of the store an uninterrupted run makes.
@@ -484,11 +489,10 @@ async fn the_newest_snapshot_follows_a_finished_upload_in_the_same_run() {
         .try_back_up_as(RequestedKind::Lifecycle)
         .await
         .unwrap();
-    let newest = committed(outcome);
+    let mut made = all_committed(outcome);
+    let newest = made.pop().unwrap();
     assert_eq!(
-        newest
-            .before
-            .iter()
+        made.iter()
             .map(|backup| &backup.manifest.id)
             .collect::<Vec<_>>(),
         [&unfinished]
@@ -559,13 +563,12 @@ async fn a_restart_gives_up_what_was_interrupted() {
     // And nobody takes it up again.
     world.settings.restart = false;
     night(&world, 1);
-    let next = committed(
+    let next = only_committed(
         world
             .try_back_up_as(RequestedKind::Lifecycle)
             .await
             .unwrap(),
     );
-    assert!(next.before.is_empty());
     assert_eq!(next.manifest.base.unwrap().backup_id, fresh.manifest.id);
     world.assert_no_holds();
 }
@@ -587,8 +590,7 @@ async fn a_held_snapshot_is_not_destroyed_and_one_that_is_gone_begins_anew() {
         .destroy_snapshots(std::slice::from_ref(&snapshot))
         .unwrap();
     night(&world, 1);
-    let fresh = world.back_up().await;
-    assert!(fresh.before.is_empty());
+    only_committed(world.try_back_up().await.unwrap());
     assert_eq!(ids(&world).len(), 2);
     world.assert_no_holds();
     world.assert_restores().await;
@@ -733,14 +735,13 @@ async fn a_rolled_back_journal_never_touches_a_backup() {
         };
         let before = objects(&world);
         night(&world, 1);
-        let next = committed(
+        let next = only_committed(
             world
                 .try_back_up_as(RequestedKind::Lifecycle)
                 .await
                 .unwrap(),
         );
         assert_ne!(next.manifest.id, first.manifest.id);
-        assert!(next.before.is_empty());
         assert_eq!(objects(&world), before, "{fate}");
         assert!(!file.exists());
         world.assert_no_holds();
@@ -852,8 +853,8 @@ async fn nothing_is_put_before_what_it_follows_from() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_pauses_between_two_chunks_and_goes_on() {
     let mut world = World::new();
-    let paused = |outcome| match outcome {
-        BackupOutcome::Paused(paused) => paused,
+    let paused = |run: BackupRun| match run.end {
+        Ok(BackupEnd::Paused(paused)) => paused,
         other => panic!("{other:?}"),
     };
     world.settings.until = Some(crate::world::now());
@@ -913,18 +914,18 @@ async fn the_nightly_incremental_goes_before_an_unfinished_full() {
     night(&world, 2);
     interrupted_late(&world).await;
     night(&world, 3);
-    let full = committed(
+    let made = all_committed(
         world
             .try_back_up_as(RequestedKind::Lifecycle)
             .await
             .unwrap(),
     );
+    let [nightly, full] = made.as_slice() else {
+        panic!("{made:?}")
+    };
     assert_eq!(full.manifest.kind, BackupKind::Full);
-    let nightly = &full.before[0].manifest;
-    assert_eq!(
-        (full.before.len(), nightly.chain.full_id == points[0].0.id),
-        (1, true)
-    );
+    let nightly = &nightly.manifest;
+    assert_eq!(nightly.chain.full_id, points[0].0.id);
     assert_nothing_is_left(&world, 4).await;
     crate::chains::assert_comes_back(&world, nightly, &world.zfs.files(&world.dataset)).await;
     // The chain before it is over: the next incremental follows from the full that is there, and

@@ -22,7 +22,7 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::copy::doomed;
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupOutcome, StoreRole, back_up};
+use zfs_backup::run::backup::{BackupRun, StoreRole, back_up};
 use zfs_backup::run::copy::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::prune_snapshots::{SnapshotOutcome, prune_snapshots};
@@ -184,7 +184,7 @@ fn any_case() -> impl Strategy<Value = Case> {
 /// The result of a command.
 #[allow(clippy::large_enum_variant, reason = "a few of them live at a time")]
 enum Done {
-    Backup(Result<BackupOutcome, RunError>),
+    Backup(Result<BackupRun, RunError>),
     Copy(Result<UploadReport, RunError>),
     Prune(Result<PruneOutcome, RunError>),
     Forget(Result<(), RunError>),
@@ -570,8 +570,8 @@ impl Run<'_> {
                 .await?;
             let outcome = done.into_iter().next().map(|(_, done)| done);
             let id = match outcome {
-                Some(Done::Backup(Ok(BackupOutcome::Committed(committed)))) => {
-                    committed.manifest.id.clone()
+                Some(Done::Backup(Ok(run))) if !run.committed.is_empty() => {
+                    run.committed[run.committed.len() - 1].manifest.id.clone()
                 }
                 Some(done) => {
                     let error = done

@@ -2,12 +2,12 @@
 //! which bookmarks the two stores keep.
 
 use crate::chains::{assert_comes_back, bookmark_of, bookmarks, chain, night, nightly};
-use crate::world::{World, committed, memory_store, plant_keyring};
+use crate::world::{World, committed, memory_store, plant_keyring, up_to_date};
 use std::sync::Arc;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{BackupKind, KnownStore};
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, OtherStore, StoreRole, back_up};
+use zfs_backup::run::backup::{BackupEnv, OtherStore, StoreRole, back_up};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
@@ -50,7 +50,7 @@ async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
     )
     .await
     .unwrap();
-    assert!(matches!(outcome, BackupOutcome::UpToDate(id) if id == points[1].0.id));
+    assert_eq!(up_to_date(&outcome), Some(&points[1].0.id));
     night(&world, 2);
     let export = back_up(
         &intermediate(&world, &known, &reached),

@@ -11,7 +11,7 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::manifest::Origin;
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::backup::{BackupOutcome, PlannedResume, back_up, plan_resumes};
+use zfs_backup::run::backup::{PlannedResume, back_up, plan_resumes};
 use zfs_backup::run::pool::pins::pinned;
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset};
 use zfs_backup::run::transfer::Progress;
@@ -107,9 +107,7 @@ async fn a_failure_after_an_ended_upload_does_not_hide_it() {
         .try_back_up_as(RequestedKind::Lifecycle)
         .await
         .unwrap();
-    let BackupOutcome::EndedThenFailed { ended, error } = outcome else {
-        panic!("{outcome:?}")
-    };
+    let (ended, error) = (outcome.committed, outcome.end.unwrap_err());
     assert_eq!(ended.len(), 1);
     assert!(
         zfs_backup::run::error_chain(&error).contains("-incr-"),

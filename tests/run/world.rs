@@ -10,11 +10,11 @@ use zfs_backup::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::config::{RawMode, SnapshotSource};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{ChunkEntry, Manifest};
-use zfs_backup::model::{DatasetName, SnapshotName};
+use zfs_backup::model::{BackupId, DatasetName, SnapshotName};
 use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{
-    BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up,
+    BackupEnd, BackupEnv, BackupRun, BackupSettings, CommittedBackup, StoreRole, back_up,
 };
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
@@ -207,14 +207,14 @@ impl World {
         }
     }
 
-    pub(crate) async fn try_back_up(&self) -> Result<BackupOutcome, RunError> {
+    pub(crate) async fn try_back_up(&self) -> Result<BackupRun, RunError> {
         self.try_back_up_as(RequestedKind::Full).await
     }
 
     pub(crate) async fn try_back_up_as(
         &self,
         requested: RequestedKind,
-    ) -> Result<BackupOutcome, RunError> {
+    ) -> Result<BackupRun, RunError> {
         back_up(&self.env(), &self.selected(), requested).await
     }
 
@@ -366,12 +366,28 @@ pub(crate) fn key_of(manifest: &Manifest, object: &str) -> String {
     format!("{}{object}", backup_prefix(&manifest.dataset, &manifest.id))
 }
 
-pub(crate) fn committed(outcome: BackupOutcome) -> CommittedBackup {
-    match outcome {
-        BackupOutcome::Committed(backup) => *backup,
-        BackupOutcome::UpToDate(id) => panic!("up to date with {id}"),
-        BackupOutcome::Paused(paused) => panic!("{} pauses: {}", paused.id, paused.why),
-        BackupOutcome::EndedThenFailed { error, .. } => panic!("{error}"),
+/// Returns the last backup that a run committed.
+pub(crate) fn committed(run: BackupRun) -> CommittedBackup {
+    all_committed(run).pop().unwrap()
+}
+
+/// Returns all backups that a run committed, at least one.
+pub(crate) fn all_committed(run: BackupRun) -> Vec<CommittedBackup> {
+    match run.end {
+        Ok(BackupEnd::UpToDate(id)) => {
+            assert!(!run.committed.is_empty(), "up to date with {id}");
+            run.committed
+        }
+        Ok(BackupEnd::Paused(paused)) => panic!("{} pauses: {}", paused.id, paused.why),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Returns the stored backup of the newest snapshot if the run had nothing to do.
+pub(crate) fn up_to_date(run: &BackupRun) -> Option<&BackupId> {
+    match &run.end {
+        Ok(BackupEnd::UpToDate(id)) if run.committed.is_empty() => Some(id),
+        _ => None,
     }
 }
 

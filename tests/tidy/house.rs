@@ -44,14 +44,6 @@ pub(crate) const SUBROOMS: &[(&str, Folders)] = &[(
 /// Files that still use each other. The list only gets shorter: a name that is in no circle any
 /// more must go.
 const CIRCLES_LEFT: &[&[&str]] = &[
-    // `Attempt` and the functions that take it apart (issue 19, item 5: `BackupRun`).
-    &[
-        "run::backup::attempt",
-        "run::backup::abandon",
-        "run::backup::put",
-        "run::backup::recorder",
-        "run::backup::unfinished",
-    ],
     &["cli::args", "cli::restore_args"],
     &["cli::context", "cli::follow", "cli::identity", "cli::wire"],
     &["cli::keys", "cli::rekey"],

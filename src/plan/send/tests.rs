@@ -138,6 +138,7 @@ impl Case {
         let bookmarks: Vec<_> = self.bookmarks.iter().map(|n| bookmark(*n)).collect();
         let facts = SendFacts {
             snapshot: candidate.as_ref(),
+            redacted_dataset: None,
             snapshots: &snapshots,
             bookmarks: &bookmarks,
             target: &self.target,
@@ -177,6 +178,7 @@ impl Case {
             Err(SendConflict::NoCommonBase(_)) => "no common base".into(),
             Err(SendConflict::TooLarge { .. }) => "too large".into(),
             Err(SendConflict::OnlyFull(why)) => format!("only full {}", reason(&why)),
+            Err(SendConflict::Redacted { name }) => format!("redacted {name}"),
         }
     }
 }
@@ -450,6 +452,7 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
         let (flags, recipients) = (Case::default().flags, Case::default().recipients);
         let facts = SendFacts {
             snapshot: Some(&sent),
+            redacted_dataset: None,
             snapshots: std::slice::from_ref(&sent),
             bookmarks,
             target: &[full(1)],
@@ -677,6 +680,7 @@ fn a_chain_that_is_over_goes_on_from_a_newer_full() {
 fn facts_of<'a>(case: &'a Case, snapshots: &'a [Snapshot]) -> SendFacts<'a> {
     SendFacts {
         snapshot: snapshots.last(),
+        redacted_dataset: None,
         snapshots,
         bookmarks: &[],
         target: &case.target,
@@ -889,6 +893,7 @@ fn every_no_says_what_each_side_has() {
     );
     let facts = SendFacts {
         snapshot: Some(&only),
+        redacted_dataset: None,
         snapshots: std::slice::from_ref(&only),
         bookmarks: &redacted,
         target: &case.target,
@@ -978,4 +983,26 @@ fn bookmarks_go_when_nothing_needs_them_and_only_ours() {
         ..needs(vec![store])
     };
     assert_eq!(spent(&foreign, &pruned), [name(7)]);
+}
+
+#[test]
+fn redacted_data_is_a_conflict_that_names_it() {
+    let case = stored(vec![full(1)]);
+    let whole = snapshot(3);
+    let redacted = Snapshot {
+        redacted: true,
+        ..snapshot(3)
+    };
+    let dataset = redacted.name.dataset().clone();
+    let facts = facts_of(&case, std::slice::from_ref(&redacted));
+    let plan = plan_send(&facts, &RULES, L);
+    let name = redacted.name.to_string();
+    assert_eq!(plan, Err(SendConflict::Redacted { name }));
+    let facts = SendFacts {
+        redacted_dataset: Some(&dataset),
+        ..facts_of(&case, std::slice::from_ref(&whole))
+    };
+    let plan = plan_send(&facts, &RULES, L);
+    let name = dataset.to_string();
+    assert_eq!(plan, Err(SendConflict::Redacted { name }));
 }

@@ -116,6 +116,10 @@ impl fmt::Display for SendConflict {
                 "no incremental possible, and the size of a full is unknown. Nothing sent.\n  {loss}"
             ),
             Self::OnlyFull(why) => write!(f, "no incremental possible: {why}. Nothing sent."),
+            Self::Redacted { name } => write!(
+                f,
+                "{name} is redacted: some of its data was taken out before it was received here"
+            ),
         }
     }
 }

@@ -3,10 +3,11 @@
 //! objects.
 
 use super::BackupEnv;
-use super::planning::StoresView;
-use super::unfinished::Unfinished;
+use super::unfinished::{ResumableUpload, Unfinished};
+use crate::catalog::stores::StoresView;
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
+use crate::plan::resume::ResumeVerdict;
 use crate::run::commit::tidy::tidy;
 use crate::run::pool::pins::unpin;
 use crate::run::pool::select::Selected;
@@ -16,6 +17,41 @@ use crate::state::journal::{AttemptJournal, forget_attempt, read_attempts};
 use crate::store::key::backup_prefix;
 use crate::store::{StoreErrorKind, UnfinishedUpload};
 use std::collections::BTreeSet;
+
+/// Returns the uploads to resume: incrementals before fulls, then the upload with the most chunks
+/// first. The others wait, are abandoned, or lose their journal.
+///
+/// # Errors
+/// [`RunError`] when a journal cannot be written or removed, or the pool not released.
+pub(super) async fn keep_resumable(
+    env: &BackupEnv,
+    selected: &Selected,
+    judged: Vec<(Unfinished, ResumeVerdict)>,
+) -> Result<Vec<ResumableUpload>, RunError> {
+    let mut resumable = Vec::new();
+    for (upload, verdict) in judged {
+        let id = upload.id();
+        match verdict {
+            ResumeVerdict::Resume { snapshot, base } => resumable.push(ResumableUpload {
+                upload,
+                snapshot: *snapshot,
+                base,
+            }),
+            ResumeVerdict::Wait { why } => {
+                tracing::warn!(%id, "an unfinished upload waits: {why}")
+            }
+            ResumeVerdict::Over { why } => {
+                tracing::warn!(%id, "the journal of an upload is forgotten: {why}");
+                let (state_dir, known) = (&env.settings.state_dir, env.store.known());
+                forget_attempt(state_dir, &known, &selected.stored, id)?;
+                unpin(&*env.zfs, &selected.dataset.name, |over| over == id)?;
+            }
+            ResumeVerdict::Abandon { why } => abandon(env, selected, &upload, &why).await?,
+        }
+    }
+    resumable.sort_by_key(|resumable| resumable.upload.order());
+    Ok(resumable)
+}
 
 /// Abandons an unfinished upload: aborts its multipart uploads, releases what it keeps in the pool,
 /// and marks it in the journal. The stored objects stay until a prune, which the journal allows to

@@ -1,24 +1,26 @@
 //! An attempt at one backup: from the holds to the last confirmed chunk, then the commit.
 
-use super::planning::{Base, StoresView};
-use super::put::{Written, json};
+use super::planning::{Base, View};
 use super::recorder::Recorder;
-use super::source::{SendSource, flag_names, send_flags};
+use super::source::{SendSource, send_flags};
 use super::unfinished::{ResumableUpload, Unfinished};
 use super::{BackupEnv, CommittedBackup};
 use crate::catalog::get_pinned;
+use crate::catalog::stores::StoresView;
 use crate::keyring::KEYRING_BYTES_MAX;
-use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
+use crate::manifest::{Descendant, ReceiptEntry};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::run::commit::object_lock::extend_keyring;
+use crate::run::commit::put::to_json;
+use crate::run::commit::target::{CommitError, CommitTarget};
 use crate::run::commit::tidy::tidy;
 use crate::run::pool::pins::{pin, unpin};
+use crate::run::pool::select::Selected;
 use crate::run::transfer::{Carried, Progress, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::state::bookmark_notes::BookmarkNotes;
-use crate::state::host_mark::host_mark;
 use crate::state::journal::AttemptJournal;
 use crate::state::journal::log::{AttemptLog, JournalRecord};
 use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
@@ -27,7 +29,7 @@ use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Snapshot, ZfsErrno};
 use bytes::Bytes;
 use futures_util::future::{OptionFuture, join};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,8 +43,6 @@ pub(super) struct Attempt<'a> {
     pub(super) snapshot: Snapshot,
     /// The base of an incremental; `None` for a full.
     pub(super) base: Option<Base>,
-    /// The backups that a restore needs before this one, the full first.
-    pub(super) before: Vec<BackupId>,
     pub(super) id: BackupId,
     pub(super) flags: SendFlags,
     pub(super) started_at: Timestamp,
@@ -74,96 +74,82 @@ impl<'a> Attempt<'a> {
     /// Makes a new attempt for a planned backup.
     pub(super) fn new(
         env: &'a BackupEnv,
-        (local, stored): (Dataset, DatasetName),
+        selected: &Selected,
+        local: &Dataset,
         snapshot: Snapshot,
         base: Option<Base>,
-        before: Vec<BackupId>,
-        started_at: Timestamp,
     ) -> Result<Self, RunError> {
-        let kind = if base.is_some() {
-            BackupKind::Incr
-        } else {
-            BackupKind::Full
+        let kind = match base {
+            Some(_) => BackupKind::Incr,
+            None => BackupKind::Full,
         };
-        let (id, flags) = (new_id(&snapshot, kind)?, send_flags(&local, &env.settings));
-        let (unfinished, is_pointless) = (None, AtomicBool::new(false));
         Ok(Self {
             env,
-            local,
-            stored,
+            local: local.clone(),
+            stored: selected.stored.clone(),
+            id: new_id(&snapshot, kind)?,
+            flags: send_flags(local, &env.settings),
             snapshot,
             base,
-            before,
-            id,
-            flags,
-            started_at,
-            unfinished,
-            is_pointless,
+            started_at: (env.now)(),
+            unfinished: None,
+            is_pointless: AtomicBool::new(false),
         })
     }
 
     /// Resumes the attempt of an interrupted run.
-    pub(super) fn go_on(
+    pub(super) fn resume(
         env: &'a BackupEnv,
-        (local, stored): (Dataset, DatasetName),
-        goes_on: ResumableUpload,
-        stores: &StoresView,
+        selected: &Selected,
+        view: &View,
+        resumable: ResumableUpload,
     ) -> Result<Self, RunError> {
         let ResumableUpload {
             upload,
             snapshot,
             base,
-        } = goes_on;
-        let (id, flags) = (upload.id().clone(), send_flags(&local, &env.settings));
-        let (base, before) = match (base, &upload.started.base) {
-            (Some(local), Some(base)) => {
-                let stored = stores.stored(&base.backup_id, base.manifest_blake3);
-                let unknown = || {
-                    RunError::refused(
-                        format!("{} is not known any more", base.backup_id),
-                        "run it again",
-                    )
-                };
-                let (manifest, manifest_blake3) = (
-                    stored.ok_or_else(unknown)?.manifest.clone(),
-                    base.manifest_blake3,
-                );
-                let before = stores.target.chain(stores.remote.usable(), &base.backup_id);
-                (
-                    Some(Base {
-                        local,
-                        manifest,
-                        manifest_blake3,
-                    }),
-                    before,
-                )
-            }
-            _ => (None, Vec::new()),
+        } = resumable;
+        let base = match (base, &upload.started.base) {
+            (Some(local), Some(base)) => Some(Base::find(
+                &view.stores,
+                &base.backup_id,
+                base.manifest_blake3,
+                local,
+            )?),
+            _ => None,
         };
-        let (started_at, is_pointless) = (upload.started.started_at, AtomicBool::new(false));
-        let unfinished = Some(upload);
+        let local = &view.local.dataset;
         Ok(Self {
             env,
-            local,
-            stored,
+            local: local.clone(),
+            stored: selected.stored.clone(),
+            id: upload.id().clone(),
+            flags: send_flags(local, &env.settings),
             snapshot,
             base,
-            before,
-            id,
-            flags,
-            started_at,
-            unfinished,
-            is_pointless,
+            started_at: upload.started.started_at,
+            unfinished: Some(upload),
+            is_pointless: AtomicBool::new(false),
         })
+    }
+
+    /// Returns the backups that a restore needs before this one, the full first.
+    pub(super) fn before(&self) -> &[BackupId] {
+        self.base.as_ref().map_or(&[], |base| &base.chain)
     }
 
     /// Makes the backup. A failure before the manifest leaves no backup, and a later run resumes
     /// from the objects that were stored, unless [`Attempt::is_pointless`] returns true.
     pub(super) async fn run(&self, stores: &StoresView) -> Result<CommittedBackup, RunError> {
+        self.upload_and_commit(stores)
+            .await
+            .map_err(|error| self.failed_commit(error))
+    }
+
+    async fn upload_and_commit(&self, stores: &StoresView) -> Result<CommittedBackup, CommitError> {
         let mut course = self.open().await?;
         self.pin()?;
-        let mut written = Written::default();
-        self.put_start(&course, &mut written).await?;
+        let objects = self.put_start(&course).await?;
         // `started.json` is put before the chain is checked: any prune that begins from now on sees
         // that this chain is needed.
         self.check_chain(stores).await?;
@@ -171,7 +157,7 @@ impl<'a> Attempt<'a> {
         self.check_listing(&transferred, &course).await?;
         self.bookmark();
         let committed = self
-            .commit(stores, transferred, written, &mut course)
+            .commit(stores, transferred, objects, &mut course)
             .await?;
         if course.is_untidy {
             tidy(&*self.env.store, &committed.manifest).await;
@@ -196,6 +182,37 @@ impl<'a> Attempt<'a> {
     pub(super) fn pointless(&self, error: RunError) -> RunError {
         self.is_pointless.store(true, Ordering::Relaxed);
         error
+    }
+
+    /// Returns the error of this attempt for a failed commit. If the store or another host has made
+    /// the commit impossible, nothing can be added to the attempt any more.
+    fn failed_commit(&self, error: CommitError) -> RunError {
+        match error {
+            CommitError::Taken(error) => self.pointless(error.into()),
+            CommitError::Incomplete(error) => error.into(),
+            CommitError::BaseGone { base, reason } => self.base_gone(&base, &reason),
+            CommitError::Pruned(id) => {
+                let what = format!(
+                    "{id} was pruned from {} while it was being uploaded; nothing is committed",
+                    self.env.store.url()
+                );
+                let hint = "run the command again: it begins a new upload";
+                self.pointless(RunError::refused(what, hint))
+            }
+            CommitError::Failed(error) => error,
+        }
+    }
+
+    /// Returns the place that the backup is committed to.
+    pub(super) fn target(&self) -> CommitTarget<'_> {
+        CommitTarget {
+            store: &*self.env.store,
+            dataset: &self.stored,
+            id: &self.id,
+            signing: &self.env.keys.signing,
+            trusted: &self.env.keys.trusted,
+            state_dir: &self.env.settings.state_dir,
+        }
     }
 
     /// Opens the journal before anything is put or held, so that the journal names every object and
@@ -255,7 +272,7 @@ impl<'a> Attempt<'a> {
             .keyring
             .as_ref()
             .map(|keyring| keyring.bytes.clone());
-        let started = json(&self.started()?)?;
+        let started = to_json(&self.started()?)?;
         let (journal, log) =
             self.begin(&started, keyring.as_ref().map(|bytes| Digest::of(bytes)))?;
         let (carried, private, next_progress) = (Carried::default(), None, 0);
@@ -272,32 +289,6 @@ impl<'a> Attempt<'a> {
             begun,
             is_untidy,
         })
-    }
-
-    /// Returns the present descendants of the dataset, sorted by name; `None` when ZFS cannot list
-    /// them. A restore works without them and then reports less.
-    fn descendants(&self) -> Option<Vec<Descendant>> {
-        let (mut waiting, mut found) = (vec![self.local.name.clone()], Vec::new());
-        while let Some(name) = waiting.pop() {
-            match self.env.zfs.children(&name) {
-                Ok(children) => {
-                    found.extend(children.iter().map(|child| Descendant {
-                        name: child.name.to_string(),
-                        guid: child.guid,
-                    }));
-                    waiting.extend(children.into_iter().map(|child| child.name));
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = error_chain(&error),
-                        "what is below the dataset is not noted in the backup"
-                    );
-                    return None;
-                }
-            }
-        }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        Some(found)
     }
 
     fn begin(
@@ -350,7 +341,7 @@ impl<'a> Attempt<'a> {
         }
         let there = get_pinned(
             &*self.env.store,
-            &self.key(&BackupObject::Keyring),
+            &self.target().key(&BackupObject::Keyring),
             blake3,
             KEYRING_BYTES_MAX,
         )
@@ -444,7 +435,13 @@ impl<'a> Attempt<'a> {
             recipients: env.keys.recipients.clone(),
         });
         let (carried, stop) = (std::mem::take(&mut course.carried), env.stop.clone());
-        let mut recorder = Recorder::new(self, &mut course.log, &carried, course.next_progress);
+        let mut recorder = Recorder::new(
+            env,
+            self.target(),
+            &mut course.log,
+            &carried,
+            course.next_progress,
+        );
         let progress = Arc::clone(&env.progress);
         self.tell_what_is_kept(&carried, &source.request);
         match transfer(
@@ -493,67 +490,39 @@ impl<'a> Attempt<'a> {
         });
     }
 
-    /// Checks that the store lists every confirmed chunk at its size, so that a store which loses
-    /// objects is found before the commit. Other objects, such as a chunk whose confirmation was
-    /// lost, are left for `verify` to report as extra. A manifest, or a chunk that neither this run
-    /// nor an earlier one put, comes from another host that resumes the same upload, as a clone of
-    /// this machine does. Each of the two would remove the other's chunks. Each host puts before it
-    /// lists, so the host that lists last sees the other's objects.
+    /// Checks that the store lists every confirmed chunk. Other objects, such as a chunk whose
+    /// confirmation was lost, are left for `verify` to report as extra. A manifest, or a chunk that
+    /// neither this run nor an earlier one put, comes from another host that resumes the same
+    /// upload, as a clone of this machine does. Each of the two would remove the other's chunks.
+    /// Each host puts before it lists, so the host that lists last sees the other's objects.
     async fn check_listing(
         &self,
         transferred: &Transferred,
         course: &Course,
-    ) -> Result<(), RunError> {
-        let prefix = backup_prefix(&self.stored, &self.id);
-        let listed = self.env.store.list(&prefix).await?;
-        let sizes: BTreeMap<&str, u64> = listed
-            .iter()
-            .map(|object| (object.key.as_str(), object.bytes))
-            .collect();
-        for chunk in &transferred.chunks {
-            let key = format!("{prefix}{}", chunk.entry.name);
-            match sizes.get(key.as_str()) {
-                Some(bytes) if *bytes == chunk.entry.sealed_bytes => {}
-                Some(bytes) => {
-                    let reason = format!(
-                        "the store lists {bytes} bytes after it confirmed {}",
-                        chunk.entry.sealed_bytes
-                    );
-                    return Err(RunError::Damaged { key, reason });
-                }
-                None => {
-                    return Err(RunError::Damaged {
-                        key,
-                        reason: "the store confirmed it and does not list it".into(),
-                    });
-                }
-            }
-        }
+    ) -> Result<(), CommitError> {
+        let chunks = || transferred.chunks.iter().map(|chunk| &chunk.entry);
+        let listed = self.target().check_listing(chunks()).await?;
         let is_known = |name: &str| {
             let earlier = self
                 .unfinished
                 .as_ref()
                 .is_some_and(|upload| upload.knows(name));
-            earlier
-                || course.begun.contains(name)
-                || transferred
-                    .chunks
-                    .iter()
-                    .any(|chunk| chunk.entry.name == name)
+            earlier || course.begun.contains(name) || chunks().any(|chunk| chunk.name == name)
         };
-        let is_strange = |key: &&str| match parse_object_name(&key[prefix.len()..]) {
-            Some(BackupObject::Chunk { .. }) => !is_known(&key[prefix.len()..]),
+        let is_strange = |name: &&String| match parse_object_name(name) {
+            Some(BackupObject::Chunk { .. }) => !is_known(name),
             Some(BackupObject::Manifest) => true,
             _ => false,
         };
-        match sizes.keys().copied().find(is_strange) {
+        match listed.keys().find(is_strange) {
             None => Ok(()),
-            Some(key) => {
+            Some(name) => {
                 let what = format!(
-                    "another host put {key} and continues the same upload: is that host a clone?"
+                    "another host put {}{name} and continues the same upload: is that host a clone?",
+                    backup_prefix(&self.stored, &self.id)
                 );
                 let hint = "nothing is committed, and the next run begins a new upload; give one of the two hosts another prefix";
-                Err(self.pointless(RunError::refused(what, hint)))
+                Err(self.pointless(RunError::refused(what, hint)).into())
             }
         }
     }
@@ -598,85 +567,25 @@ impl<'a> Attempt<'a> {
             .collect()
     }
 
-    fn started(&self) -> Result<Started, RunError> {
-        Ok(Started {
-            format: FORMAT,
-            object_type: SignedType::Started.as_str().to_owned(),
-            dataset: self.stored.clone(),
-            id: self.id.clone(),
-            snapshot: self.snapshot_ref(),
-            base: self.base_ref(),
-            origin: self.origin()?,
-            host_mark: Some(host_mark(&self.env.settings.state_dir)?),
-            requested: flag_names(self.flags),
-            split_bytes: self.env.settings.split_bytes,
-            compression: self.env.settings.compression.into(),
-            recipients: self.recipients(),
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: self.started_at,
-        })
-    }
-
-    async fn put_start(&self, course: &Course, written: &mut Written) -> Result<(), RunError> {
+    /// Puts `started.json` and the keyring, and returns their entries for the receipt.
+    async fn put_start(&self, course: &Course) -> Result<Vec<ReceiptEntry>, CommitError> {
         extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
+        let target = self.target();
         let started = course.started.clone();
         let keyring = OptionFuture::from(
             course
                 .keyring
                 .clone()
-                .map(|bytes| self.put(BackupObject::Keyring, bytes)),
+                .map(|bytes| target.put(&BackupObject::Keyring, bytes)),
         );
         let (started, keyring) = join(
-            self.put_signed(BackupObject::Started, SignedType::Started, started),
+            target.put_signed(&BackupObject::Started, SignedType::Started, started),
             keyring,
         )
         .await;
-        written.note(started?);
-        keyring
-            .transpose()?
-            .into_iter()
-            .for_each(|put| written.note(put));
-        Ok(())
-    }
-
-    pub(super) fn base_ref(&self) -> Option<BaseRef> {
-        let base = self.base.as_ref()?;
-        let (guid, backup_id) = (base.manifest.snapshot.guid, base.manifest.id.clone());
-        Some(BaseRef {
-            guid,
-            backup_id,
-            manifest_blake3: base.manifest_blake3,
-        })
-    }
-
-    pub(super) fn snapshot_ref(&self) -> SnapshotRef {
-        let Snapshot {
-            guid,
-            createtxg,
-            created_at,
-            ..
-        } = self.snapshot;
-        SnapshotRef {
-            guid,
-            createtxg,
-            created_at,
-        }
-    }
-
-    pub(super) fn origin(&self) -> Result<Origin, RunError> {
-        Ok(Origin {
-            dataset_guid: self.local.guid,
-            pool_guid: self.env.zfs.pool_guid(self.local.name.pool())?,
-        })
-    }
-
-    pub(super) fn recipients(&self) -> Vec<String> {
-        self.env
-            .keys
-            .recipients
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        let mut objects = vec![started?];
+        objects.extend(keyring.transpose()?);
+        Ok(objects)
     }
 }
 

@@ -2,78 +2,44 @@
 
 use super::source::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
-use crate::catalog::remembered::{self, recall, remember};
+use crate::catalog::remembered::{recall, remember};
+use crate::catalog::stores::{RemoteView, StoresView, is_out_of_reach};
 use crate::catalog::usable::UsableCatalog;
-use crate::catalog::{Catalog, StoredBackup, read_catalog_through};
+use crate::catalog::{Catalog, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::plan::BackupFacts;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::Selected;
 use crate::run::pool::snapshot::{find_dataset, is_own};
 use crate::run::{RunError, error_chain};
-use crate::state::journal::log::CommitBytes;
 use crate::state::manifests::{CacheMode, ObjectCache};
-use crate::store::{ObjectStore, StoreError, StoreErrorKind};
+use crate::store::ObjectStore;
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
 use std::sync::Arc;
 
-/// The backups of one dataset in the target, and in the remote where bases may be.
-pub(super) struct StoresView {
-    /// The target.
-    pub(super) target: UsableCatalog,
-    /// The remote, if the target is the intermediate directory.
-    pub(super) remote: RemoteView,
-    /// Why there may be backups that could not be read or verified.
-    pub(super) unseen: Option<String>,
+/// The stores and the pool, as a step of a run has read them.
+pub(super) struct View {
+    pub(super) stores: StoresView,
+    pub(super) local: Local,
 }
 
-/// The other store, as far as bases may be in it.
-pub(super) enum RemoteView {
-    /// No base may be in another store.
-    None,
-    /// The remote and its backups, as just read.
-    Current(Arc<dyn ObjectStore>, UsableCatalog),
-    /// The remote could not be reached: its backups as they were last read.
-    Remembered(UsableCatalog),
-}
-
-impl RemoteView {
-    pub(super) fn usable(&self) -> Option<&UsableCatalog> {
-        match self {
-            Self::None => None,
-            Self::Current(_, usable) | Self::Remembered(usable) => Some(usable),
-        }
-    }
-}
-
-impl StoresView {
-    pub(super) fn target_facts(&self) -> Vec<BackupFacts> {
-        self.target.facts(self.remote.usable())
-    }
-
-    pub(super) fn remote_facts(&self) -> Vec<BackupFacts> {
-        self.remote
-            .usable()
-            .map(|remote| remote.facts(Some(&self.target)))
-            .unwrap_or_default()
-    }
-
-    /// Returns a verified backup from either store.
-    pub(super) fn backup(&self, facts: &BackupFacts) -> Option<&StoredBackup> {
-        self.stored(&facts.id, facts.manifest_blake3)
-    }
-
-    /// Does the same as [`StoresView::backup`], by id and hash of the manifest.
-    pub(super) fn stored(&self, id: &BackupId, manifest_blake3: Digest) -> Option<&StoredBackup> {
-        let stores = [Some(&self.target), self.remote.usable()]
-            .into_iter()
-            .flatten();
-        let mut backups = stores.filter_map(|usable| usable.catalog.backup(id));
-        backups.find(|backup| backup.manifest_blake3 == manifest_blake3)
+impl View {
+    /// Reads the stores and the pool.
+    ///
+    /// # Errors
+    /// As for [`read_stores`] and [`Local::read`].
+    pub(super) async fn read(
+        env: &BackupEnv,
+        selected: &Selected,
+        mode: CacheMode,
+    ) -> Result<Self, RunError> {
+        Ok(Self {
+            stores: read_stores(env, &selected.stored, mode).await?,
+            local: Local::read(&*env.zfs, selected)?,
+        })
     }
 }
 
@@ -85,6 +51,30 @@ pub(super) struct Base {
     pub(super) manifest: Manifest,
     /// The hash of its manifest.
     pub(super) manifest_blake3: Digest,
+    /// The backups of its chain up to the base itself, the full first.
+    pub(super) chain: Vec<BackupId>,
+}
+
+impl Base {
+    /// Finds the base in the stores.
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] when no store has it.
+    pub(super) fn find(
+        stores: &StoresView,
+        id: &BackupId,
+        manifest_blake3: Digest,
+        local: SendBase,
+    ) -> Result<Self, RunError> {
+        let unknown = || RunError::refused(format!("{id} is not known any more"), "run it again");
+        let stored = stores.stored(id, manifest_blake3).ok_or_else(unknown)?;
+        Ok(Self {
+            local,
+            manifest: stored.manifest.clone(),
+            manifest_blake3,
+            chain: stores.target.chain(stores.remote.usable(), id),
+        })
+    }
 }
 
 /// Reads the target, and the remote if bases may be in it. Objects that the cache has and that are
@@ -94,7 +84,7 @@ pub(super) struct Base {
 /// # Errors
 /// [`RunError`] when the target cannot be read. If the remote cannot be reached, its saved state is
 /// used instead.
-pub(super) async fn read_stores(
+async fn read_stores(
     env: &BackupEnv,
     stored: &DatasetName,
     keeping: CacheMode,
@@ -150,36 +140,6 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, store
             "cannot save the remote's manifests for planning while it is offline"
         );
     }
-}
-
-/// Adds a backup that was just committed to the saved state of the remote. Without it, an export
-/// made while the remote is out of reach would not name that backup, and the two backups would look
-/// like two time lines.
-pub(super) fn remember_commit(
-    env: &BackupEnv,
-    stored: &DatasetName,
-    id: &BackupId,
-    commit: &CommitBytes,
-) {
-    if env.role != StoreRole::Remote {
-        return;
-    }
-    let signed = (&*commit.manifest, &*commit.manifest_signature);
-    let (state_dir, store) = (&env.settings.state_dir, env.store.known());
-    if let Err(error) = remembered::remember_commit(state_dir, &store, stored, id, signed) {
-        tracing::warn!(
-            error = error_chain(&error),
-            "cannot save the new backup's manifest for planning while the remote is offline"
-        );
-    }
-}
-
-/// Returns whether an error means that the store may exist and is only out of our reach.
-pub(super) fn is_out_of_reach(error: &StoreError) -> bool {
-    matches!(
-        error.kind,
-        StoreErrorKind::Unavailable | StoreErrorKind::Throttled | StoreErrorKind::Denied
-    )
 }
 
 async fn read_remote(
@@ -290,13 +250,14 @@ impl Local {
 /// Decides what to send.
 ///
 /// # Errors
-/// [`RunError::Refused`] with the conflict, or [`RunError::Zfs`].
+/// [`RunError::Conflict`], [`RunError::Refused`] for settings that do not fit the dataset, or
+/// [`RunError::Zfs`].
 pub(super) fn decide(
     env: &BackupEnv,
-    local: &Local,
-    stores: &StoresView,
+    view: &View,
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
+    let View { stores, local } = view;
     let Dataset {
         name,
         encrypted,
@@ -312,7 +273,6 @@ pub(super) fn decide(
         ));
     }
     let candidate = local.candidate(settings)?;
-    refuse_redacted(&local.dataset, candidate)?;
     let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
         let request = SendRequest {
             snapshot: snapshot.name.clone(),
@@ -334,6 +294,7 @@ pub(super) fn decide(
         .collect();
     let facts = SendFacts {
         snapshot: candidate,
+        redacted_dataset: local.dataset.redacted.then_some(name),
         snapshots: &local.snapshots,
         bookmarks: &local.bookmarks,
         target: &stores.target_facts(),
@@ -345,7 +306,7 @@ pub(super) fn decide(
         now: (env.now)(),
     };
     let plan = plan_send(&facts, &settings.lifecycle, requested)
-        .map_err(|conflict| explain(name, &conflict, env.role, settings))?;
+        .map_err(|conflict| explain(env, name, conflict))?;
     let estimate_bytes = match &plan {
         SendPlan::Full { .. } => full_estimate_bytes,
         SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),
@@ -357,37 +318,32 @@ pub(super) fn decide(
     })
 }
 
-/// Refuses a redacted dataset or snapshot: its backup could not be distinguished from a whole one.
-fn refuse_redacted(dataset: &Dataset, candidate: Option<&Snapshot>) -> Result<(), RunError> {
-    let name = match candidate {
-        Some(snapshot) if snapshot.redacted => snapshot.name.to_string(),
-        _ if dataset.redacted => dataset.name.to_string(),
-        _ => return Ok(()),
-    };
-    Err(RunError::refused(
-        format!("{name} is redacted: some of its data was taken out before it was received here"),
-        "back up the dataset that it was made from, and leave this one out with main.exclude",
-    ))
-}
-
-fn explain(
-    dataset: &DatasetName,
-    conflict: &SendConflict,
-    role: StoreRole,
-    settings: &BackupSettings,
-) -> RunError {
-    let command = match role {
+fn explain(env: &BackupEnv, dataset: &DatasetName, conflict: SendConflict) -> RunError {
+    let command = match env.role {
         StoreRole::Remote => "stream-to-remote",
         StoreRole::Intermediate => "export-intermediate",
     };
-    let hint = match (conflict, &settings.source) {
+    let hint = match (&conflict, &env.settings.source) {
         (SendConflict::NoSnapshot { .. }, SnapshotSource::Own) => {
             "run `zfs-backup snapshot` first".to_owned()
         }
         (SendConflict::NoSnapshot { .. }, SnapshotSource::Matching(pattern)) => {
             format!("main.use_snapshots is \"{pattern}\": take a snapshot that it matches")
         }
-        _ => format!("accept a full: zfs-backup {command} --full"),
+        (SendConflict::Redacted { .. }, _) => {
+            "back up the dataset that it was made from, and leave this one out with main.exclude"
+                .to_owned()
+        }
+        (
+            SendConflict::NoCommonBase(_)
+            | SendConflict::TooLarge { .. }
+            | SendConflict::OnlyFull(_),
+            _,
+        ) => format!("accept a full: zfs-backup {command} --full"),
     };
-    RunError::refused(format!("{dataset}: {conflict}"), hint)
+    RunError::Conflict {
+        dataset: dataset.clone(),
+        conflict,
+        hint,
+    }
 }

@@ -2,22 +2,19 @@
 //! and manifest, and they are put again, even if the newest snapshot is another one now.
 
 use super::abandon::abandon_id;
-use super::planning::{StoresView, remember_commit};
-use super::{BackupEnv, CommittedBackup};
-use crate::catalog::read_back::read_back;
-use crate::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
+use super::{BackupEnv, CommittedBackup, StoreRole};
+use crate::catalog::read_chunks;
+use crate::catalog::stores::StoresView;
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
-use crate::model::{BackupId, DatasetName, Digest};
-use crate::run::commit::put::put_again;
+use crate::run::commit::target::{CommitError, CommitTarget};
 use crate::run::commit::tidy::tidy;
 use crate::run::pool::pins::unpin;
 use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
-use crate::store::key::{BackupObject, backup_prefix};
-use crate::store::{Evidence, ObjectKey, StoreErrorKind};
-use std::collections::BTreeMap;
+use crate::store::Evidence;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The result of finishing an interrupted commit.
 enum RecommitEnd {
@@ -29,7 +26,30 @@ enum RecommitEnd {
     Waits(String),
 }
 
-/// Finishes the commits that interrupted runs left in this store.
+/// Returns whether the journals have interrupted commits.
+///
+/// # Errors
+/// [`RunError::State`] when the journals cannot be read.
+pub(super) fn has_interrupted_commits(
+    env: &BackupEnv,
+    selected: &Selected,
+) -> Result<bool, RunError> {
+    Ok(read_committing(env, selected)?
+        .iter()
+        .any(|attempt| commit_bytes(attempt).is_some()))
+}
+
+fn read_committing(
+    env: &BackupEnv,
+    selected: &Selected,
+) -> Result<Vec<JournaledAttempt>, RunError> {
+    let (state_dir, known) = (&env.settings.state_dir, env.store.known());
+    let mut attempts = read_attempts(state_dir, &known, &selected.stored)?;
+    attempts.retain(|attempt| attempt.committing && !attempt.is_abandoned());
+    Ok(attempts)
+}
+
+/// Finishes the commits that interrupted runs left in this store, and adds them to `committed`.
 ///
 /// # Errors
 /// [`RunError`] when the store failed: the next run tries again.
@@ -37,17 +57,9 @@ pub(super) async fn end_commits(
     env: &BackupEnv,
     selected: &Selected,
     stores: &StoresView,
-) -> Result<Vec<CommittedBackup>, RunError> {
-    let attempts = read_attempts(
-        &env.settings.state_dir,
-        &env.store.known(),
-        &selected.stored,
-    )?;
-    let mut committed = Vec::new();
-    for attempt in attempts
-        .iter()
-        .filter(|attempt| attempt.committing && !attempt.is_abandoned())
-    {
+    committed: &mut Vec<CommittedBackup>,
+) -> Result<(), RunError> {
+    for attempt in &read_committing(env, selected)? {
         // The journal of a copy from another store has no commit bytes: the next copy resumes it.
         let Some(bytes) = commit_bytes(attempt) else {
             continue;
@@ -73,7 +85,7 @@ pub(super) async fn end_commits(
             }
         }
     }
-    Ok(committed)
+    Ok(())
 }
 
 fn commit_bytes(attempt: &JournaledAttempt) -> Option<&CommitBytes> {
@@ -107,17 +119,21 @@ async fn end_commit(
         Ok(manifest) => manifest,
         Err(error) => return Ok(RecommitEnd::Impossible(unusable(&error))),
     };
-    if let Some(ended) = check(env, stores, &manifest).await? {
-        return Ok(ended);
+    let target = CommitTarget {
+        store,
+        dataset: stored,
+        id,
+        signing: &env.keys.signing,
+        trusted,
+        state_dir: &env.settings.state_dir,
+    };
+    let manifest = match recommit(&target, stores, &manifest, bytes).await {
+        Ok(manifest) => manifest,
+        Err(error) => return end_of(error, stores.unseen.as_deref()),
+    };
+    if env.role == StoreRole::Remote {
+        target.remember(bytes);
     }
-    match put_all(env, stored, id, bytes).await {
-        Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
-            return Ok(RecommitEnd::Impossible(error_chain(&error)));
-        }
-        result => result?,
-    }
-    let manifest = read_back(store, stored, id, trusted, Digest::of(&bytes.manifest)).await?;
-    remember_commit(env, stored, id, bytes);
     let chunks = manifest
         .chunk_lists
         .iter()
@@ -143,8 +159,25 @@ async fn end_commit(
         stored_bytes,
         chunks,
         evidence,
-        before: Vec::new(),
     })))
+}
+
+/// Returns the end of a commit that failed, or the error after which a later run tries again.
+fn end_of(error: CommitError, unseen: Option<&str>) -> Result<RecommitEnd, RunError> {
+    let why = match (error, unseen) {
+        (CommitError::BaseGone { base, .. }, Some(unseen)) => {
+            let why = format!("{base} is not usable: {unseen}");
+            return Ok(RecommitEnd::Waits(why));
+        }
+        (CommitError::BaseGone { base, .. }, None) => {
+            format!("{base}, which it follows from, is no longer stored")
+        }
+        (CommitError::Taken(error), _) => error_chain(&error),
+        (CommitError::Incomplete(error), _) => error_chain(&error),
+        (CommitError::Pruned(_), _) => "a prune record names it".to_owned(),
+        (CommitError::Failed(error), _) => return Err(error),
+    };
+    Ok(RecommitEnd::Impossible(why))
 }
 
 fn unusable(error: &ManifestError) -> String {
@@ -154,79 +187,26 @@ fn unusable(error: &ManifestError) -> String {
     )
 }
 
-/// Checks that nothing has happened since that contradicts the manifest: a prune, a lost chunk, a
-/// lost base.
-async fn check(
-    env: &BackupEnv,
+/// Checks that nothing has happened since that contradicts the manifest (a lost chunk, a lost base,
+/// a prune), and commits.
+async fn recommit(
+    target: &CommitTarget<'_>,
     stores: &StoresView,
     manifest: &Manifest,
-) -> Result<Option<RecommitEnd>, RunError> {
-    let (store, Manifest { dataset, id, .. }) = (&*env.store, manifest);
-    let impossible = |why: String| Ok(Some(RecommitEnd::Impossible(why)));
-    if read_pruned(store, dataset, &env.keys.trusted)
-        .await?
-        .contains(id)
-    {
-        return impossible("a prune record names it".to_owned());
-    }
-    let prefix = backup_prefix(dataset, id);
-    let listed = store.list(&prefix).await?;
-    let objects = listed
-        .into_iter()
-        .map(|object| (object.key[prefix.len()..].to_owned(), object.bytes))
-        .collect();
-    let chunks = match read_chunks(store, manifest).await {
-        Ok(chunks) => chunks,
-        Err(error) if error.is_damage() => return impossible(error_chain(&error)),
-        Err(error) => return Err(error.into()),
-    };
-    let listed = StoredBackup {
-        manifest: manifest.clone(),
-        manifest_blake3: Digest::of(b""),
-        objects,
-    };
-    if let Some(gap) = find_gaps(&listed, &chunks).next() {
-        return impossible(error_chain(&gap));
-    }
-    let Some(base) = &manifest.base else {
-        return Ok(None);
-    };
-    match (
-        stores.stored(&base.backup_id, base.manifest_blake3),
-        &stores.unseen,
-    ) {
-        (Some(_), _) => Ok(None),
-        (None, Some(unseen)) => Ok(Some(RecommitEnd::Waits(format!(
-            "{} is not usable: {unseen}",
-            base.backup_id
-        )))),
-        (None, None) => impossible(format!(
-            "{}, which it follows from, is no longer stored",
-            base.backup_id
-        )),
-    }
-}
-
-async fn put_all(
-    env: &BackupEnv,
-    stored: &DatasetName,
-    id: &BackupId,
     bytes: &CommitBytes,
-) -> Result<(), RunError> {
-    let CommitBytes {
-        receipt,
-        receipt_signature,
-        manifest,
-        manifest_signature,
-    } = bytes.clone();
-    let pairs = [
-        (BackupObject::Receipt, receipt, receipt_signature),
-        (BackupObject::Manifest, manifest, manifest_signature),
-    ];
-    for (object, bytes, signature) in pairs {
-        let key = ObjectKey::backup(stored, id, &object);
-        put_again(&*env.store, &key.signature(), signature.into()).await?;
-        put_again(&*env.store, &key, bytes.into()).await?;
+) -> Result<Manifest, CommitError> {
+    let chunks = match read_chunks(target.store, manifest).await {
+        Err(error) if error.is_damage() => return Err(CommitError::Incomplete(error)),
+        read => read?,
+    };
+    target.check_listing(&chunks).await?;
+    if let Some(base) = &manifest.base {
+        target
+            .check_base(&base.backup_id, base.manifest_blake3, &stores.remote)
+            .await?;
     }
-    Ok(())
+    // The journal is committing already.
+    target
+        .commit(bytes, &BTreeSet::new(), &[target.id], || Ok(()))
+        .await
 }

@@ -1,9 +1,10 @@
 //! [`Recorder`]: records each step of a transfer in the journal, and at most once a minute in the
 //! store, so that a later run can resume the upload after a crash, even without the journal.
 
-use super::attempt::Attempt;
-use super::put::json;
+use super::BackupEnv;
 use crate::manifest::{ProgressBody, ProgressChunk, seal_progress};
+use crate::run::commit::put::to_json;
+use crate::run::commit::target::CommitTarget;
 use crate::run::transfer::{Carried, ConfirmedChunk, TransferLog};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
@@ -19,7 +20,8 @@ const PROGRESS_PAUSE: SignedDuration = SignedDuration::from_mins(1);
 
 /// Writes the journal and the progress objects of one attempt.
 pub(super) struct Recorder<'a> {
-    attempt: &'a Attempt<'a>,
+    env: &'a BackupEnv,
+    target: CommitTarget<'a>,
     log: &'a mut AttemptLog,
     /// Whether the journal has the stream's first record.
     knows_begin: bool,
@@ -34,16 +36,18 @@ pub(super) struct Recorder<'a> {
 
 impl<'a> Recorder<'a> {
     pub(super) fn new(
-        attempt: &'a Attempt<'a>,
+        env: &'a BackupEnv,
+        target: CommitTarget<'a>,
         log: &'a mut AttemptLog,
         carried: &Carried,
         next_progress: u16,
     ) -> Self {
-        let last_progress = (attempt.env.now)();
+        let last_progress = (env.now)();
         let (knows_begin, untold) = (carried.begin.is_some(), carried.chunks.values());
         let untold = untold.map(ConfirmedChunk::to_progress).collect();
         Self {
-            attempt,
+            env,
+            target,
             log,
             knows_begin,
             untold,
@@ -66,11 +70,10 @@ impl<'a> Recorder<'a> {
     /// Checks the time limits before each chunk. The first chunk is always sent, so that a backup
     /// of one chunk is never paused.
     fn check_time(&self, name: &str) -> Result<(), RunError> {
-        let Attempt { env, id, .. } = self.attempt;
         let is_first = matches!(parse_object_name(name), Some(BackupObject::Chunk { index, .. }) if index.get() == 0);
-        match env.settings.pause_reason_now((env.now)()) {
+        match self.env.settings.pause_reason_now((self.env.now)()) {
             Some(why) if !is_first => Err(RunError::Paused {
-                id: id.clone(),
+                id: self.target.id.clone(),
                 why,
             }),
             _ => Ok(()),
@@ -80,7 +83,7 @@ impl<'a> Recorder<'a> {
     /// Puts a progress object, unless the last one is too recent. A failure costs nothing else: the
     /// journal has the chunks, and the next progress object names them too.
     async fn tell(&mut self, begin: &BeginRecord) {
-        let now = (self.attempt.env.now)();
+        let now = (self.env.now)();
         // Compare the absolute time: a clock that was set back must not stop the progress objects.
         if now.duration_since(self.last_progress).abs() < PROGRESS_PAUSE
             || self.next_progress == u16::MAX
@@ -106,26 +109,24 @@ impl<'a> Recorder<'a> {
     }
 
     async fn put(&self, number: u16, body: &ProgressBody, now: Timestamp) -> Result<(), RunError> {
-        let Attempt {
-            env, stored, id, ..
-        } = self.attempt;
+        let CommitTarget {
+            store,
+            dataset,
+            id,
+            signing,
+            ..
+        } = self.target;
         let object = BackupObject::Progress(number);
-        let key = self.attempt.key(&object);
+        let key = self.target.key(&object);
         let unsealed = |source| RunError::Manifest {
             key: key.to_string(),
             source,
         };
-        let progress =
-            seal_progress(&env.keys.signing, stored, id, number, body, now).map_err(unsealed)?;
-        let bytes = json(&progress)?;
-        let signature = env
-            .keys
-            .signing
-            .sign(SignedType::Progress, key.as_str(), &bytes)?;
-        env.store
-            .put_new(&key.signature(), signature.into())
-            .await?;
-        env.store.put_new(&key, bytes.into()).await?;
+        let progress = seal_progress(signing, dataset, id, number, body, now).map_err(unsealed)?;
+        let bytes = to_json(&progress)?;
+        let signature = signing.sign(SignedType::Progress, key.as_str(), &bytes)?;
+        store.put_new(&key.signature(), signature.into()).await?;
+        store.put_new(&key, bytes.into()).await?;
         Ok(())
     }
 }

@@ -1,8 +1,9 @@
 //! Destroys bookmarks that nothing needs any more, after a backup, and only if everything that
 //! could need them was read.
 
-use super::planning::{RemoteView, StoresView, read_usable};
+use super::planning::read_usable;
 use super::{BackupEnv, StoreRole};
+use crate::catalog::stores::{RemoteView, StoresView};
 use crate::catalog::{Catalog, read_pruned};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, SIGNATURE_BYTES_MAX, parse_started};
 use crate::model::{BackupId, BackupKind, BookmarkName, Digest, Guid, KnownStore};

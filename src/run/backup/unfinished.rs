@@ -1,12 +1,11 @@
 //! Finds unfinished uploads: by this host's journal, or, if the journal was lost or rolled back, by
-//! the objects in the store and the holds in the pool. An upload that cannot be resumed is
-//! abandoned ([`super::abandon`]), with the reason.
+//! the objects in the store and the holds in the pool. Decides about each and changes nothing.
 
 use super::BackupEnv;
-use super::abandon::abandon;
-use super::planning::{Local, StoresView};
+use super::planning::{Local, View};
 use super::source::{flag_names, send_flags};
 use crate::catalog::CatalogError;
+use crate::catalog::stores::StoresView;
 use crate::catalog::{get_signed, read_pruned};
 use crate::manifest::{
     LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as,
@@ -17,14 +16,14 @@ use crate::plan::resume::{
     ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished,
 };
 use crate::plan::send::RequestedKind;
-use crate::run::pool::pins::{pinned, unpin};
+use crate::run::pool::pins::pinned;
 use crate::run::pool::select::Selected;
 use crate::run::transfer::{Carried, ConfirmedChunk};
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::state::journal::log::JournalRecord;
-use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
+use crate::state::journal::{JournaledAttempt, read_attempts};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
 };
@@ -199,60 +198,18 @@ impl Unfinished {
     }
 }
 
-/// Finds the unfinished uploads and decides about each. Returns those to resume: incrementals
-/// before fulls, then the upload with the most chunks first. The others wait, are abandoned, or
-/// lose their journal.
-///
-/// # Errors
-/// [`RunError`] when something could not be read; then no upload is abandoned.
-pub(super) async fn find_unfinished(
-    env: &BackupEnv,
-    selected: &Selected,
-    stores: &StoresView,
-    requested: RequestedKind,
-) -> Result<Vec<ResumableUpload>, RunError> {
-    let stored = &selected.stored;
-    let mut going_on = Vec::new();
-    for (upload, verdict) in judge_all(env, selected, stores, requested).await? {
-        match verdict {
-            ResumeVerdict::Resume { snapshot, base } => going_on.push(ResumableUpload {
-                upload,
-                snapshot: *snapshot,
-                base,
-            }),
-            ResumeVerdict::Wait { why } => {
-                tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}")
-            }
-            ResumeVerdict::Over { why } => {
-                tracing::warn!(id = %upload.id(), "the journal of an upload is forgotten: {why}");
-                forget_attempt(
-                    &env.settings.state_dir,
-                    &env.store.known(),
-                    stored,
-                    upload.id(),
-                )?;
-                unpin(&*env.zfs, &selected.dataset.name, |over| {
-                    over == upload.id()
-                })?;
-            }
-            ResumeVerdict::Abandon { why } => abandon(env, selected, &upload, &why).await?,
-        }
-    }
-    going_on.sort_by_key(|going_on| going_on.upload.order());
-    Ok(going_on)
-}
-
 /// Returns the unfinished uploads that a run of the requested kind considers, each with its
 /// verdict. Changes nothing, on this host or in the store.
 ///
 /// # Errors
-/// As for [`find_unfinished`].
+/// [`RunError`] when something could not be read.
 pub(super) async fn judge_all(
     env: &BackupEnv,
     selected: &Selected,
-    stores: &StoresView,
+    view: &View,
     requested: RequestedKind,
 ) -> Result<Vec<(Unfinished, ResumeVerdict)>, RunError> {
+    let View { stores, local } = view;
     let stored = &selected.stored;
     let (mut found, mut known, mut lost) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
     for journal in read_attempts(&env.settings.state_dir, &env.store.known(), stored)? {
@@ -281,10 +238,9 @@ pub(super) async fn judge_all(
         return Ok(Vec::new());
     }
     let pruned = read_pruned(&*env.store, stored, &env.keys.trusted).await?;
-    let local = Local::read(&*env.zfs, selected)?;
     let mut judged = Vec::new();
     for mut upload in found {
-        let verdict = judge(env, stores, &local, &mut upload, &pruned).await?;
+        let verdict = judge(env, stores, local, &mut upload, &pruned).await?;
         judged.push((upload, verdict));
     }
     Ok(judged)

@@ -5,8 +5,9 @@
 //! A prune needs no knowledge of this: the lock of an ancestor lasts as long as that of its longest
 //! locked descendant, and descendants are deleted before ancestors.
 
+use super::target::CommitTarget;
 use crate::manifest::ReceiptEntry;
-use crate::model::{BackupId, DatasetName};
+use crate::model::BackupId;
 use crate::run::RunError;
 use crate::store::key::{KEYRING_PREFIX, backup_prefix};
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
@@ -32,49 +33,52 @@ pub(in crate::run) async fn extend_keyring(
     extend_all(store, keyrings(store, tags).await?, lock.until(now)).await
 }
 
-/// Extends the locks of a backup's ancestors, of its keyrings and of its own earlier objects to the
-/// last lock end among `own`, the objects of `id`. An ancestor that is not in this store has no
-/// lock here.
-pub(in crate::run) async fn extend_chain(
-    store: &dyn ObjectStore,
-    dataset: &DatasetName,
-    id: &BackupId,
-    ancestors: &[BackupId],
-    tags: &[String],
-    own: &[ReceiptEntry],
-) -> Result<(), RunError> {
-    if store.object_lock().is_none() {
-        return Ok(());
-    }
-    let mut ends = Vec::with_capacity(own.len());
-    for entry in own {
-        let Some(text) = &entry.evidence.locked_until else {
-            continue;
+impl CommitTarget<'_> {
+    /// Extends the locks of the backup's ancestors, of the keyrings with these tags and of its own
+    /// earlier objects to the last lock end among `own`, the objects of the backup. An ancestor
+    /// that is not in this store has no lock here.
+    ///
+    /// # Errors
+    /// [`RunError`] when the store cannot extend locks, or fails.
+    pub(in crate::run) async fn extend_locks(
+        &self,
+        ancestors: &[BackupId],
+        keyring_tags: &[String],
+        own: &[ReceiptEntry],
+    ) -> Result<(), RunError> {
+        if self.store.object_lock().is_none() {
+            return Ok(());
+        }
+        let mut ends = Vec::with_capacity(own.len());
+        for entry in own {
+            let Some(text) = &entry.evidence.locked_until else {
+                continue;
+            };
+            let end = text.parse::<Timestamp>().map_err(|_| RunError::Damaged {
+                key: format!("{}{}", backup_prefix(self.dataset, self.id), entry.name),
+                reason: format!(
+                    "{} says that it is locked until {text:?}, which is no time",
+                    self.store.url()
+                ),
+            })?;
+            ends.push(end);
+        }
+        let (Some(first), Some(until)) = (ends.iter().min(), ends.iter().max()) else {
+            return Ok(());
         };
-        let end = text.parse::<Timestamp>().map_err(|_| RunError::Damaged {
-            key: format!("{}{}", backup_prefix(dataset, id), entry.name),
-            reason: format!(
-                "{} says that it is locked until {text:?}, which is no time",
-                store.url()
-            ),
-        })?;
-        ends.push(end);
+        // The listing includes the signatures, which no receipt names.
+        let own = (until.duration_since(*first) > APART_MAX).then_some(self.id);
+        let mut keys = keyrings(self.store, keyring_tags).await?;
+        for id in ancestors.iter().chain(own) {
+            let listed = self.store.list(&backup_prefix(self.dataset, id)).await?;
+            keys.extend(
+                listed
+                    .iter()
+                    .filter_map(|object| ObjectKey::listed(&object.key)),
+            );
+        }
+        extend_all(self.store, keys, *until).await
     }
-    let (Some(first), Some(until)) = (ends.iter().min(), ends.iter().max()) else {
-        return Ok(());
-    };
-    // The listing includes the signatures, which no receipt names.
-    let own = (until.duration_since(*first) > APART_MAX).then_some(id);
-    let mut keys = keyrings(store, tags).await?;
-    for id in ancestors.iter().chain(own) {
-        let listed = store.list(&backup_prefix(dataset, id)).await?;
-        keys.extend(
-            listed
-                .iter()
-                .filter_map(|object| ObjectKey::listed(&object.key)),
-        );
-    }
-    extend_all(store, keys, *until).await
 }
 
 async fn keyrings(store: &dyn ObjectStore, tags: &[String]) -> Result<Vec<ObjectKey>, RunError> {

@@ -1,0 +1,195 @@
+//! [`Steps`]: carries out the steps of a backup run, each on a new view of the stores and the pool.
+
+use super::abandon::{abandon, abandon_id, keep_resumable, settle};
+use super::attempt::Attempt;
+use super::planning::{Base, View, decide, remember_remote};
+use super::recommit::{end_commits, has_interrupted_commits};
+use super::release::release_bookmarks;
+use super::unfinished::{ResumableUpload, judge_all};
+use super::{BackupEnv, CommittedBackup};
+use crate::model::{BackupId, BackupKind};
+use crate::plan::next_step::{RunFacts, Step, next_step};
+use crate::plan::send::{RequestedKind, SendPlan};
+use crate::run::pool::select::Selected;
+use crate::run::{RunError, error_chain};
+use crate::state::manifests::CacheMode;
+use crate::state::stored_name::record_place;
+
+/// A backup run of one dataset.
+pub(super) struct Steps<'a> {
+    pub(super) env: &'a BackupEnv,
+    pub(super) selected: &'a Selected,
+    pub(super) requested: RequestedKind,
+    /// The backups that the run has committed so far.
+    pub(super) committed: Vec<CommittedBackup>,
+    pub(super) has_tried_commits: bool,
+    pub(super) has_restarted: bool,
+    pub(super) has_overtaken: bool,
+    /// Whether a snapshot or a base was destroyed since the last commit, and the run planned again.
+    pub(super) has_replanned: bool,
+}
+
+impl Steps<'_> {
+    /// Takes steps until the newest snapshot is stored, and returns its backup.
+    ///
+    /// # Errors
+    /// [`RunError::Paused`] when the hours of uploads are over, or another [`RunError`].
+    pub(super) async fn run(&mut self) -> Result<BackupId, RunError> {
+        let (env, selected) = (self.env, self.selected);
+        let mut view = View::read(env, selected, CacheMode::ReadWrite).await?;
+        remember_remote(env, &selected.stored, &view.stores).await;
+        settle(env, selected, &view.stores).await?;
+        loop {
+            if let Some(id) = self.step(&view).await? {
+                return Ok(id);
+            }
+            view = View::read(env, selected, CacheMode::ReadWrite).await?;
+        }
+    }
+
+    /// Takes one step. Returns the backup of the newest snapshot if the run is complete.
+    async fn step(&mut self, view: &View) -> Result<Option<BackupId>, RunError> {
+        let (env, selected) = (self.env, self.selected);
+        let has_interrupted_commits =
+            !self.has_tried_commits && has_interrupted_commits(env, selected)?;
+        let mut unfinished = Vec::new();
+        if !has_interrupted_commits && !self.has_restarted {
+            let judged = judge_all(env, selected, view, self.requested).await?;
+            unfinished = keep_resumable(env, selected, judged).await?;
+        }
+        let first = unfinished.first().map(|first| first.upload.id());
+        let may_overtake = self.requested == RequestedKind::Lifecycle
+            && first.is_some_and(|id| id.kind() == BackupKind::Full);
+        let paused = first
+            .zip(env.settings.pause_reason_now((env.now)()))
+            .map(|(id, why)| RunError::Paused {
+                id: id.clone(),
+                why,
+            });
+        let step = next_step(&RunFacts {
+            requested: self.requested,
+            has_interrupted_commits,
+            unfinished: first.map(BackupId::kind),
+            restart: env.settings.restart,
+            can_send_incremental: may_overtake && can_send_incremental(env, view)?,
+            has_overtaken: self.has_overtaken,
+            must_pause: paused.is_some(),
+            has_committed_full: self
+                .committed
+                .iter()
+                .any(|backup| backup.manifest.base.is_none()),
+        });
+        match step {
+            Step::EndCommits => {
+                self.has_tried_commits = true;
+                end_commits(env, selected, &view.stores, &mut self.committed).await?;
+            }
+            Step::Abandon => {
+                self.has_restarted = true;
+                for ResumableUpload { upload, .. } in &unfinished {
+                    abandon(env, selected, upload, "a restart was asked for").await?;
+                }
+            }
+            Step::Overtake => {
+                let sent = self.send_newest(view, RequestedKind::Incremental).await?;
+                self.has_overtaken = sent.is_some();
+            }
+            Step::Pause => return paused.map_or(Ok(None), Err),
+            Step::Resume => {
+                if let Some(first) = unfinished.into_iter().next() {
+                    self.resume(view, first).await?;
+                }
+            }
+            Step::BackUpNewest(requested) => return self.send_newest(view, requested).await,
+        }
+        Ok(None)
+    }
+
+    /// Resumes an upload. If the stream is no longer the same, abandons the upload, so that a later
+    /// step begins a new one.
+    async fn resume(&mut self, view: &View, upload: ResumableUpload) -> Result<(), RunError> {
+        let (env, selected) = (self.env, self.selected);
+        let attempt = Attempt::resume(env, selected, view, upload)?;
+        match attempt.run(&view.stores).await {
+            Ok(committed) => self.add(view, committed).await,
+            Err(error) if attempt.is_pointless() || has_lost(&attempt) => {
+                let why = error_chain(&error);
+                tracing::warn!(id = %attempt.id, "an unfinished upload is given up, and a new one begins: {why}");
+                abandon_id(env, selected, &attempt.id, &why)?;
+                if *env.stop.borrow() {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Backs up the newest snapshot, if no store has it. Returns its backup, or `None` when the
+    /// snapshot or the base was destroyed meanwhile and the run must plan again.
+    async fn send_newest(
+        &mut self,
+        view: &View,
+        requested: RequestedKind,
+    ) -> Result<Option<BackupId>, RunError> {
+        let (env, selected) = (self.env, self.selected);
+        let planned = decide(env, view, requested)?;
+        let (snapshot, base) = match &planned.plan {
+            SendPlan::UpToDate { id } => return Ok(Some(id.clone())),
+            SendPlan::Full { snapshot, .. } => (snapshot, None),
+            SendPlan::Incremental {
+                snapshot,
+                base,
+                backup,
+            } => {
+                let blake3 = backup.manifest_blake3;
+                let base = Base::find(&view.stores, &backup.id, blake3, base.clone())?;
+                (snapshot, Some(base))
+            }
+        };
+        let local = &view.local.dataset;
+        record_place(&env.settings.state_dir, local.guid, &selected.stored)?;
+        (env.planned)(&planned);
+        let attempt = Attempt::new(env, selected, local, snapshot.clone(), base)?;
+        let error = match attempt.run(&view.stores).await {
+            Ok(committed) => {
+                self.add(view, committed).await;
+                return Ok(Some(attempt.id));
+            }
+            Err(error) => error,
+        };
+        let is_lost = has_lost(&attempt);
+        if attempt.is_pointless() || is_lost {
+            abandon_id(env, selected, &attempt.id, &error_chain(&error))?;
+        }
+        if self.has_replanned || *env.stop.borrow() || !is_lost {
+            return Err(error);
+        }
+        tracing::warn!(
+            error = error_chain(&error),
+            "what was to be sent or built on was destroyed meanwhile; planning again"
+        );
+        self.has_replanned = true;
+        Ok(None)
+    }
+
+    async fn add(&mut self, view: &View, committed: CommittedBackup) {
+        release_bookmarks(self.env, self.selected, &view.stores, &committed.manifest).await;
+        self.committed.push(committed);
+        self.has_replanned = false;
+    }
+}
+
+fn can_send_incremental(env: &BackupEnv, view: &View) -> Result<bool, RunError> {
+    match decide(env, view, RequestedKind::Incremental) {
+        Ok(planned) => Ok(matches!(planned.plan, SendPlan::Incremental { .. })),
+        Err(RunError::Conflict { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether the snapshot or the base is known to be gone. Only that is a reason to plan
+/// again.
+fn has_lost(attempt: &Attempt<'_>) -> bool {
+    matches!(attempt.lost(), Ok(Some(_)))
+}
