@@ -255,7 +255,7 @@ impl Layer for Spool {
         let dir = self.dir.clone();
         let file = run_blocking(move || SpoolFile::create(&dir)).await;
         let file = file.map_err(|error| error.in_store(key, url))?;
-        let sizes = PartSizes::new(self.traits.part_bytes);
+        let sizes = PartSizes::new(Layer::traits(self).part_bytes);
         Ok(Box::new(SpoolWriter {
             inner: Arc::clone(&self.inner),
             key: key.clone(),

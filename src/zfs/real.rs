@@ -7,8 +7,8 @@ use super::list::Lister;
 use super::nvlist::{NvList, NvValue, c_string};
 use super::outcome::{answer, errno_of_one, verdict_on_several};
 use super::{
-    Bookmark, Dataset, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase,
-    SendRequest, SendStream, Snapshot, Zfs, ZfsError, mount, receive, send,
+    Bookmark, Dataset, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest,
+    SendStream, Snapshot, Zfs, ZfsError, mount, receive, send,
     version::{self, MODULE_VERSION},
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};

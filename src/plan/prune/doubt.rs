@@ -291,9 +291,9 @@ fn other_lines<'a>(input: &PruneInput<'a>, doubts: &mut Vec<Doubt>) -> BTreeSet<
         return BTreeSet::new();
     };
     let here: BTreeSet<&BackupId> = input.facts.iter().map(|backup| &backup.id).collect();
-    let elsewhere = match input.beside {
-        Beside::Remote { facts, .. } => facts,
-        Beside::Nothing | Beside::Unreachable => input.waiting,
+    let elsewhere = match input.secondary {
+        SecondaryFacts::Remote { facts, .. } => facts,
+        SecondaryFacts::Nothing | SecondaryFacts::Unreachable => input.waiting,
     };
     let links = elsewhere.iter().filter(|backup| !here.contains(&backup.id));
     let mut strays = Timeline::new(input.facts.iter().chain(links)).strays(pool);
