@@ -1,6 +1,10 @@
 //! The command line.
 
-pub(super) use super::restore_args::{Drill, From, Restore};
+pub(crate) mod restore;
+pub(crate) mod sequence;
+pub(crate) mod share;
+
+pub(crate) use crate::cli::args::restore::{Drill, From, Restore};
 use crate::config::{Age, Remote, TimeLimit};
 use crate::model::{BackupId, DatasetName, Guid, InvalidName};
 use crate::plan::sample::ReadShare;
@@ -23,47 +27,47 @@ Exit status:
 /// never run.
 #[derive(Debug, Parser)]
 #[command(name = "zfs-backup", version, after_help = EXIT_STATUS, max_term_width = 80)]
-pub(super) struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
-    pub(super) global: Global,
+    pub(crate) global: Global,
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Clone, Default, ClapArgs)]
-pub(super) struct Global {
+pub(crate) struct Global {
     /// The configuration [default: /etc/zfs-backup/zfs-backup.toml, for an ordinary user the XDG
     /// path]
     #[arg(short, long, global = true, value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// Work although the lockfile is there; only before the command. The kernel lock is never
     /// ignored
     #[arg(short = 'i', long)]
-    pub(super) ignore_lock: bool,
+    pub(crate) ignore_lock: bool,
     /// Wait so long for the lock, such as 90s, 10m, 2h, instead of ending with status 11
     #[arg(long, global = true, value_name = "DURATION")]
-    pub(super) lock_wait: Option<TimeLimit>,
+    pub(crate) lock_wait: Option<TimeLimit>,
     /// Say what would be done, and do nothing
     #[arg(long, global = true)]
-    pub(super) dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Say more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub(super) verbose: u8,
+    pub(crate) verbose: u8,
     /// Print nothing on success
     #[arg(short, long, global = true)]
-    pub(super) quiet: bool,
+    pub(crate) quiet: bool,
     /// The result as JSON on stdout; logs stay on stderr
     #[arg(long, global = true)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
     /// How far an upload is: auto is a bar on a terminal and a line every 30 s elsewhere, silent
     /// with -q
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
-    pub(super) progress: ProgressWhen,
+    pub(crate) progress: ProgressWhen,
 }
 
 /// When progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub(super) enum ProgressWhen {
+pub(crate) enum ProgressWhen {
     /// Unless quiet.
     #[default]
     Auto,
@@ -74,7 +78,7 @@ pub(super) enum ProgressWhen {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(crate) enum Command {
     /// Run the steps of [backup-sequence] in order: what a timer starts every night
     Perform,
     /// Make the lockfile by hand: no run starts until `unlock`, also after a reboot
@@ -157,24 +161,24 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Upload {
+pub(crate) struct Upload {
     /// Also what was pruned in the remote, or what [lifecycle-remote] would delete at once
     #[arg(long)]
-    pub(super) all: bool,
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Prune {
+pub(crate) struct Prune {
     /// Delete; without it the plan is printed with its reasons, and nothing changes
     #[arg(short, long)]
-    pub(super) yes: bool,
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct PruneByAge {
+pub(crate) struct PruneByAge {
     /// Delete; without it the plan is printed with its reasons, and nothing changes
     #[arg(short, long)]
-    pub(super) yes: bool,
+    pub(crate) yes: bool,
     /// Confirm that this host's clock is right when nothing else confirms it
     ///
     /// Pruning deletes nothing while the clock is more than a day ahead of the time that earlier
@@ -182,24 +186,24 @@ pub(super) struct PruneByAge {
     /// option notes the time as confirmed, for later runs. The clock of an S3 or B2 store overrules
     /// this option.
     #[arg(long)]
-    pub(super) clock_is_right: bool,
+    pub(crate) clock_is_right: bool,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Health {
+pub(crate) struct Health {
     /// A newest backup that is older is a warning, and critical when it is more than twice as old
     #[arg(long, value_name = "AGE", default_value = "26h")]
-    pub(super) max_age: Age,
+    pub(crate) max_age: Age,
     /// A last good verify-checksums that is older is a warning
     #[arg(long, value_name = "AGE", default_value = "8d")]
-    pub(super) max_verify_age: Age,
+    pub(crate) max_verify_age: Age,
     /// A last restore drill that is older is a warning
     #[arg(long, value_name = "AGE", default_value = "90d")]
-    pub(super) max_drill_age: Age,
+    pub(crate) max_drill_age: Age,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Holds {
+pub(crate) enum Holds {
     /// List what is held, by which backup, since when, and what releasing it costs
     List,
     /// Release holds of runs that are over; without -y says which
@@ -207,49 +211,49 @@ pub(super) enum Holds {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Release {
+pub(crate) struct Release {
     /// Also release the holds of this backup when no journal and no store proves its upload over;
     /// repeatable
     #[arg(long = "id", value_name = "ID")]
-    pub(super) ids: Vec<BackupId>,
+    pub(crate) ids: Vec<BackupId>,
     /// Release the holds; without -y the command only prints which holds it would release
     #[arg(short, long)]
-    pub(super) yes: bool,
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct AcceptStore {
+pub(crate) struct AcceptStore {
     /// The intermediate directory, not the remote
     #[arg(long)]
-    pub(super) intermediate: bool,
+    pub(crate) intermediate: bool,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Adopt {
+pub(crate) struct Adopt {
     /// The dataset, as it is named in the store
     #[arg(value_name = "DATASET")]
-    pub(super) dataset: DatasetName,
+    pub(crate) dataset: DatasetName,
     /// Take over the backups of the dataset with this guid; add the guid of its pool where needed
     #[arg(long, value_name = "GUID[/POOL_GUID]", conflicts_with = "line")]
-    pub(super) origin: Option<OriginChoice>,
+    pub(crate) origin: Option<OriginChoice>,
     /// Take over the other time line whose newest backup this is
     #[arg(long, value_name = "ID")]
-    pub(super) line: Option<BackupId>,
+    pub(crate) line: Option<BackupId>,
     /// Accept a time line or origin whose newest snapshot is newer than all our stored ones: its
     /// host may still be active
     #[arg(long)]
-    pub(super) although_newer: bool,
+    pub(crate) although_newer: bool,
     /// Do it; without it what would be taken over is printed
     #[arg(short, long)]
-    pub(super) yes: bool,
+    pub(crate) yes: bool,
 }
 
 /// The guid of a dataset, and of the pool that it was in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct OriginChoice {
-    pub(super) dataset_guid: Guid,
+pub(crate) struct OriginChoice {
+    pub(crate) dataset_guid: Guid,
     /// `None` accepts any pool.
-    pub(super) pool_guid: Option<Guid>,
+    pub(crate) pool_guid: Option<Guid>,
 }
 
 impl FromStr for OriginChoice {
@@ -267,88 +271,88 @@ impl FromStr for OriginChoice {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Forget {
+pub(crate) struct Forget {
     /// The backup
     #[arg(value_name = "ID")]
-    pub(super) id: BackupId,
+    pub(crate) id: BackupId,
     /// The dataset, as it is named in the store [default: the configured one that has the backup]
     #[arg(long, value_name = "DATASET")]
-    pub(super) dataset: Option<DatasetName>,
+    pub(crate) dataset: Option<DatasetName>,
     /// In the intermediate directory instead of the remote
     #[arg(long)]
-    pub(super) intermediate: bool,
+    pub(crate) intermediate: bool,
     /// Delete; without it the plan is printed
     #[arg(short, long)]
-    pub(super) yes: bool,
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Kind {
+pub(crate) struct Kind {
     /// A full backup in any case
     #[arg(short, long, conflicts_with = "incremental")]
-    pub(super) full: bool,
+    pub(crate) full: bool,
     /// An incremental or nothing; it never becomes a full
     #[arg(short, long)]
-    pub(super) incremental: bool,
+    pub(crate) incremental: bool,
     /// Give up the interrupted uploads of this kind instead of going on with them
     ///
     /// Their holds are released. What they stored stays until a prune gives it up or `forget`
     /// deletes it.
     #[arg(long)]
-    pub(super) restart: bool,
+    pub(crate) restart: bool,
     /// Take this recorded full stream (a file or a pipe, as `zfs send` writes them) in place of
     /// what ZFS would send, for benchmarks and for tests on hosts without ZFS; the dataset and the
     /// snapshot are those that it names. The released program does not have this option
     #[cfg(any(test, feature = "testing"))]
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "incremental")]
-    pub(super) stream_from: Option<PathBuf>,
+    pub(crate) stream_from: Option<PathBuf>,
 }
 
 /// Where to read from, and with which keys. On a bare host no configuration is needed.
 #[derive(Debug, ClapArgs)]
-pub(super) struct Source {
+pub(crate) struct Source {
     /// Read from this store instead of the configured remote: s3:bucket/prefix, b2:bucket/prefix or
     /// file:/dir. With it no configuration is read; credentials and endpoint come from the
     /// environment (AWS_..., B2_...)
     #[arg(long, value_name = "URL")]
-    pub(super) remote: Option<String>,
+    pub(crate) remote: Option<String>,
     /// The key file (an age identity file with the verifying key in a comment line), instead of the
     /// passphrase
     #[arg(long, value_name = "FILE")]
-    pub(super) identity: Option<PathBuf>,
+    pub(crate) identity: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Show {
+pub(crate) struct Show {
     /// Also ask the remote what it holds
     #[arg(long)]
-    pub(super) include_remote: bool,
+    pub(crate) include_remote: bool,
     #[command(flatten)]
-    pub(super) source: Source,
+    pub(crate) source: Source,
     /// Only these datasets, as they are named in the store [default: all configured; with --remote
     /// all found]
     #[arg(value_name = "DATASET")]
-    pub(super) datasets: Vec<DatasetName>,
+    pub(crate) datasets: Vec<DatasetName>,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Verify {
+pub(crate) struct Verify {
     /// Verify the intermediate directory instead of the remote
     #[arg(long, conflicts_with = "remote")]
-    pub(super) intermediate: bool,
+    pub(crate) intermediate: bool,
     /// Also download and check: all, or a share (5%), an amount (10G), or a part by turns (1/7)
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
-    pub(super) read_data: Option<ReadShare>,
+    pub(crate) read_data: Option<ReadShare>,
     #[command(flatten)]
-    pub(super) source: Source,
+    pub(crate) source: Source,
     /// Only these datasets, as they are named in the store [default: all configured; with --remote
     /// all found]
     #[arg(value_name = "DATASET")]
-    pub(super) datasets: Vec<DatasetName>,
+    pub(crate) datasets: Vec<DatasetName>,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// Make the keyring in the configured stores, if there is none yet
     Generate {
         /// Use the keys that the passphrase opens although the store holds backups for newer or
@@ -399,7 +403,7 @@ pub(super) enum Key {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum ConfigCommand {
+pub(crate) enum ConfigCommand {
     /// Write a first configuration, and check it. Asks on a terminal for what is not given
     Init(Init),
     /// Check the configuration and give advice
@@ -419,36 +423,36 @@ pub(super) enum ConfigCommand {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Recover {
+pub(crate) struct Recover {
     /// The store: s3:bucket/prefix, b2:bucket/prefix or file:/dir
     #[arg(long, value_name = "URL")]
-    pub(super) remote: String,
+    pub(crate) remote: String,
     /// The key file, instead of the passphrase
     #[arg(long, value_name = "FILE")]
-    pub(super) identity: Option<PathBuf>,
+    pub(crate) identity: Option<PathBuf>,
     /// The one of this host [default: the newest]
     #[arg(long, value_name = "HOST")]
-    pub(super) host: Option<String>,
+    pub(crate) host: Option<String>,
     /// Write it into this new file, mode 0600, instead of printing it
     #[arg(long, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
-pub(super) struct Init {
+pub(crate) struct Init {
     /// Back this dataset up; may be given several times
     #[arg(long = "dataset", value_name = "DATASET")]
-    pub(super) datasets: Vec<DatasetName>,
+    pub(crate) datasets: Vec<DatasetName>,
     /// Where to: s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH
     #[arg(long, value_name = "URL")]
-    pub(super) remote: Option<Remote>,
+    pub(crate) remote: Option<Remote>,
     /// The URL of an S3-compatible store that is not AWS
     #[arg(long, value_name = "URL")]
-    pub(super) endpoint: Option<String>,
+    pub(crate) endpoint: Option<String>,
     /// The region of an S3 store
     #[arg(long, value_name = "REGION")]
-    pub(super) region: Option<String>,
+    pub(crate) region: Option<String>,
     /// own, or a glob of snapshots that another tool makes, such as "autosnap_*_daily"
     #[arg(long, value_name = "GLOB")]
-    pub(super) use_snapshots: Option<String>,
+    pub(crate) use_snapshots: Option<String>,
 }

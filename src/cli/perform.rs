@@ -1,10 +1,16 @@
 //! `perform`: the steps of `[backup-sequence]` in order, then the summary and the hooks.
 
-use super::args::{Command, Global};
-use super::context::Context;
-use super::report::{RunReport, StepReport};
-use super::sequence::{Step, parse_steps};
-use super::{Failure, GRACE, dispatch, status, stopped_for};
+pub(crate) mod report;
+
+use crate::cli::GRACE;
+use crate::cli::args::sequence::{Step, parse_steps};
+use crate::cli::args::{Command, Global};
+use crate::cli::context::Context;
+use crate::cli::dispatch;
+use crate::cli::failure::Failure;
+use crate::cli::failure::status;
+use crate::cli::perform::report::{RunReport, StepReport};
+use crate::cli::stopped_for;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::RunError;
@@ -20,13 +26,13 @@ use std::time::Instant;
 impl Command {
     /// Returns whether the command ends by itself after a request to stop, however long its hooks
     /// take. Such a command must not be dropped.
-    pub(super) fn ends_by_itself(&self) -> bool {
+    pub(crate) fn ends_by_itself(&self) -> bool {
         matches!(self, Self::Perform | Self::Snapshot | Self::Drill(_))
             || matches!(self, Self::Restore(restore) if restore.to.is_some())
     }
 }
 
-pub(super) async fn perform(context: &Context) -> Result<(), Failure> {
+pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
     let loaded = context.config()?;
     let config = &loaded.0;
     let (started_at, started) = (Timestamp::now(), Instant::now());

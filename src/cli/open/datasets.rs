@@ -1,0 +1,109 @@
+//! The configured datasets in a store, for commands that also work without ZFS.
+
+use crate::catalog::list_datasets;
+use crate::cli::context::Context;
+use crate::cli::failure::Failure;
+use crate::cli::open::remote::open_zfs;
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::run::pool::select::{Selected, Selection, match_stored, select_datasets};
+use crate::run::{RunError, error_chain};
+use crate::store::ObjectStore;
+
+/// A dataset with both of its names.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedDataset {
+    /// The name in the pool, where the dataset may be gone.
+    pub(crate) in_pool: DatasetName,
+    /// The name in the store.
+    pub(crate) stored: DatasetName,
+}
+
+/// Returns the datasets to work on, without those that failed earlier in this run. ZFS is read
+/// where it is available, because a renamed dataset keeps its place in the store. The configured
+/// names are added, because a dataset that is gone from the pool may still have backups in the
+/// store.
+pub(crate) async fn datasets_of(
+    context: &Context,
+    store: &dyn ObjectStore,
+) -> Result<Vec<NamedDataset>, Failure> {
+    let config = &context.config()?.0;
+    let mut named = match open_zfs().and_then(|zfs| context.datasets(&*zfs)) {
+        Ok(selected) => by_both_names(selected),
+        Err(failure) => {
+            tracing::debug!(
+                "going by names alone, ZFS cannot be asked: {}",
+                failure.reason()
+            );
+            Vec::new()
+        }
+    };
+    for other in by_name(config, store).await? {
+        let known =
+            |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
+        if !named.iter().any(known) && !context.skips(&other.in_pool) {
+            named.push(other);
+        }
+    }
+    Ok(named)
+}
+
+/// Returns the same as [`datasets_of`], for a command that only reads: a dataset that is missing in
+/// the pool is no failure of the command.
+pub(crate) async fn datasets_to_look_at(
+    config: &Config,
+    store: &dyn ObjectStore,
+) -> Result<Vec<NamedDataset>, Failure> {
+    let selection =
+        open_zfs().and_then(|zfs| Ok(select_datasets(&*zfs, &config.datasets, &config.state_dir)?));
+    let mut named = match selection {
+        Ok(Selection {
+            selected, failed, ..
+        }) => {
+            for (dataset, error) in failed
+                .iter()
+                .filter(|(_, error)| !matches!(error, RunError::NoDataset { .. }))
+            {
+                tracing::warn!(%dataset, "going by its name alone: {}", error_chain(error));
+            }
+            by_both_names(selected)
+        }
+        Err(failure) => {
+            tracing::debug!(
+                "going by names alone, ZFS cannot be asked: {}",
+                failure.reason()
+            );
+            Vec::new()
+        }
+    };
+    for other in by_name(config, store).await? {
+        let known =
+            |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
+        if !named.iter().any(known) {
+            named.push(other);
+        }
+    }
+    Ok(named)
+}
+
+fn by_both_names(selected: Vec<Selected>) -> Vec<NamedDataset> {
+    let named = |selected: Selected| NamedDataset {
+        in_pool: selected.dataset.name,
+        stored: selected.stored,
+    };
+    selected.into_iter().map(named).collect()
+}
+
+/// Returns the datasets by their names alone.
+async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
+    let found = if config.datasets.recursive {
+        list_datasets(store).await?
+    } else {
+        Vec::new()
+    };
+    let matched = match_stored(&config.datasets, &found)?;
+    Ok(matched
+        .into_iter()
+        .map(|(in_pool, stored)| NamedDataset { in_pool, stored })
+        .collect())
+}
