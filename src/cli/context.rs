@@ -1,13 +1,15 @@
 //! Context of one command, or of one step of `perform`: options, configuration, and a tally of the
 //! result of each dataset.
 
+use crate::cli::args::Command;
 use crate::cli::args::Global;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
-use crate::cli::open::remote::load_config;
+use crate::cli::failure::{Failure, status};
+use crate::config;
+
 use crate::cli::screen::output::Output;
 use crate::config::{Config, Environment};
 use crate::model::DatasetName;
+use crate::run::RunError;
 use crate::run::hooks::RunningHook;
 use crate::run::pool::select::{LeftOut, Selected, Selection, select_datasets};
 use crate::run::transfer::Stop;
@@ -17,6 +19,10 @@ use crate::state::process::host_name;
 use crate::zfs::Zfs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// How long a command may take to end by itself after a request to stop.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// The context of a command.
 pub(crate) struct Context {
@@ -221,9 +227,46 @@ impl Context {
         }))
     }
 
+    /// Returns the result of a command's work. [`GRACE`] after a request to stop, the work is simply
+    /// dropped, except for commands that can leave something behind: these end by themselves.
+    pub(crate) async fn end_after_stop(
+        &self,
+        command: &Command,
+        work: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        let mut stop = self.stop.clone();
+        let stopped = async {
+            if stop.wait_for(|stop| *stop).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            result = work => result,
+            () = stopped, if !command.ends_by_itself() => Err(Failure::Run(RunError::Interrupted)),
+        }
+    }
+
     fn with_tally<T>(&self, work: impl FnOnce(&mut Tally) -> T) -> T {
         work(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Loads the configuration and prints its notices.
+pub(crate) fn load_config(
+    global: &Global,
+    output: &Output,
+) -> Result<(Config, Environment), Failure> {
+    let env = Environment::current();
+    let file = global
+        .config
+        .clone()
+        .unwrap_or_else(|| config::default_config_file(&env));
+    let config = Config::load(&file, &env)?;
+    for notice in config.notices() {
+        output.note(&notice.to_string());
+    }
+    Ok((config, env))
 }
 
 /// Resources that must not outlive this process: the lock of its run, and the running hook. All
@@ -268,7 +311,6 @@ impl Leftovers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::RunError;
     use crate::zfs::DatasetType;
     use crate::zfs::fake::FakeZfs;
     use std::os::unix::fs::PermissionsExt;

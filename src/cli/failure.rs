@@ -126,6 +126,14 @@ impl Failure {
     }
 }
 
+/// Returns the failure of a command line or a configuration that asks for something impossible.
+pub(crate) fn usage(what: &str, hint: &str) -> Failure {
+    Failure::Usage {
+        what: what.to_owned(),
+        hint: hint.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

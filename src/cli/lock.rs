@@ -3,7 +3,7 @@
 use crate::cli::args::{Command, Holds};
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
-use crate::cli::screen::output::age;
+use crate::cli::screen::table::age;
 use crate::config::{Config, TimeLimit};
 use crate::run::RunError;
 use crate::state::StateError;

@@ -2,15 +2,13 @@
 
 pub(crate) mod report;
 
-use crate::cli::GRACE;
+use crate::cli::args::Global;
 use crate::cli::args::sequence::{Step, parse_steps};
-use crate::cli::args::{Command, Global};
+use crate::cli::commands::run_command;
 use crate::cli::context::Context;
-use crate::cli::dispatch;
 use crate::cli::failure::Failure;
 use crate::cli::failure::status;
 use crate::cli::perform::report::{RunReport, StepReport};
-use crate::cli::stopped_for;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::RunError;
@@ -22,15 +20,6 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
-
-impl Command {
-    /// Returns whether the command ends by itself after a request to stop, however long its hooks
-    /// take. Such a command must not be dropped.
-    pub(crate) fn ends_by_itself(&self) -> bool {
-        matches!(self, Self::Perform | Self::Snapshot | Self::Drill(_))
-            || matches!(self, Self::Restore(restore) if restore.to.is_some())
-    }
-}
 
 pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
     let loaded = context.config()?;
@@ -126,13 +115,9 @@ async fn run_step(context: &Context, step: &Step, skip: &BTreeSet<DatasetName>) 
     let output = Arc::new(context.output.for_step());
     let inner = context.step(&step.name, global, Arc::clone(&output), skip.clone());
     let started = Instant::now();
-    let mut stop = context.stop.clone();
-    let result = tokio::select! {
-        result = Box::pin(dispatch(&step.args.command, &inner)) => result,
-        () = stopped_for(&mut stop, GRACE), if !step.args.command.ends_by_itself() => {
-            Err(Failure::Run(RunError::Interrupted))
-        }
-    };
+    let command = &step.args.command;
+    let work = Box::pin(run_command(command, &inner));
+    let result = inner.end_after_stop(command, work).await;
     if let Err(failure) = &result {
         failure.print(&output);
     }

@@ -4,3 +4,4 @@ pub(crate) mod log;
 pub(crate) mod meter;
 pub(crate) mod output;
 pub(crate) mod progress;
+pub(crate) mod table;

@@ -1,6 +1,6 @@
 //! The arguments of `restore` and `drill`.
 
-use crate::cli::args::Source;
+use super::source::Source;
 use crate::config::Age;
 use crate::model::{BackupId, DatasetName};
 use clap::Args as ClapArgs;

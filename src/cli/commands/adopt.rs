@@ -3,14 +3,14 @@
 
 use crate::catalog::{read_catalog, read_started};
 use crate::cli::args::{Adopt, OriginChoice};
-use crate::cli::commands::prune::origin_of;
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::{
-    keys_for_pruning, open_intermediate, open_remote_for, open_zfs, usage,
-};
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::datasets::origin_of;
+use crate::cli::open::keys::keys_for_pruning;
+use crate::cli::open::remote::{open_intermediate, open_remote_for, open_zfs};
 use crate::cli::open::s3::Purpose;
-use crate::cli::screen::output::{Output, bytes};
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::bytes;
 use crate::config::{Config, Environment};
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName, HostMark};

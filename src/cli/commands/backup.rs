@@ -1,19 +1,18 @@
 //! `stream-to-remote` and `export-intermediate`.
 
 use crate::cli::args::Kind;
-use crate::cli::commands::config::recover;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::lock::wait_for_others;
-use crate::cli::open::history;
 use crate::cli::open::identity::known_store;
-use crate::cli::open::remote::{
-    ask_passphrase, backup_settings, keys_for_planning, keys_for_writing, open_intermediate,
-    open_remote, open_remote_for, open_zfs,
-};
+use crate::cli::open::keys::{ask_passphrase, keys_for_planning, keys_for_writing};
+use crate::cli::open::remote::{open_intermediate, open_remote, open_remote_for, open_zfs};
 use crate::cli::open::s3::Purpose;
-use crate::cli::screen::output::{Output, bytes};
+use crate::cli::open::settings::backup_settings;
+use crate::cli::open::{history, kept_config};
+use crate::cli::screen::output::Output;
 use crate::cli::screen::progress::UploadProgress;
+use crate::cli::screen::table::{bytes, tier_words};
 use crate::config::{Config, Environment, KeySource};
 use crate::model::{BackupId, DatasetName};
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
@@ -256,7 +255,7 @@ async fn back_up_all(
         }
     }
     if !results.is_empty() && target.role == StoreRole::Remote {
-        recover::keep(config, &*target.store, &keys).await;
+        kept_config::keep(config, &*target.store, &keys).await;
     }
     if !results.is_empty()
         && let Err(error) = note_clock(&config.state_dir, &*target.store).await
@@ -528,9 +527,9 @@ fn report_backup(
         "  {} stream, {} stored in {chunks} chunks, {seconds:.1} s, confirmed by {}",
         bytes(manifest.stream_bytes),
         bytes(*stored_bytes),
-        evidence.as_ref().map_or("nothing", |evidence| {
-            crate::cli::commands::verify::tier_words(evidence.tier)
-        }),
+        evidence
+            .as_ref()
+            .map_or("nothing", |evidence| { tier_words(evidence.tier) }),
     ));
     if !manifest.send.checked {
         output.note("a record of an unknown type was passed through: checked by END only");

@@ -7,9 +7,10 @@ pub(crate) mod recover;
 
 use crate::cli::args::sequence::parse_steps;
 use crate::cli::args::{ConfigCommand, Global};
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::{load_config, usage};
-use crate::cli::screen::output::{Output, WIDTH, wrap};
+use crate::cli::context::load_config;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::{WIDTH, wrap};
 use crate::config::Config;
 use crate::run::error_chain;
 use crate::state::probes::{ProbeNote, known_probes};

@@ -2,13 +2,12 @@
 //! store.
 
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
+use crate::cli::failure::{Failure, status};
 use crate::cli::open::identity::check_identities;
-use crate::cli::open::remote::{
-    OpenRemote, keys_for_pruning, open_raw_remote, open_raw_store, open_zfs,
-};
-use crate::cli::screen::output::{Mark, Output, WIDTH, wrap};
+use crate::cli::open::keys::keys_for_pruning;
+use crate::cli::open::remote::{OpenRemote, open_raw_remote, open_raw_store, open_zfs};
+use crate::cli::screen::output::{Mark, Output};
+use crate::cli::screen::table::{WIDTH, wrap};
 use crate::config::{Config, Environment, KeySource, Remote};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;

@@ -1,14 +1,14 @@
 //! `drill`.
 
-use crate::cli::args::Drill;
-use crate::cli::args::From;
+use crate::cli::args::{Drill, From};
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, usage};
 use crate::cli::open::history;
 use crate::cli::open::identity::known_stores;
 use crate::cli::open::reading::{Places, open_places};
-use crate::cli::open::remote::{open_zfs, usage};
-use crate::cli::screen::output::{Output, bytes};
+use crate::cli::open::remote::open_zfs;
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::bytes;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::pool::select::{Selected, select_datasets};

@@ -1,13 +1,14 @@
 //! `forget`: deletes one backup because a person named it.
 
 use crate::cli::args::Forget;
-use crate::cli::commands::prune::{check_other_store, prune_env};
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, usage};
 use crate::cli::lock::wait_for_others;
-use crate::cli::open::remote::{open_intermediate, open_remote_to_delete, open_zfs, usage};
+use crate::cli::open::identity::check_other_store;
+use crate::cli::open::remote::{open_intermediate, open_remote_to_delete, open_zfs};
 use crate::cli::open::s3::Purpose;
-use crate::cli::screen::output::bytes;
+use crate::cli::open::settings::prune_env;
+use crate::cli::screen::table::bytes;
 use crate::model::{BackupId, DatasetName};
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;

@@ -3,30 +3,21 @@
 
 use crate::cli::args::Health as HealthArgs;
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::history::facts_of;
 use crate::cli::open::identity::known_stores;
-use crate::cli::open::remote;
 use crate::cli::open::remote::open_zfs;
-use crate::cli::screen::output::{Output, age};
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::age;
 use crate::config::Config;
 use crate::model::DatasetName;
-use crate::plan::health::{FailureFact, Health, HealthFacts, HealthLimits, Level, judge_health};
+use crate::plan::health::{Health, HealthLimits, Level, judge_health};
 use crate::run::error_chain;
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::{Selection, select_datasets};
 use crate::state::history::{Record, Records};
 use jiff::Timestamp;
 use serde_json::json;
-use std::time::Duration;
-
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// The limits of `show`, and the defaults of `health`.
-pub(crate) const DEFAULT_LIMITS: HealthLimits = HealthLimits {
-    age: HOUR.saturating_mul(26),
-    verify: HOUR.saturating_mul(8 * 24),
-    drill: HOUR.saturating_mul(90 * 24),
-};
 
 /// A dataset with its verdict.
 struct Judged {
@@ -84,7 +75,7 @@ fn judge_all(
     }
     let store = known
         .first()
-        .ok_or_else(|| remote::usage("the configuration names no store", "set main.remote"))?;
+        .ok_or_else(|| usage("the configuration names no store", "set main.remote"))?;
     let names = stored_names(config)?;
     let judge = |dataset: DatasetName| match Records::new(&config.state_dir, store, &dataset).read()
     {
@@ -143,23 +134,6 @@ fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
     Ok(known
         .chain(failed.into_iter().map(|(name, _)| name))
         .collect())
-}
-
-/// Returns the facts by which a dataset is judged.
-pub(crate) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthFacts {
-    let failure = |failure: &crate::state::history::FailureNote| FailureFact {
-        at: failure.at,
-        step: failure.step.clone(),
-        reason: failure.reason.clone(),
-        damage: failure.damage,
-    };
-    HealthFacts {
-        newest_at,
-        verified_at: record.verify.as_ref().map(|note| note.at),
-        drilled_at: record.drill.as_ref().map(|note| note.at),
-        failures: record.failures.iter().map(failure).collect(),
-        time_lines: record.seen.as_ref().map_or(0, |seen| seen.time_lines),
-    }
 }
 
 /// Returns the lines, the worst first, so that the first word is the worst state; performance data
@@ -231,6 +205,7 @@ fn print_json(judged: &[Judged], now: Timestamp, output: &Output) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::open::history::DEFAULT_LIMITS;
     use crate::state::history::{FailureNote, SeenNote, VerifyNote};
 
     const NOW: i64 = 1_800_000_000;

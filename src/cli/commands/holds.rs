@@ -2,11 +2,13 @@
 
 use crate::cli::args::{Holds, Release};
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, usage};
 use crate::cli::open::identity::known_stores;
-use crate::cli::open::remote::{keys_for_pruning, open_intermediate, open_remote, open_zfs, usage};
+use crate::cli::open::keys::keys_for_pruning;
+use crate::cli::open::remote::{open_intermediate, open_remote, open_zfs};
 use crate::cli::open::s3::Purpose;
-use crate::cli::screen::output::{Output, WIDTH, age, bytes, wrap};
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::{WIDTH, age, bytes, wrap};
 use crate::model::BackupId;
 use crate::run::error_chain;
 use crate::run::pool::holds::{

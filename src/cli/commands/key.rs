@@ -3,10 +3,10 @@
 pub(crate) mod rekey;
 
 use crate::cli::args::{Global, Key};
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::{
-    keys_for_writing_with, load_config, open_intermediate, open_remote_for, usage,
-};
+use crate::cli::context::load_config;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::keys::keys_for_writing_with;
+use crate::cli::open::remote::{open_intermediate, open_remote_for};
 use crate::cli::open::s3::Purpose;
 use crate::cli::screen::output::Output;
 use crate::run::keys::rotate::OldKeys;

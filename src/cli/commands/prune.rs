@@ -5,18 +5,18 @@ pub(crate) mod plan;
 use crate::cli::args::PruneByAge;
 use crate::cli::commands::prune::plan::{plan_lines, plan_to_json};
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
+use crate::cli::failure::{Failure, status};
 use crate::cli::lock::wait_for_others;
+use crate::cli::open::datasets::origin_of;
 use crate::cli::open::history;
-use crate::cli::open::identity::check_identities;
+use crate::cli::open::identity::check_other_store;
 use crate::cli::open::remote::{
-    keys_for_pruning, open_intermediate, open_remote_for, open_remote_to_delete, open_zfs,
+    RemoteState, open_intermediate, open_remote_if_any, open_remote_to_delete, open_zfs,
 };
 use crate::cli::open::s3::Purpose;
-use crate::cli::screen::output::bytes;
-use crate::config::{Config, Environment, Remote, RetentionRules};
-use crate::manifest::Origin;
+use crate::cli::open::settings::prune_env;
+use crate::cli::screen::table::bytes;
+use crate::config::RetentionRules;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
@@ -26,14 +26,13 @@ use crate::run::pool::pins::unpin;
 use crate::run::pool::select::Selected;
 use crate::run::pool::view::pool_view;
 use crate::run::prune::{
-    PruneEnv, PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
+    PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
 };
 use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
-use crate::store::{ListedObject, ObjectStore, StoreErrorKind};
+use crate::store::{ListedObject, ObjectStore};
 use crate::zfs::Zfs;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -89,21 +88,6 @@ pub(crate) async fn prune_intermediate(
     prune_store(context, &*open_zfs()?, store, secondary, &call).await
 }
 
-/// Refuses to delete from one store because of the contents of another store, unless the other one
-/// is still the same store. The empty mount point of a missing disk looks like a store without
-/// exports that build on a backup. Changes nothing.
-pub(crate) async fn check_other_store(
-    config: &Config,
-    role: StoreRole,
-    other: &dyn ObjectStore,
-    purpose: Purpose,
-) -> Result<(), RunError> {
-    match purpose {
-        Purpose::Write => check_identities(config, &[(role, other)]).await,
-        Purpose::Read | Purpose::Restore => Ok(()),
-    }
-}
-
 /// Refuses one store under two names, before anything else is read.
 fn refuse_one_place_twice(
     store: &dyn ObjectStore,
@@ -124,76 +108,6 @@ pub(crate) fn purpose_of(context: &Context, prune: &PruneByAge) -> Purpose {
     } else {
         Purpose::Read
     }
-}
-
-/// The state of the remote that the configuration names.
-pub(crate) enum RemoteState {
-    /// The configuration names no remote.
-    None,
-    /// The remote can be reached.
-    Open(Arc<dyn ObjectStore>),
-    /// The network, the server or the mount is missing. The text has the reason.
-    Unreachable(String),
-}
-
-/// Opens the remote. An unreachable remote is a result: the caller keeps everything, and the next
-/// steps continue. Wrong credentials or a wrong name are errors.
-pub(crate) async fn open_remote_if_any(
-    config: &Config,
-    env: &Environment,
-    purpose: Purpose,
-) -> Result<RemoteState, Failure> {
-    let Some(remote) = &config.remote else {
-        return Ok(RemoteState::None);
-    };
-    match open_remote_for(config, env, purpose).await {
-        Ok(store) => Ok(RemoteState::Open(store)),
-        Err(failure) if is_away(&failure, remote) => Ok(RemoteState::Unreachable(failure.reason())),
-        Err(failure) => Err(failure),
-    }
-}
-
-fn is_away(failure: &Failure, remote: &Remote) -> bool {
-    let Failure::Run(RunError::Store(error)) = failure else {
-        return false;
-    };
-    match error.kind {
-        StoreErrorKind::Unavailable | StoreErrorKind::Throttled => true,
-        // The folder is not mounted.
-        StoreErrorKind::NotFound => matches!(remote, Remote::File { .. }),
-        _ => false,
-    }
-}
-
-/// Returns the current origin of a dataset.
-pub(crate) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, RunError> {
-    let pool_guid = zfs.pool_guid(selected.dataset.name.pool())?;
-    Ok(Origin {
-        dataset_guid: selected.dataset.guid,
-        pool_guid,
-    })
-}
-
-/// Returns the environment for deleting in this store.
-pub(crate) async fn prune_env(
-    context: &Context,
-    config: &Config,
-    env: &Environment,
-    store: &Arc<dyn ObjectStore>,
-    clock: ClockCheck,
-) -> Result<PruneEnv, Failure> {
-    let (signing, trusted) = keys_for_pruning(config, env, store).await?;
-    Ok(PruneEnv {
-        store: Arc::clone(store),
-        signing,
-        trusted,
-        state_dir: config.state_dir.clone(),
-        resume_days: config.resume_days,
-        pools: BTreeMap::new(),
-        now: clock.reading.wall,
-        clock,
-        stop: context.stop.clone(),
-    })
 }
 
 /// The parts in which the two commands differ.

@@ -1,14 +1,14 @@
 //! `prune-snapshots`.
 
 use crate::cli::args::PruneByAge;
-use crate::cli::commands::prune::{RemoteState, open_remote_if_any, purpose_of};
+use crate::cli::commands::prune::purpose_of;
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
+use crate::cli::failure::{Failure, status};
 use crate::cli::lock::wait_for_others;
 use crate::cli::open::history;
-use crate::cli::open::remote::{keys_for_pruning, open_intermediate, open_zfs};
-use crate::cli::screen::output::bytes;
+use crate::cli::open::keys::keys_for_pruning;
+use crate::cli::open::remote::{RemoteState, open_intermediate, open_remote_if_any, open_zfs};
+use crate::cli::screen::table::bytes;
 use crate::plan::snapshots::find_snapshots_doubt;
 use crate::run::clock::ClockCheck;
 use crate::run::pool::prune_snapshots::{

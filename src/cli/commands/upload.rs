@@ -1,19 +1,18 @@
 //! `upload-intermediate-to-remote`.
 
-use crate::cli::args::Source;
-use crate::cli::args::Upload;
-use crate::cli::commands::config::recover;
+use crate::cli::args::{Source, Upload};
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::lock::wait_for_others;
 use crate::cli::open::datasets::{NamedDataset, datasets_of};
-use crate::cli::open::history;
-use crate::cli::open::remote::{
-    keys_for_writing, open_configured, open_intermediate, open_remote_for, trusted_keys,
-};
+use crate::cli::open::keys::keys_for_writing;
+use crate::cli::open::reading::{open_configured, trusted_keys};
+use crate::cli::open::remote::{open_intermediate, open_remote_for};
 use crate::cli::open::s3::Purpose;
-use crate::cli::screen::output::{Output, bytes};
+use crate::cli::open::{history, kept_config};
+use crate::cli::screen::output::Output;
 use crate::cli::screen::progress::UploadProgress;
+use crate::cli::screen::table::bytes;
 use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{LeftReason, doomed};
@@ -97,7 +96,7 @@ pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
         }
     }
     if !results.is_empty() {
-        recover::keep(config, &*to, &keys).await;
+        kept_config::keep(config, &*to, &keys).await;
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
     context

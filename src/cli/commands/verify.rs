@@ -3,16 +3,15 @@
 use crate::catalog::{Catalog, list_datasets, read_catalog};
 use crate::cli::args::Verify;
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
+use crate::cli::failure::{Failure, status};
 use crate::cli::open::datasets::{NamedDataset, datasets_to_look_at};
 use crate::cli::open::history;
 use crate::cli::open::identity::expected_identity;
-use crate::cli::open::remote::{
-    ReadSide, key_file, open_for_reading, open_intermediate, open_zfs, trusted_keys,
-};
+use crate::cli::open::reading::{ReadSide, key_file, open_for_reading, trusted_keys};
+use crate::cli::open::remote::{open_intermediate, open_zfs};
 use crate::cli::open::s3::Purpose;
-use crate::cli::screen::output::{Output, bytes};
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::{bytes, tier_words};
 use crate::keyring::KeyFile;
 use crate::model::{BackupId, BackupKind, Guid, KnownStore};
 use crate::plan::sample::ReadShare;
@@ -483,24 +482,5 @@ fn strength(tier: EvidenceTier) -> Strength {
         | EvidenceTier::Md5Etag => Strength::Provider,
         EvidenceTier::IdPin => Strength::Recorded,
         EvidenceTier::SizeOnly | EvidenceTier::ReadBack | EvidenceTier::Unknown => Strength::None,
-    }
-}
-
-/// Describes a tier for people, with its protection: against accidents only, or against a writer
-/// too.
-pub(crate) fn tier_words(tier: EvidenceTier) -> &'static str {
-    match tier {
-        EvidenceTier::Crc64nvmeFull => {
-            "the store's own CRC64NVME of the whole object (against accidents)"
-        }
-        EvidenceTier::Sha256Composite => "the store's own SHA-256 by parts (against a writer too)",
-        EvidenceTier::Sha1 => "the store's own SHA-1 (against accidents)",
-        EvidenceTier::Crc32c => "the store's own CRC32C of the whole object (against accidents)",
-        EvidenceTier::Md5Etag => "the store's MD5 ETag (against accidents)",
-        EvidenceTier::IdPin => "immutable id and size",
-        EvidenceTier::SizeOnly | EvidenceTier::Unknown => "size only",
-        EvidenceTier::ReadBack => {
-            "presence and size (a folder keeps no checksums: `b3sum -c` reads them)"
-        }
     }
 }

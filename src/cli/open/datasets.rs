@@ -5,10 +5,12 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::open::remote::open_zfs;
 use crate::config::Config;
+use crate::manifest::Origin;
 use crate::model::DatasetName;
 use crate::run::pool::select::{Selected, Selection, match_stored, select_datasets};
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
+use crate::zfs::Zfs;
 
 /// A dataset with both of its names.
 #[derive(Debug, Clone)]
@@ -106,4 +108,13 @@ async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDa
         .into_iter()
         .map(|(in_pool, stored)| NamedDataset { in_pool, stored })
         .collect())
+}
+
+/// Returns the current origin of a dataset.
+pub(crate) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, RunError> {
+    let pool_guid = zfs.pool_guid(selected.dataset.name.pool())?;
+    Ok(Origin {
+        dataset_guid: selected.dataset.guid,
+        pool_guid,
+    })
 }

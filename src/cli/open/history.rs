@@ -5,14 +5,16 @@ use crate::catalog::Catalog;
 use crate::cli::open::identity::known_stores;
 use crate::config::Config;
 use crate::model::DatasetName;
+use crate::plan::health::{FailureFact, HealthFacts, HealthLimits};
 use crate::run::backup::{BackupEnd, BackupRun};
 use crate::run::copy::CopiedBackup;
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;
-use crate::state::history::{DrillNote, FailureNote, OwnCommit, Records, VerifyNote};
+use crate::state::history::{DrillNote, FailureNote, OwnCommit, Record, Records, VerifyNote};
 use crate::store::ObjectStore;
 use jiff::Timestamp;
+use std::time::Duration;
 
 fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Records {
     Records::new(&config.state_dir, &store.known(), stored)
@@ -193,3 +195,29 @@ fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
     });
     Some(Records::new(&config.state_dir, known.first()?, stored))
 }
+
+/// Returns the facts by which a dataset is judged.
+pub(crate) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthFacts {
+    let failure = |failure: &crate::state::history::FailureNote| FailureFact {
+        at: failure.at,
+        step: failure.step.clone(),
+        reason: failure.reason.clone(),
+        damage: failure.damage,
+    };
+    HealthFacts {
+        newest_at,
+        verified_at: record.verify.as_ref().map(|note| note.at),
+        drilled_at: record.drill.as_ref().map(|note| note.at),
+        failures: record.failures.iter().map(failure).collect(),
+        time_lines: record.seen.as_ref().map_or(0, |seen| seen.time_lines),
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The limits of `show`, and the defaults of `health`.
+pub(crate) const DEFAULT_LIMITS: HealthLimits = HealthLimits {
+    age: HOUR.saturating_mul(26),
+    verify: HOUR.saturating_mul(8 * 24),
+    drill: HOUR.saturating_mul(90 * 24),
+};

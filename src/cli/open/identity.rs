@@ -1,28 +1,22 @@
 //! Identities of the stores that the configured names lead to. Every store that is opened is
 //! checked by this module before anything uses it together with the state of this host.
 
-use crate::cli::args::AcceptStore;
-use crate::cli::context::Context;
 use crate::cli::failure::Failure;
-use crate::cli::open::b2;
-use crate::cli::open::rclone;
-use crate::cli::open::remote::{open_raw_store, usage};
 use crate::cli::open::s3::Purpose;
+use crate::cli::open::{b2, rclone};
 use crate::config::{Config, Remote};
 use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::identity::{Place, accept, check_place, identify, known_at, refuse_one_place};
-use crate::store::{ListedObject, ObjectStore};
-use serde_json::json;
-use std::ops::ControlFlow;
+use crate::run::identity::{Place, check_place, identify, known_at, refuse_one_place};
+use crate::store::ObjectStore;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Returns the configured place, with all settings that decide where it leads; `None` when none is
 /// configured.
-fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
+pub(crate) fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
     let intermediate = config.intermediate.as_ref().map(|place| Remote::File {
         dir: place.basedir.clone(),
     });
@@ -108,6 +102,21 @@ pub(crate) async fn check_identities(
     Ok(())
 }
 
+/// Refuses to delete from one store because of the contents of another store, unless the other one
+/// is still the same store. The empty mount point of a missing disk looks like a store without
+/// exports that build on a backup. Changes nothing.
+pub(crate) async fn check_other_store(
+    config: &Config,
+    role: StoreRole,
+    other: &dyn ObjectStore,
+    purpose: Purpose,
+) -> Result<(), RunError> {
+    match purpose {
+        Purpose::Write => check_identities(config, &[(role, other)]).await,
+        Purpose::Read | Purpose::Restore => Ok(()),
+    }
+}
+
 /// Returns the configured store as this host last found it, and the reason why the store that is at
 /// its place now is another one. `None` for a store that this host has never used.
 pub(crate) async fn expected_identity(
@@ -150,7 +159,7 @@ fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
 }
 
 /// Returns the names in the store that the configuration itself has.
-fn stored_names(config: &Config) -> Vec<DatasetName> {
+pub(crate) fn stored_names(config: &Config) -> Vec<DatasetName> {
     config
         .datasets
         .names
@@ -158,41 +167,4 @@ fn stored_names(config: &Config) -> Vec<DatasetName> {
         .chain(&config.datasets.store_as)
         .cloned()
         .collect()
-}
-
-/// `accept-store`.
-pub(crate) async fn accept_store(context: &Context, args: &AcceptStore) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
-    let output = &context.output;
-    let role = match args.intermediate || config.remote.is_none() {
-        true => StoreRole::Intermediate,
-        false => StoreRole::Remote,
-    };
-    let Some(place) = place_of(config, role) else {
-        return Err(usage("the configuration names no store", "set main.remote"));
-    };
-    let store = open_raw_store(config, env, role).await?;
-    let mut objects = 0;
-    let mut count = |page: Vec<ListedObject>| {
-        objects += page.len();
-        ControlFlow::Continue(())
-    };
-    store.visit("", &mut count).await?;
-    let before = known_at(&config.state_dir, &place)?;
-    let holds = match store.is_unused().await? {
-        true => "it is empty".to_owned(),
-        false => format!("it has {objects} objects"),
-    };
-    output.line(format!("{}: {holds}", place.url));
-    if before.id.is_random() {
-        output.line(format!("  this host knows it as {} so far", before.id));
-    }
-    if context.global.dry_run {
-        output.note("nothing was changed");
-        return Ok(());
-    }
-    let (_, now) = accept(&config.state_dir, &place, &store, &stored_names(config)).await?;
-    output.line(format!("  from now on {now} is the right store there"));
-    output.json(|| json!({ "store": place.url, "before": before.id.is_random().then_some(before.id), "now": now }));
-    Ok(())
 }

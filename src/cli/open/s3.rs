@@ -1,8 +1,7 @@
 //! Adapts an S3 store to its probe. The probe is read from the cache, or made before a command
 //! writes. Explicit settings in the configuration take precedence.
 
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::usage;
+use crate::cli::failure::{Failure, usage};
 use crate::config::Config;
 use crate::run::error_chain;
 pub(crate) use crate::run::identity::Purpose;

@@ -3,7 +3,8 @@
 use crate::cli::args::sequence::Step;
 use crate::cli::context::Tally;
 use crate::cli::failure::status;
-use crate::cli::screen::output::{Said, age, bytes, table};
+use crate::cli::screen::output::Said;
+use crate::cli::screen::table::{age, bytes, table};
 use crate::model::DatasetName;
 use jiff::Timestamp;
 use serde_json::{Value, json};

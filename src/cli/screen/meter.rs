@@ -1,6 +1,6 @@
 //! Rates of an upload and their text. Pure: the clock is an argument.
 
-use crate::cli::screen::output::{WIDTH, bytes};
+use crate::cli::screen::table::{WIDTH, bytes};
 use std::collections::VecDeque;
 use std::time::Duration;
 

@@ -6,9 +6,10 @@ use crate::cli::commands::config;
 use crate::cli::commands::config::init_text::{
     Answers, OtherTool, PASSPHRASE_BITS, config_text, other_tools, paper, passphrase_of,
 };
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::{open_zfs, usage};
-use crate::cli::screen::output::{Output, bytes};
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::remote::open_zfs;
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::bytes;
 use crate::config::{Environment, Remote, default_config_file};
 use crate::model::DatasetName;
 use crate::run::{RunError, error_chain};

@@ -1,6 +1,6 @@
 //! The proposals and texts of `config init`. Pure: randomness and names are arguments.
 
-use crate::cli::screen::output::WIDTH;
+use crate::cli::screen::table::WIDTH;
 use crate::config::Remote;
 use crate::model::DatasetName;
 use std::path::Path;

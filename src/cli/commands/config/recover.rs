@@ -4,46 +4,12 @@
 use crate::cli::args::{Recover, Source};
 use crate::cli::commands::config::init::write_new;
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::{key_file, open_for_reading, usage};
-use crate::cli::screen::output::age;
-use crate::config::{Config, without_secrets};
-use crate::run::error_chain;
-use crate::run::keys::WriterKeys;
-use crate::run::keys::kept_config::{KeptConfig, KeptConfigs, keep_config, kept_configs};
-use crate::state::process::host_name;
-use crate::store::ObjectStore;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::reading::{key_file, open_for_reading};
+use crate::cli::screen::table::age;
+use crate::run::keys::kept_config::{KeptConfig, KeptConfigs, kept_configs};
 use jiff::Timestamp;
 use serde_json::json;
-
-/// Keeps the configuration in the store, if it changed. A failure is logged and does not fail the
-/// command.
-pub(crate) async fn keep(config: &Config, store: &dyn ObjectStore, keys: &WriterKeys) {
-    let text = std::fs::read_to_string(&config.file)
-        .ok()
-        .as_deref()
-        .and_then(without_secrets);
-    let Some(text) = text else {
-        tracing::warn!(file = %config.file.display(), "cannot be read again, so no copy of it was stored");
-        return;
-    };
-    let kept = KeptConfig::new(
-        &host_name(),
-        &config.file.display().to_string(),
-        &text,
-        Timestamp::now(),
-    );
-    match keep_config(store, keys, &config.state_dir, &kept).await {
-        Ok(true) => {
-            tracing::info!("the configuration was stored beside the keyring, without its secrets")
-        }
-        Ok(false) => {}
-        Err(error) => tracing::warn!(
-            error = error_chain(&error),
-            "no copy of the configuration was stored"
-        ),
-    }
-}
 
 pub(crate) async fn recover(context: &Context, recover: &Recover) -> Result<(), Failure> {
     let output = &context.output;

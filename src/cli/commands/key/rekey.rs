@@ -1,12 +1,12 @@
 //! `key export`, `key passphrase`, `key rotate`: the commands that need the secret keys.
 
 use crate::cli::args::{Global, Source};
-use crate::cli::commands::config::recover;
 use crate::cli::commands::key::{keys_json, print_lines};
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::{
-    configured_passphrase, key_file, open_all_stores, open_for_reading, open_named, usage,
-};
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::kept_config;
+use crate::cli::open::keys::configured_passphrase;
+use crate::cli::open::reading::{key_file, open_for_reading, open_named};
+use crate::cli::open::remote::open_all_stores;
 use crate::cli::open::s3::Purpose;
 use crate::cli::screen::output::Output;
 use crate::config::{Config, Environment, KeySource, SecretFile};
@@ -159,7 +159,7 @@ pub(crate) async fn change(
     };
     if let Change::Keys(..) = change {
         for store in &stores {
-            recover::keep(config, &**store, &done.keys).await;
+            kept_config::keep(config, &**store, &done.keys).await;
         }
     }
     report(&done, change, output);

@@ -1,7 +1,7 @@
 //! A prune plan for people and programs: one line for each backup, with runs of incrementals
 //! folded.
 
-use crate::cli::screen::output::bytes;
+use crate::cli::screen::table::bytes;
 use crate::model::{BackupId, BackupKind, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::prune::{Doubt, Proof, PrunePlan};

@@ -3,13 +3,13 @@
 
 use super::*;
 use crate::cli::Leftovers;
-use crate::cli::args::Forget;
-use crate::cli::args::Global;
-use crate::cli::commands::health::{DEFAULT_LIMITS, facts_of};
+use crate::cli::args::{Forget, Global};
 use crate::cli::commands::prune_snapshots::prune_snapshots_of;
+use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::cli::open::identity::{identified, known_stores};
-use crate::cli::open::remote::{backup_settings, open_dir};
+use crate::cli::open::remote::open_dir;
 use crate::cli::open::s3::Purpose;
+use crate::cli::open::settings::backup_settings;
 use crate::cli::screen::output::{Output, Said};
 use crate::config::{Config, Environment};
 use crate::keyring::KeyFile;

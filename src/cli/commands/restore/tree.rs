@@ -2,8 +2,8 @@
 
 use crate::cli::commands::restore::{lock, manifests, print_plan, say_visible};
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::open::remote::{open_zfs, usage};
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::remote::open_zfs;
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName};
 use crate::run::restore::{

@@ -2,7 +2,7 @@
 //! unfinished uploads. Pure.
 
 use crate::cli::commands::show::views::{BackupView, DatasetView, LocalView, Overview, StoreView};
-use crate::cli::screen::output::{WIDTH, age, bytes, table, wrap};
+use crate::cli::screen::table::{WIDTH, age, bytes, table, wrap};
 use crate::model::BackupId;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -76,7 +76,7 @@ fn local_lines(local: &LocalView, now: Timestamp) -> Vec<String> {
     }));
     if rows.len() > 1 {
         lines.extend(
-            crate::cli::screen::output::narrow_table(&rows, &[1, 2, 3, 5], WIDTH)
+            crate::cli::screen::table::narrow_table(&rows, &[1, 2, 3, 5], WIDTH)
                 .into_iter()
                 .flatten(),
         );

@@ -2,7 +2,8 @@
 //! the data.
 
 use crate::cli::commands::show::views::{AttemptView, DatasetView, HoldView, Overview};
-use crate::cli::screen::output::{Mark, WIDTH, age, bytes, narrow_table, wrap};
+use crate::cli::screen::output::Mark;
+use crate::cli::screen::table::{WIDTH, age, bytes, narrow_table, wrap};
 use crate::plan::health::Level;
 use std::collections::BTreeMap;
 

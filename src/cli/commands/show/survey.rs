@@ -6,7 +6,6 @@ use crate::catalog::{
     Catalog, StoredAttempt, StoredBackup, list_datasets, read_catalog_through, read_started,
 };
 use crate::cli::args::{Global, Show};
-use crate::cli::commands::health::{DEFAULT_LIMITS, facts_of};
 use crate::cli::commands::show::views::{
     AttemptView, BackupView, BookmarkView, DatasetView, HoldView, LocalView, LockfileView,
     Overview, SnapshotView, StoreAnswer, StoreView, UploadView,
@@ -14,10 +13,10 @@ use crate::cli::commands::show::views::{
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::open::history;
+use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::cli::open::identity::known_stores;
-use crate::cli::open::remote::{
-    ReadSide, open_configured, open_for_reading, open_zfs, trusted_keys,
-};
+use crate::cli::open::reading::{ReadSide, open_configured, open_for_reading, trusted_keys};
+use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::config::Config;
 use crate::model::DatasetName;

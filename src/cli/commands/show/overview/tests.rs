@@ -1,12 +1,12 @@
 //! Tests of the screens of `show`, from views made by hand: every state, and that all lines fit.
 
 use super::*;
-use crate::cli::commands::health::{DEFAULT_LIMITS, facts_of};
 use crate::cli::commands::show::details;
 use crate::cli::commands::show::views::{
     BackupView, BookmarkView, LocalView, LockfileView, SnapshotView, StoreAnswer, StoreView,
     UploadView,
 };
+use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::health::judge_health;
 use crate::state::history::{DrillNote, FailureNote, Record, SeenNote, VerifyNote};
