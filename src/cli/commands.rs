@@ -27,7 +27,7 @@ use crate::cli::lock::{self, check_lock};
 /// Runs one command other than `perform`. A step of `perform` is run by this function too, with
 /// the context of its run.
 pub(crate) async fn run_command(command: &Command, context: &Context) -> Result<(), Failure> {
-    let Context { global, output, .. } = context;
+    let output = &context.output;
     check_lock(command, context).await?;
     match command {
         Command::Perform => Err(usage(
@@ -55,12 +55,13 @@ pub(crate) async fn run_command(command: &Command, context: &Context) -> Result<
         Command::VerifyChecksums(verify) => verify::verify(context, verify).await,
         Command::Restore(restore) => restore::restore(context, restore).await,
         Command::Drill(drill) => drill::drill(context, drill).await,
-        Command::Key(command) => key::key(global, command, output).await,
-        Command::Config(ConfigCommand::Init(init)) => config::init::init(global, init, output),
+        Command::Key(command) => key::key(context, command).await,
+        Command::Config(ConfigCommand::Init(init)) => config::init::init(context, init),
         Command::Config(ConfigCommand::Convert { file }) => config::convert::convert(file, output),
         Command::Config(ConfigCommand::Recover(recover)) => {
             config::recover::recover(context, recover).await
         }
-        Command::Config(command) => config::config(global, command, output),
+        Command::Config(ConfigCommand::Check) => config::check(context.setup()?, output),
+        Command::Config(ConfigCommand::Show) => config::show(context),
     }
 }

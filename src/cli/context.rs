@@ -1,13 +1,10 @@
 //! Context of one command, or of one step of `perform`: options, configuration, and a tally of the
 //! result of each dataset.
 
-use crate::cli::args::Command;
-use crate::cli::args::Global;
+use crate::cli::args::{Command, Global};
 use crate::cli::failure::{Failure, status};
-use crate::config;
-
 use crate::cli::screen::output::Output;
-use crate::config::{Config, Environment};
+use crate::config::{self, Config, Environment};
 use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::run::hooks::RunningHook;
@@ -36,7 +33,7 @@ pub(crate) struct Context {
     pub(crate) leftovers: Arc<Leftovers>,
     /// The key of the step of `perform`, when the command is one.
     step: Option<String>,
-    loaded: Arc<OnceLock<Arc<(Config, Environment)>>>,
+    setup: Arc<OnceLock<Setup>>,
     /// Datasets that failed in an earlier step of this run; they are skipped.
     skip: BTreeSet<DatasetName>,
     tally: Mutex<Tally>,
@@ -64,16 +61,15 @@ impl Context {
         stop: Stop,
         leftovers: Arc<Leftovers>,
     ) -> Self {
-        let (loaded, skip, tally) = (Arc::default(), BTreeSet::new(), Mutex::default());
         Self {
             global,
             output,
             stop,
             leftovers,
             step: None,
-            loaded,
-            skip,
-            tally,
+            setup: Arc::default(),
+            skip: BTreeSet::new(),
+            tally: Mutex::default(),
         }
     }
 
@@ -85,16 +81,13 @@ impl Context {
         output: Arc<Output>,
         skip: BTreeSet<DatasetName>,
     ) -> Self {
-        let loaded = Arc::clone(&self.loaded);
-        let step = Some(name.to_owned());
-        let leftovers = Arc::clone(&self.leftovers);
         Self {
             global,
             output,
             stop: self.stop.clone(),
-            leftovers,
-            step,
-            loaded,
+            leftovers: Arc::clone(&self.leftovers),
+            step: Some(name.to_owned()),
+            setup: Arc::clone(&self.setup),
             skip,
             tally: Mutex::default(),
         }
@@ -116,18 +109,23 @@ impl Context {
     }
 
     /// Returns the configuration, which is read once.
-    pub(crate) fn config(&self) -> Result<Arc<(Config, Environment)>, Failure> {
-        if let Some(loaded) = self.loaded.get() {
-            return Ok(Arc::clone(loaded));
+    pub(crate) fn setup(&self) -> Result<&Setup, Failure> {
+        if let Some(setup) = self.setup.get() {
+            return Ok(setup);
         }
-        let loaded = Arc::new(load_config(&self.global, &self.output)?);
-        Ok(Arc::clone(self.loaded.get_or_init(|| loaded)))
+        let setup = Setup::load(&self.global, &self.output)?;
+        Ok(self.setup.get_or_init(|| setup))
+    }
+
+    /// Returns whether a command does what it plans: only with `-y`, and not with `--dry-run`.
+    pub(crate) fn carries_out(&self, yes: bool) -> bool {
+        yes && !self.global.dry_run
     }
 
     /// Returns the datasets to work on: the configured ones, except those that failed earlier in
     /// this run. A missing dataset counts as failed and does not block the others.
     pub(crate) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
-        let config = &self.config()?.0;
+        let config = &self.setup()?.config;
         let Selection {
             selected,
             failed,
@@ -252,21 +250,26 @@ impl Context {
     }
 }
 
-/// Loads the configuration and prints its notices.
-pub(crate) fn load_config(
-    global: &Global,
-    output: &Output,
-) -> Result<(Config, Environment), Failure> {
-    let env = Environment::current();
-    let file = global
-        .config
-        .clone()
-        .unwrap_or_else(|| config::default_config_file(&env));
-    let config = Config::load(&file, &env)?;
-    for notice in config.notices() {
-        output.note(&notice.to_string());
+/// The configuration of this host, and the environment in which it was read.
+pub(crate) struct Setup {
+    pub(crate) config: Config,
+    pub(crate) env: Environment,
+}
+
+impl Setup {
+    /// Loads the configuration and prints its notices.
+    pub(crate) fn load(global: &Global, output: &Output) -> Result<Self, Failure> {
+        let env = Environment::current();
+        let file = global
+            .config
+            .clone()
+            .unwrap_or_else(|| config::default_config_file(&env));
+        let config = Config::load(&file, &env)?;
+        for notice in config.notices() {
+            output.note(&notice.to_string());
+        }
+        Ok(Self { config, env })
     }
-    Ok((config, env))
 }
 
 /// Resources that must not outlive this process: the lock of its run, and the running hook. All

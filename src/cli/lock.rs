@@ -69,8 +69,8 @@ pub(crate) async fn check_lock(command: &Command, context: &Context) -> Result<(
     if need == LockNeed::Nothing {
         return Ok(());
     }
-    let loaded = context.config()?;
-    let (config, here) = (&loaded.0, HostBoot::current());
+    let config = &context.setup()?.config;
+    let here = HostBoot::current();
     let read = || read_lock(&config.lock_file, &here);
     if need == LockNeed::Note {
         match read() {
@@ -139,8 +139,7 @@ fn note(context: &Context, config: &Config, state: &LockState, how: &str) {
 
 /// `lock`: makes the lock by hand or, as a step, for the run of `perform`.
 pub(crate) async fn lock(context: &Context) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let config = &loaded.0;
+    let config = &context.setup()?.config;
     let path = config.lock_file.display();
     if context.global.dry_run {
         note(
@@ -189,8 +188,8 @@ pub(crate) async fn lock(context: &Context) -> Result<(), Failure> {
 /// `unlock`: removes the lock that a person or a dead run left; the lock of a run that may be alive
 /// only with `-i`. As a step, removes the lock of this run.
 pub(crate) fn unlock(context: &Context) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let (config, path) = (&loaded.0, loaded.0.lock_file.display());
+    let config = &context.setup()?.config;
+    let path = config.lock_file.display();
     if context.global.dry_run {
         context
             .output

@@ -1,6 +1,7 @@
 //! The adapters that a command works with, opened as the configuration names them: stores, keys,
 //! ZFS, and the datasets that a command is about.
 
+pub(crate) mod access;
 pub(crate) mod b2;
 pub(crate) mod datasets;
 pub(crate) mod history;

@@ -6,8 +6,7 @@ use crate::cli::args::Global;
 use crate::cli::args::sequence::{Step, parse_steps};
 use crate::cli::commands::run_command;
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
+use crate::cli::failure::{Failure, status};
 use crate::cli::perform::report::{RunReport, StepReport};
 use crate::config::Config;
 use crate::model::DatasetName;
@@ -22,8 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let config = &loaded.0;
+    let config = &context.setup()?.config;
     let (started_at, started) = (Timestamp::now(), Instant::now());
     let mut report = RunReport {
         host: host_name(),

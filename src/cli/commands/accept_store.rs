@@ -3,25 +3,22 @@
 use crate::cli::args::AcceptStore;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
+use crate::cli::open::access::Access;
 use crate::cli::open::identity::{place_of, stored_names};
-use crate::cli::open::remote::open_raw_store;
-use crate::run::backup::StoreRole;
 use crate::run::identity::{accept, known_at};
 use crate::store::ListedObject;
 use serde_json::json;
 use std::ops::ControlFlow;
 
 pub(crate) async fn accept_store(context: &Context, args: &AcceptStore) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let output = &context.output;
-    let role = match args.intermediate || config.remote.is_none() {
-        true => StoreRole::Intermediate,
-        false => StoreRole::Remote,
-    };
+    let role = setup.role(args.intermediate);
     let Some(place) = place_of(config, role) else {
         return Err(usage("the configuration names no store", "set main.remote"));
     };
-    let store = open_raw_store(config, env, role).await?;
+    let store = setup.open_unidentified(role, Access::Read).await?;
     let mut objects = 0;
     let mut count = |page: Vec<ListedObject>| {
         objects += page.len();

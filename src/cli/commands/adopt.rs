@@ -3,15 +3,15 @@
 
 use crate::catalog::{read_catalog, read_started};
 use crate::cli::args::{Adopt, OriginChoice};
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Setup};
 use crate::cli::failure::{Failure, usage};
+use crate::cli::open::access::Access;
 use crate::cli::open::datasets::origin_of;
 use crate::cli::open::keys::keys_for_pruning;
-use crate::cli::open::remote::{open_intermediate, open_remote_for, open_zfs};
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::cli::screen::table::bytes;
-use crate::config::{Config, Environment};
+use crate::config::Config;
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName, HostMark};
 use crate::plan::BackupFacts;
@@ -29,7 +29,8 @@ use serde_json::json;
 use std::sync::Arc;
 
 pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let output = &context.output;
     let zfs = open_zfs()?;
     let datasets = context.datasets(&*zfs)?;
@@ -47,16 +48,19 @@ pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     let own = origin_of(&*zfs, selected)?;
     // The adoption is kept under the store's identity, so a store without objects gets its identity
     // first.
-    let purpose = if adopt.yes && !context.global.dry_run {
-        Purpose::Write
+    let access = if context.carries_out(adopt.yes) {
+        Access::Write
     } else {
-        Purpose::Read
+        Access::Read
     };
-    let stores = configured_stores(config, env, purpose).await?;
+    let mut stores = Vec::new();
+    for role in setup.roles().into_iter().rev() {
+        stores.push(setup.open(role, access).await?);
+    }
     let (pool, origins) = read_pool(&*zfs, config, selected, &own, &stores)?;
-    let holdings = read_holdings(config, env, (stored, &stores), &pool, &origins).await?;
+    let holdings = read_holdings(setup, (stored, &stores), &pool, &origins).await?;
     let chosen = choose(adopt, &holdings)?;
-    let carry_out = adopt.yes && !context.global.dry_run && chosen.is_some();
+    let carry_out = context.carries_out(adopt.yes) && chosen.is_some();
     print(
         stored,
         &holdings,
@@ -301,15 +305,14 @@ fn read_pool(
 }
 
 async fn read_holdings(
-    config: &Config,
-    env: &Environment,
+    setup: &Setup,
     (stored, stores): (&DatasetName, &[Arc<dyn ObjectStore>]),
     pool: &PoolView,
     origins: &[Origin],
 ) -> Result<Vec<Holding>, Failure> {
     let (mut backups, mut attempts) = (Vec::new(), Vec::new());
     for store in stores {
-        let (_, trusted) = keys_for_pruning(config, env, store).await?;
+        let (_, trusted) = keys_for_pruning(setup, store).await?;
         let catalog = read_catalog(&**store, stored, &trusted).await?;
         for backup in &catalog.backups {
             backups.push(BackupFacts::new(
@@ -335,21 +338,6 @@ async fn read_holdings(
         }
     }
     Ok(find_holdings(&backups, &attempts, pool, origins))
-}
-
-async fn configured_stores(
-    config: &Config,
-    env: &Environment,
-    purpose: Purpose,
-) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
-    let mut stores = Vec::new();
-    if config.intermediate.is_some() {
-        stores.push(open_intermediate(config, purpose).await?);
-    }
-    if config.remote.is_some() {
-        stores.push(open_remote_for(config, env, purpose).await?);
-    }
-    Ok(stores)
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
 //! `stream-to-remote` and `export-intermediate`.
 
 use crate::cli::args::Kind;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Setup};
 use crate::cli::failure::Failure;
 use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
 use crate::cli::open::identity::known_store;
 use crate::cli::open::keys::{ask_passphrase, keys_for_planning, keys_for_writing};
-use crate::cli::open::remote::{open_intermediate, open_remote, open_remote_for, open_zfs};
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::remote::open_zfs;
 use crate::cli::open::settings::backup_settings;
 use crate::cli::open::{history, kept_config};
 use crate::cli::screen::output::Output;
 use crate::cli::screen::progress::UploadProgress;
 use crate::cli::screen::table::{bytes, tier_words};
-use crate::config::{Config, Environment, KeySource};
+use crate::config::{Config, KeySource};
 use crate::model::{BackupId, DatasetName};
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
@@ -38,14 +38,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
-    let purpose = if context.global.dry_run {
-        Purpose::Read
-    } else {
-        Purpose::Write
-    };
-    let store = open_remote_for(config, env, purpose).await?;
-    let other = open_other(config, env, StoreRole::Intermediate, &*store).await?;
+    let setup = context.setup()?;
+    let access = Access::to_write(context);
+    let store = setup.open(StoreRole::Remote, access).await?;
+    let other = open_other(setup, StoreRole::Intermediate, &*store).await?;
     back_up_all(
         context,
         kind,
@@ -75,48 +71,39 @@ fn open_source(_: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
 }
 
 pub(crate) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
-    let purpose = if context.global.dry_run {
-        Purpose::Read
-    } else {
-        Purpose::Write
-    };
-    let store = open_intermediate(config, purpose).await?;
-    let other = open_other(config, env, StoreRole::Remote, &*store).await?;
+    let setup = context.setup()?;
+    let access = Access::to_write(context);
+    let store = setup.open(StoreRole::Intermediate, access).await?;
+    let other = open_other(setup, StoreRole::Remote, &*store).await?;
     let zfs = open_source(kind)?;
-    refuse_inside_datasets(context, config, &*zfs)?;
+    refuse_inside_datasets(context, &setup.config, &*zfs)?;
     let target = Target {
         store: Arc::clone(&store),
         role: StoreRole::Intermediate,
         other,
     };
     let exported = back_up_all(context, kind, &zfs, target).await;
-    let summed = write_all_sums(context, config, &*zfs, &*store).await;
+    let summed = write_all_sums(context, &setup.config, &*zfs, &*store).await;
     exported.and(summed)
 }
 
 /// Opens the configured store that is not the target, and requires that the two differ. A store
 /// that cannot be opened does not stop the run: the remote's last known contents are used.
 async fn open_other(
-    config: &Config,
-    env: &Environment,
+    setup: &Setup,
     role: StoreRole,
     target: &dyn ObjectStore,
 ) -> Result<Option<OtherStore>, Failure> {
-    if known_store(config, role)?.is_none() {
+    if known_store(&setup.config, role)?.is_none() {
         return Ok(None);
     }
-    let opened = match role {
-        StoreRole::Remote => open_remote(config, env).await,
-        StoreRole::Intermediate => open_intermediate(config, Purpose::Read).await,
-    };
-    let store = match opened {
+    let store = match setup.open(role, Access::Read).await {
         Err(failure @ Failure::Run(RunError::OnePlace { .. })) => return Err(failure),
         opened => opened.map_err(|failure| failure.reason()),
     };
     let known = match &store {
         Ok(store) => Some(store.known()),
-        Err(_) => known_store(config, role)?,
+        Err(_) => known_store(&setup.config, role)?,
     };
     known
         .iter()
@@ -156,8 +143,7 @@ async fn write_all_sums(
     if !wanted || context.global.dry_run {
         return Ok(());
     }
-    let (_, env) = &*context.config()?;
-    let trusted = keys_for_planning(config, env, store).await?.trusted;
+    let trusted = keys_for_planning(context.setup()?, store).await?.trusted;
     let done = context.tally().done;
     for Selected { dataset, stored } in context.datasets(zfs)? {
         if done.contains(&dataset.name)
@@ -183,7 +169,8 @@ async fn back_up_all(
     target: Target,
 ) -> Result<(), Failure> {
     let Context { output, stop, .. } = context;
-    let (config, env) = &*context.config()?;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let requested = match (kind.full, kind.incremental) {
         (true, _) => RequestedKind::Full,
         (_, true) => RequestedKind::Incremental,
@@ -193,8 +180,8 @@ async fn back_up_all(
     if context.global.dry_run {
         return dry_run(context, kind, requested, &target, zfs, &datasets).await;
     }
-    learn_keys_of_remote(config, env, &target).await?;
-    let keys = keys_for_writing(config, env, &*target.store).await?;
+    learn_keys_of_remote(setup, &target).await?;
+    let keys = keys_for_writing(setup, &*target.store).await?;
     // All datasets of the run share one end of the time window.
     let until = backup_settings(config).until;
     let mut results = Vec::new();
@@ -269,11 +256,7 @@ async fn back_up_all(
 
 /// Gets the keys from the remote, when this host has none and starts with an empty intermediate
 /// directory.
-async fn learn_keys_of_remote(
-    config: &Config,
-    env: &Environment,
-    target: &Target,
-) -> Result<(), Failure> {
+async fn learn_keys_of_remote(setup: &Setup, target: &Target) -> Result<(), Failure> {
     let Some(OtherStore {
         role: StoreRole::Remote,
         store: remote,
@@ -282,15 +265,15 @@ async fn learn_keys_of_remote(
     else {
         return Ok(());
     };
-    let KeySource::Passphrase(source) = &config.keys else {
+    let KeySource::Passphrase(source) = &setup.config.keys else {
         return Ok(());
     };
     let remote = remote.as_deref().map_err(String::as_str);
     Ok(learn_keys(
         &*target.store,
         remote,
-        &KeyCache::new(&config.state_dir),
-        || ask_passphrase(source, env),
+        &KeyCache::new(&setup.config.state_dir),
+        || ask_passphrase(source, &setup.env),
     )
     .await?)
 }
@@ -328,8 +311,9 @@ async fn dry_run(
     zfs: &Arc<dyn Zfs>,
     datasets: &[Selected],
 ) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
-    let keys = keys_for_planning(config, env, &*target.store).await?;
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let keys = keys_for_planning(setup, &*target.store).await?;
     let backup = backup_env(config, kind, target, zfs, keys, context.stop.clone());
     let mut plans = Vec::new();
     for selected in datasets {

@@ -6,9 +6,8 @@ pub(crate) mod init_text;
 pub(crate) mod recover;
 
 use crate::cli::args::sequence::parse_steps;
-use crate::cli::args::{ConfigCommand, Global};
-use crate::cli::context::load_config;
-use crate::cli::failure::{Failure, usage};
+use crate::cli::context::{Context, Setup};
+use crate::cli::failure::Failure;
 use crate::cli::screen::output::Output;
 use crate::cli::screen::table::{WIDTH, wrap};
 use crate::config::Config;
@@ -16,48 +15,43 @@ use crate::run::error_chain;
 use crate::state::probes::{ProbeNote, known_probes};
 use serde_json::json;
 
-pub(crate) fn config(
-    global: &Global,
-    command: &ConfigCommand,
-    output: &Output,
-) -> Result<(), Failure> {
-    let (config, env) = load_config(global, output)?;
-    match command {
-        ConfigCommand::Init(_) | ConfigCommand::Convert { .. } | ConfigCommand::Recover(_) => {
-            return Err(usage("this needs no configuration", "see --help"));
-        }
-        ConfigCommand::Show => {
-            output.line(config.to_display_toml().trim_end());
-            output.json(|| json!({ "file": config.file, "toml": config.to_display_toml() }));
-        }
-        ConfigCommand::Check => {
-            parse_steps(&config)?;
-            for missing in config.missing_files(&env) {
-                output.note(&missing.to_string());
-            }
-            output.line(format!("{}: good", config.file.display()));
-            for advice in config.check_advice() {
-                let text = format!("  {}: {}", advice.subject, advice.text);
-                wrap(&text, WIDTH, "    ")
-                    .iter()
-                    .for_each(|line| output.line(line));
-            }
-            let probes = probes(&config, output);
-            for note in &probes {
-                wrap(&format!("  probe: {}", describe(note)), WIDTH, "    ")
-                    .iter()
-                    .for_each(|line| output.line(line));
-            }
-            output.json(|| {
-                let advice: Vec<_> = config
-                    .check_advice()
-                    .iter()
-                    .map(|advice| json!({ "subject": advice.subject, "text": advice.text }))
-                    .collect();
-                json!({ "file": config.file, "advice": advice, "probes": probes })
-            });
-        }
+/// `config show`.
+pub(crate) fn show(context: &Context) -> Result<(), Failure> {
+    let config = &context.setup()?.config;
+    let output = &context.output;
+    output.line(config.to_display_toml().trim_end());
+    output.json(|| json!({ "file": config.file, "toml": config.to_display_toml() }));
+    Ok(())
+}
+
+/// `config check`.
+pub(crate) fn check(setup: &Setup, output: &Output) -> Result<(), Failure> {
+    let config = &setup.config;
+    parse_steps(config)?;
+    for missing in config.missing_files(&setup.env) {
+        output.note(&missing.to_string());
     }
+    output.line(format!("{}: good", config.file.display()));
+    for advice in config.check_advice() {
+        let text = format!("  {}: {}", advice.subject, advice.text);
+        wrap(&text, WIDTH, "    ")
+            .iter()
+            .for_each(|line| output.line(line));
+    }
+    let probes = probes(config, output);
+    for note in &probes {
+        wrap(&format!("  probe: {}", describe(note)), WIDTH, "    ")
+            .iter()
+            .for_each(|line| output.line(line));
+    }
+    output.json(|| {
+        let advice: Vec<_> = config
+            .check_advice()
+            .iter()
+            .map(|advice| json!({ "subject": advice.subject, "text": advice.text }))
+            .collect();
+        json!({ "file": config.file, "advice": advice, "probes": probes })
+    });
     Ok(())
 }
 

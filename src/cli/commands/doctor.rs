@@ -1,14 +1,15 @@
 //! `doctor`: one screen of checks, each with its meaning and advice. Writes only the probe of the
 //! store.
 
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Setup};
 use crate::cli::failure::{Failure, status};
+use crate::cli::open::access::Access;
 use crate::cli::open::identity::check_identities;
 use crate::cli::open::keys::keys_for_pruning;
-use crate::cli::open::remote::{OpenRemote, open_raw_remote, open_raw_store, open_zfs};
+use crate::cli::open::remote::{UnprobedRemote, open_zfs};
 use crate::cli::screen::output::{Mark, Output};
 use crate::cli::screen::table::{WIDTH, wrap};
-use crate::config::{Config, Environment, KeySource, Remote};
+use crate::config::{Config, KeySource, Remote};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::doctor::bucket::{Wanted, check_bucket, check_probe};
@@ -34,8 +35,8 @@ const MARKS: [[&str; 4]; 2] = [["+", "-", "!", "x"], ["✓", "·", "!", "✗"]];
 const TEXT_COLUMN: usize = 16;
 
 pub(crate) async fn doctor(context: &Context) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let (config, env) = &*loaded;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let output = &context.output;
     let mut checks = Vec::new();
     let selected = host(config, &mut checks);
@@ -46,7 +47,7 @@ pub(crate) async fn doctor(context: &Context) -> Result<(), Failure> {
     if let Some(intermediate) = &config.intermediate {
         checks.push(check_intermediate(&intermediate.basedir, &selected));
     }
-    let probed = Box::pin(store(context, config, env, &mut checks)).await;
+    let probed = Box::pin(store(context, setup, &mut checks)).await;
     show(output, config, &checks);
     let bad = checks
         .iter()
@@ -96,18 +97,17 @@ fn check_of(subject: &'static str, failure: &Failure) -> Check {
 }
 
 /// Checks the stores: credentials, abilities of the remote, and the keyring.
-async fn store(
-    context: &Context,
-    config: &Config,
-    env: &Environment,
-    checks: &mut Vec<Check>,
-) -> Option<ProbeNote> {
+async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Option<ProbeNote> {
+    let config = &setup.config;
     if config.remote.is_none() {
         checks.push(Check::note(
             "remote",
             "none is configured: all backups lie on this host and go with it",
         ));
-        match open_raw_store(config, env, StoreRole::Intermediate).await {
+        match setup
+            .open_unidentified(StoreRole::Intermediate, Access::Read)
+            .await
+        {
             Ok(store) => {
                 let identities =
                     check_identities(config, &[(StoreRole::Intermediate, &*store)]).await;
@@ -116,20 +116,20 @@ async fn store(
                         .err()
                         .map(|error| Check::failed("identity", &error)),
                 );
-                checks.push(keyring(config, env, &store).await);
+                checks.push(keyring(setup, &store).await);
             }
             Err(failure) => checks.push(check_of("intermediate", &failure)),
         }
         return None;
     }
-    let opened = match open_raw_remote(config, env).await {
+    let opened = match setup.open_unprobed_remote().await {
         Ok(opened) => opened,
         Err(failure) => {
             checks.push(check_of("credentials", &failure));
             return None;
         }
     };
-    let OpenRemote { store, endpoint } = opened;
+    let UnprobedRemote { store, endpoint } = opened;
     checks.push(Check::good(
         "credentials",
         match &endpoint {
@@ -138,7 +138,8 @@ async fn store(
         },
     ));
     let mut stores = vec![(StoreRole::Remote, &*store)];
-    let intermediate = open_raw_store(config, env, StoreRole::Intermediate)
+    let intermediate = setup
+        .open_unidentified(StoreRole::Intermediate, Access::Read)
         .await
         .ok();
     stores.extend(
@@ -180,7 +181,7 @@ async fn store(
         Ok(None) => {}
         Err(error) => checks.push(Check::failed("bucket", &RunError::from(error))),
     }
-    checks.push(keyring(config, env, &store).await);
+    checks.push(keyring(setup, &store).await);
     note
 }
 
@@ -223,7 +224,8 @@ fn wanted(config: &Config) -> Wanted {
 }
 
 /// Checks that the keys that a run needs exist and can be opened.
-async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore>) -> Check {
+async fn keyring(setup: &Setup, store: &Arc<dyn ObjectStore>) -> Check {
+    let config = &setup.config;
     let subject = "keyring";
     let listed = match store.list(KEYRING_PREFIX).await {
         Ok(listed) => listed,
@@ -246,7 +248,7 @@ async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore
                 );
             }
             (true, false) => {
-                return match source.resolve(env) {
+                return match source.resolve(&setup.env) {
                     Ok(_) => Check::note(
                         subject,
                         "none yet: the first backup makes it, with the configured passphrase",
@@ -257,7 +259,7 @@ async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore
             _ => {}
         }
     }
-    match keys_for_pruning(config, env, store).await {
+    match keys_for_pruning(setup, store).await {
         Ok((_, trusted)) if trusted.with(Trust::Unlimited).next().is_some() => Check::warning(
             subject,
             "an older signing key is trusted for everything: an early version rotated it, or two hosts rotated at once",

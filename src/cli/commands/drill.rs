@@ -5,7 +5,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::history;
 use crate::cli::open::identity::known_stores;
-use crate::cli::open::reading::{Places, open_places};
+use crate::cli::open::reading::open_places;
 use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::cli::screen::table::bytes;
@@ -35,8 +35,8 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
         None => {
             select_datasets(
                 &*zfs,
-                &context.config()?.0.datasets,
-                &context.config()?.0.state_dir,
+                &context.setup()?.config.datasets,
+                &context.setup()?.config.state_dir,
             )?
             .selected
         }
@@ -49,7 +49,7 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
                 "name it as `show --remote URL` does",
             ));
         }
-        None => longest_undrilled(&context.config()?.0, &selected)?,
+        None => longest_undrilled(&context.setup()?.config, &selected)?,
     };
     let source = selected
         .iter()
@@ -61,14 +61,7 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     } else {
         drill.from.clone()
     };
-    let places = open_places(
-        &context.global,
-        &drill.source,
-        from.as_ref(),
-        drill.cold,
-        output,
-    )
-    .await?;
+    let places = open_places(context, &drill.source, from.as_ref(), drill.cold).await?;
     let point = drill
         .backup
         .clone()
@@ -105,23 +98,19 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     let report = match report {
         Ok(report) => report,
         Err(error) => {
-            note(&places, |config| {
-                history::drill_failed(config, &stored, &error)
-            });
+            if let Some(setup) = places.setup {
+                history::drill_failed(&setup.config, &stored, &error);
+            }
             return Err(error.into());
         }
     };
-    let id = &set.newest().manifest.id;
-    note(&places, |config| {
-        history::drilled(
-            config,
-            &stored,
-            &DrillNote {
-                at: Timestamp::now(),
-                id: id.clone(),
-            },
-        )
-    });
+    if let Some(setup) = places.setup {
+        let drilled = DrillNote {
+            at: Timestamp::now(),
+            id: set.newest().manifest.id.clone(),
+        };
+        history::drilled(&setup.config, &stored, &drilled);
+    }
     print(&stored, &set, &report, started, output);
     output.json(|| to_json(&stored, &set, &report, started));
     // The backup is good, but a person must remove what the drill left: the drill did not succeed.
@@ -143,12 +132,6 @@ fn parent_of_scratch(
             );
             Err(usage(&what, "name one: --into POOL/DATASET"))
         }
-    }
-}
-
-fn note(places: &Places, write: impl FnOnce(&Config)) {
-    if let Some(config) = &places.config {
-        write(&config.0);
     }
 }
 

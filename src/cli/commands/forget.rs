@@ -4,9 +4,9 @@ use crate::cli::args::Forget;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
 use crate::cli::open::identity::check_other_store;
-use crate::cli::open::remote::{open_intermediate, open_remote_to_delete, open_zfs};
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::remote::open_zfs;
 use crate::cli::open::settings::prune_env;
 use crate::cli::screen::table::bytes;
 use crate::model::{BackupId, DatasetName};
@@ -19,35 +19,29 @@ use crate::store::key::backup_prefix;
 use serde_json::json;
 
 pub(crate) async fn forget(context: &Context, forget: &Forget) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let output = &context.output;
-    let carry_out = forget.yes && !context.global.dry_run;
-    let purpose = if carry_out {
-        Purpose::Write
-    } else {
-        Purpose::Read
-    };
-    let store = match forget.intermediate || config.remote.is_none() {
-        true => open_intermediate(config, purpose).await?,
-        false => open_remote_to_delete(config, env, purpose).await?,
-    };
+    let carry_out = context.carries_out(forget.yes);
+    let access = Access::to_delete(carry_out);
+    let store = setup.open(setup.role(forget.intermediate), access).await?;
     let dataset = match &forget.dataset {
         Some(dataset) => dataset.clone(),
         None => find_dataset_of(context, &*store, &forget.id).await?,
     };
     // `forget` selects a backup by its name, never by its age.
     let clock = ClockCheck::read(&config.state_dir, true)?;
-    let env = prune_env(context, config, env, &store, clock).await?;
+    let env = prune_env(context, &store, clock).await?;
     // A backup that waits in the intermediate directory may build on a backup in the remote.
     let intermediate = match (&config.intermediate, &config.remote) {
         (Some(_), Some(_)) if !forget.intermediate => {
-            Some(open_intermediate(config, Purpose::Read).await?)
+            Some(setup.open(StoreRole::Intermediate, Access::Read).await?)
         }
         _ => None,
     };
     let beside = intermediate.as_deref();
     if let Some(other) = beside {
-        check_other_store(config, StoreRole::Intermediate, other, purpose).await?;
+        check_other_store(config, StoreRole::Intermediate, other, access).await?;
     }
     let found = match carry_out {
         true => {

@@ -4,6 +4,7 @@
 use crate::cli::args::Health as HealthArgs;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
+use crate::cli::open::datasets::configured_place;
 use crate::cli::open::history::facts_of;
 use crate::cli::open::identity::known_stores;
 use crate::cli::open::remote::open_zfs;
@@ -34,10 +35,9 @@ pub(crate) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
         drill: args.max_drill_age.duration(),
     };
     let (output, now) = (&*context.output, Timestamp::now());
-    let judged = match context.config() {
-        Ok(loaded) => judge_all(&loaded.0, &limits, now),
-        Err(failure) => Err(failure),
-    };
+    let judged = context
+        .setup()
+        .and_then(|setup| judge_all(&setup.config, &limits, now));
     // Monitoring reads 3 as "unknown", and an error in this code must never read as another state.
     let mut judged = judged.map_err(|failure| {
         output.plain(&format!("UNKNOWN {}", failure.reason()));
@@ -112,9 +112,10 @@ fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
         Ok(zfs) => zfs,
         Err(failure) if configured.recursive => return Err(failure),
         Err(_) => {
-            let stored =
-                |name: &DatasetName| configured.store_as.clone().unwrap_or_else(|| name.clone());
-            return Ok(configured.names.iter().map(stored).collect());
+            let names = configured.names.iter();
+            return Ok(names
+                .map(|name| configured_place(configured, name))
+                .collect());
         }
     };
     let Selection {

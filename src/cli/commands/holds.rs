@@ -3,10 +3,10 @@
 use crate::cli::args::{Holds, Release};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
+use crate::cli::open::access::Access;
 use crate::cli::open::identity::known_stores;
 use crate::cli::open::keys::keys_for_pruning;
-use crate::cli::open::remote::{open_intermediate, open_remote, open_zfs};
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::cli::screen::table::{WIDTH, age, bytes, wrap};
 use crate::model::BackupId;
@@ -25,10 +25,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub(crate) async fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
-    let Context { global, output, .. } = context;
-    let config = &context.config()?.0;
+    let output = &context.output;
+    let config = &context.setup()?.config;
     let (zfs, stores) = (open_zfs()?, known_stores(config)?);
-    let act = matches!(command, Holds::Release(release) if release.yes) && !global.dry_run;
+    let act = matches!(command, Holds::Release(release) if context.carries_out(release.yes));
     let datasets = context.datasets(&*zfs)?;
     let witnesses = match command {
         Holds::List => None,
@@ -115,7 +115,7 @@ impl Witnesses {
         zfs: &dyn Zfs,
         datasets: &[Selected],
     ) -> Result<Self, Failure> {
-        let (config, env) = &*context.config()?;
+        let setup = context.setup()?;
         let named = release.ids.iter().cloned().collect();
         let mut witnesses = Self {
             stores: Vec::new(),
@@ -129,16 +129,9 @@ impl Witnesses {
         if !is_held {
             return Ok(witnesses);
         }
-        let mut opened = Vec::new();
-        if config.remote.is_some() {
-            opened.push(open_remote(config, env).await);
-        }
-        if config.intermediate.is_some() {
-            opened.push(open_intermediate(config, Purpose::Read).await);
-        }
-        for store in opened {
-            let asked = match store {
-                Ok(store) => keys_for_pruning(config, env, &store)
+        for role in setup.roles() {
+            let asked = match setup.open(role, Access::Read).await {
+                Ok(store) => keys_for_pruning(setup, &store)
                     .await
                     .map(|(_, trusted)| (store, trusted)),
                 Err(failure) => Err(failure),

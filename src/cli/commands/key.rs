@@ -2,27 +2,28 @@
 
 pub(crate) mod rekey;
 
-use crate::cli::args::{Global, Key};
-use crate::cli::context::load_config;
+use crate::cli::args::Key;
+use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
+use crate::cli::open::access::Access;
 use crate::cli::open::keys::keys_for_writing_with;
-use crate::cli::open::remote::{open_intermediate, open_remote_for};
-use crate::cli::open::s3::Purpose;
 use crate::cli::screen::output::Output;
 use crate::run::keys::rotate::OldKeys;
 use crate::run::keys::{KeyCache, NewerKeys, WriterKeys};
 use crate::sign::Trust;
 use serde_json::json;
 
-pub(crate) async fn key(global: &Global, command: &Key, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn key(context: &Context, command: &Key) -> Result<(), Failure> {
+    let output = &context.output;
     if let Key::Export {
         output: file,
         source,
     } = command
     {
-        return rekey::export(global, file.as_deref(), source, output).await;
+        return rekey::export(context, file.as_deref(), source).await;
     }
-    let (config, env) = load_config(global, output)?;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let keys = match command {
         Key::Export { .. } => return Ok(()),
         Key::Show => KeyCache::new(&config.state_dir).load()?.ok_or_else(|| {
@@ -39,7 +40,7 @@ pub(crate) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
                 "make keys with age-keygen and minisign",
             ));
         }
-        Key::Generate { .. } if global.dry_run => {
+        Key::Generate { .. } if context.global.dry_run => {
             output.line("would look for a keyring in the configured stores, and make one where there is none");
             return Ok(());
         }
@@ -47,7 +48,7 @@ pub(crate) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
             new_passphrase_file,
         } => {
             let change = rekey::Change::Passphrase(new_passphrase_file.as_deref());
-            return rekey::change(global, &config, &env, &change, output).await;
+            return rekey::change(context, &change).await;
         }
         Key::Rotate {
             keep_trust,
@@ -58,14 +59,8 @@ pub(crate) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
             } else {
                 OldKeys::Retire
             };
-            return rekey::change(
-                global,
-                &config,
-                &env,
-                &rekey::Change::Keys(old_keys, also_list),
-                output,
-            )
-            .await;
+            let change = rekey::Change::Keys(old_keys, also_list);
+            return rekey::change(context, &change).await;
         }
         Key::Generate { trust_found_keys } => {
             let newer = if *trust_found_keys {
@@ -74,13 +69,9 @@ pub(crate) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
                 NewerKeys::Refuse
             };
             let mut keys = None;
-            if config.remote.is_some() {
-                let store = open_remote_for(&config, &env, Purpose::Write).await?;
-                keys = Some(keys_for_writing_with(&config, &env, &*store, newer).await?);
-            }
-            if config.intermediate.is_some() {
-                let store = open_intermediate(&config, Purpose::Write).await?;
-                keys = Some(keys_for_writing_with(&config, &env, &*store, newer).await?);
+            for role in setup.roles() {
+                let store = setup.open(role, Access::Write).await?;
+                keys = Some(keys_for_writing_with(setup, &*store, newer).await?);
             }
             keys.ok_or_else(|| usage("the configuration names no store", "set main.remote"))?
         }

@@ -7,13 +7,11 @@ use crate::cli::commands::prune::plan::{plan_lines, plan_to_json};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
 use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
 use crate::cli::open::datasets::origin_of;
 use crate::cli::open::history;
 use crate::cli::open::identity::check_other_store;
-use crate::cli::open::remote::{
-    RemoteState, open_intermediate, open_remote_if_any, open_remote_to_delete, open_zfs,
-};
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::remote::{RemoteState, open_zfs};
 use crate::cli::open::settings::prune_env;
 use crate::cli::screen::table::bytes;
 use crate::config::RetentionRules;
@@ -40,16 +38,19 @@ use std::sync::Arc;
 const DOUBTS_PRINTED_MAX: usize = 10;
 
 pub(crate) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
-    let purpose = purpose_of(context, prune);
-    let store = open_remote_to_delete(config, env, purpose).await?;
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let access = Access::to_delete(context.carries_out(prune.yes));
+    let store = setup.open(StoreRole::Remote, access).await?;
     let secondary = match &config.intermediate {
-        Some(_) => SecondaryStore::Intermediate(open_intermediate(config, Purpose::Read).await?),
+        Some(_) => {
+            SecondaryStore::Intermediate(setup.open(StoreRole::Intermediate, Access::Read).await?)
+        }
         None => SecondaryStore::Nothing,
     };
     refuse_one_place_twice(&*store, &secondary)?;
     if let SecondaryStore::Intermediate(other) = &secondary {
-        check_other_store(config, StoreRole::Intermediate, &**other, purpose).await?;
+        check_other_store(config, StoreRole::Intermediate, &**other, access).await?;
     }
     let call = PruneCall {
         step: "prune-remote",
@@ -63,10 +64,11 @@ pub(crate) async fn prune_intermediate(
     context: &Context,
     prune: &PruneByAge,
 ) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
-    let purpose = purpose_of(context, prune);
-    let store = open_intermediate(config, purpose).await?;
-    let secondary = match open_remote_if_any(config, env, Purpose::Read).await? {
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let access = Access::to_delete(context.carries_out(prune.yes));
+    let store = setup.open(StoreRole::Intermediate, access).await?;
+    let secondary = match setup.open_remote_if_any(Access::Read).await? {
         RemoteState::None => SecondaryStore::Nothing,
         RemoteState::Open(remote) => SecondaryStore::Remote(remote),
         RemoteState::Unreachable(why) => {
@@ -78,7 +80,7 @@ pub(crate) async fn prune_intermediate(
     };
     refuse_one_place_twice(&*store, &secondary)?;
     if let SecondaryStore::Remote(other) = &secondary {
-        check_other_store(config, StoreRole::Remote, &**other, purpose).await?;
+        check_other_store(config, StoreRole::Remote, &**other, access).await?;
     }
     let call = PruneCall {
         step: "prune-intermediate",
@@ -101,15 +103,6 @@ fn refuse_one_place_twice(
     }
 }
 
-/// Returns the purpose for which the pruned store is opened: a plan only reads.
-pub(crate) fn purpose_of(context: &Context, prune: &PruneByAge) -> Purpose {
-    if prune.yes && !context.global.dry_run {
-        Purpose::Write
-    } else {
-        Purpose::Read
-    }
-}
-
 /// The parts in which the two commands differ.
 #[derive(Clone, Copy)]
 struct PruneCall<'a> {
@@ -126,13 +119,14 @@ async fn prune_store(
     secondary: SecondaryStore,
     call: &PruneCall<'_>,
 ) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let (output, PruneCall { step, rules, prune }) = (&context.output, *call);
     let datasets = context.datasets(zfs)?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
-    let mut env = prune_env(context, config, env, &store, clock).await?;
+    let mut env = prune_env(context, &store, clock).await?;
     let (foreign_objects, foreign_bytes) = count_foreign(&*store, &datasets).await?;
-    let carry_out = prune.yes && !context.global.dry_run;
+    let carry_out = context.carries_out(prune.yes);
     let mut results = Vec::new();
     for selected in &datasets {
         let work = async {

@@ -1,15 +1,16 @@
 //! `prune-snapshots`.
 
 use crate::cli::args::PruneByAge;
-use crate::cli::commands::prune::purpose_of;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
 use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
 use crate::cli::open::history;
 use crate::cli::open::keys::keys_for_pruning;
-use crate::cli::open::remote::{RemoteState, open_intermediate, open_remote_if_any, open_zfs};
+use crate::cli::open::remote::{RemoteState, open_zfs};
 use crate::cli::screen::table::bytes;
 use crate::plan::snapshots::find_snapshots_doubt;
+use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::pool::prune_snapshots::{
     SnapshotOutcome, SnapshotStore, SnapshotsEnv, judge_snapshots, prune_snapshots as prune_dataset,
@@ -23,7 +24,7 @@ use std::sync::Arc;
 const STEP: &str = "prune-snapshots";
 
 pub(crate) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
-    if context.config()?.0.snapshots.oldest_days.is_none() {
+    if context.setup()?.config.snapshots.oldest_days.is_none() {
         context
             .output
             .note("main.oldest_snapshot_days is not set, so no snapshot is destroyed");
@@ -38,22 +39,28 @@ pub(crate) async fn prune_snapshots_of(
     zfs: Arc<dyn Zfs>,
     prune: &PruneByAge,
 ) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let output = &context.output;
     let Some(oldest_days) = config.snapshots.oldest_days else {
         return Ok(());
     };
     let datasets = context.datasets(&*zfs)?;
-    let purpose = purpose_of(context, prune);
+    let carry_out = context.carries_out(prune.yes);
+    let access = if carry_out {
+        Access::Write
+    } else {
+        Access::Read
+    };
     let mut stores = Vec::new();
     if config.intermediate.is_some() {
         let beside_remote = config.remote.is_some();
         stores.push(SnapshotStore {
-            store: open_intermediate(config, purpose).await?,
+            store: setup.open(StoreRole::Intermediate, access).await?,
             beside_remote,
         });
     }
-    match open_remote_if_any(config, env, purpose).await? {
+    match setup.open_remote_if_any(access).await? {
         RemoteState::None => {}
         RemoteState::Open(store) => stores.push(SnapshotStore {
             store,
@@ -72,7 +79,7 @@ pub(crate) async fn prune_snapshots_of(
     let Some(store) = stores.last().map(|store| &store.store) else {
         return Ok(());
     };
-    let (_, trusted) = keys_for_pruning(config, env, store).await?;
+    let (_, trusted) = keys_for_pruning(setup, store).await?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
     let (prefix, now) = (config.snapshots.prefix.clone(), clock.reading.wall);
     let state_dir = config.state_dir.clone();
@@ -86,7 +93,6 @@ pub(crate) async fn prune_snapshots_of(
         now,
         clock,
     };
-    let carry_out = prune.yes && !context.global.dry_run;
     let mut results = Vec::new();
     for selected in &datasets {
         let outcomes = match carry_out {
@@ -133,7 +139,7 @@ fn finish(
     outcomes: &[SnapshotOutcome],
     carried_out: bool,
 ) -> Result<(), Failure> {
-    let (config, name) = (&context.config()?.0, &selected.dataset.name);
+    let (config, name) = (&context.setup()?.config, &selected.dataset.name);
     let verdicts: Vec<_> = outcomes
         .iter()
         .map(|outcome| outcome.verdict.clone())

@@ -48,14 +48,7 @@ pub(crate) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
         ));
     }
     let options = receive_options(restore)?;
-    let places = open_places(
-        &context.global,
-        &restore.source,
-        restore.from.as_ref(),
-        false,
-        &context.output,
-    )
-    .await?;
+    let places = open_places(context, &restore.source, restore.from.as_ref(), false).await?;
     let (stores, keys) = (&places.stores, &places.keys);
     match &restore.to {
         Some(target) if restore.recursive => {
@@ -466,7 +459,7 @@ async fn restore_stream(
     restore: &Restore,
     dataset: &DatasetName,
     point: &RestorePoint,
-    places: &Places,
+    places: &Places<'_>,
 ) -> Result<(), Failure> {
     let (stores, keys) = (&places.stores, &places.keys);
     let set = match point {

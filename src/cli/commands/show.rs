@@ -8,8 +8,7 @@ pub(crate) mod views;
 use crate::cli::args::Show;
 use crate::cli::commands::show::survey::{Survey, survey_host, survey_store};
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
+use crate::cli::failure::{Failure, status};
 use serde_json::json;
 
 pub(crate) async fn show(context: &Context, show: &Show) -> Result<(), Failure> {
@@ -17,7 +16,7 @@ pub(crate) async fn show(context: &Context, show: &Show) -> Result<(), Failure> 
     let deep = !show.datasets.is_empty() || context.global.verbose > 0;
     let bare = show.source.remote.is_some();
     let Survey { overview, failed } = match bare {
-        true => survey_store(&context.global, show, output).await?,
+        true => survey_store(context, show).await?,
         false => survey_host(context, show, deep).await?,
     };
     if show.include_remote && overview.remote.url.is_none() {

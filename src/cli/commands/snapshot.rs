@@ -1,8 +1,7 @@
 //! `snapshot`.
 
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
-use crate::cli::failure::status;
+use crate::cli::failure::{Failure, status};
 use crate::cli::open::remote::open_zfs;
 use crate::config::SnapshotSource;
 use crate::run::pool::snapshot::{SnapshotRun, SnapshotsTaken, snapshot_between_hooks};
@@ -12,8 +11,7 @@ use serde_json::json;
 
 pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
     let output = &context.output;
-    let loaded = context.config()?;
-    let config = &loaded.0;
+    let config = &context.setup()?.config;
     if let SnapshotSource::Matching(glob) = &config.snapshots.source {
         output.line(format!(
             "no snapshot is taken: main.use_snapshots = {glob:?} uses those of another tool"

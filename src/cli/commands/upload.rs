@@ -4,11 +4,10 @@ use crate::cli::args::{Source, Upload};
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::lock::wait_for_others;
-use crate::cli::open::datasets::{NamedDataset, datasets_of};
+use crate::cli::open::access::Access;
+use crate::cli::open::datasets::{NamedDataset, datasets_to_change};
 use crate::cli::open::keys::keys_for_writing;
 use crate::cli::open::reading::{open_configured, trusted_keys};
-use crate::cli::open::remote::{open_intermediate, open_remote_for};
-use crate::cli::open::s3::Purpose;
 use crate::cli::open::{history, kept_config};
 use crate::cli::screen::output::Output;
 use crate::cli::screen::progress::UploadProgress;
@@ -17,6 +16,7 @@ use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{LeftReason, doomed};
 use crate::run::RunError;
+use crate::run::backup::StoreRole;
 use crate::run::copy::{
     CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal,
     upload_dataset,
@@ -31,25 +31,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let (config, env) = &*loaded;
-    let purpose = if context.global.dry_run {
-        Purpose::Read
-    } else {
-        Purpose::Write
-    };
-    let mut from = open_intermediate(config, Purpose::Read).await?;
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let access = Access::to_write(context);
+    let mut from = setup.open(StoreRole::Intermediate, Access::Read).await?;
     let is_unused = from.is_unused().await? && !from.known().id.is_random();
     if !is_unused {
-        from = open_intermediate(config, purpose).await?;
-    } else if purpose == Purpose::Write {
+        from = setup.open(StoreRole::Intermediate, access).await?;
+    } else if access == Access::Write {
         // A store without exports must not get an identity or keys.
-        return nothing_to_copy(context, &datasets_of(context, &*from).await?);
+        return nothing_to_copy(context, &datasets_to_change(context, &*from).await?);
     }
-    let to = open_remote_for(config, env, purpose).await?;
+    let to = setup.open(StoreRole::Remote, access).await?;
     // Check this before keys are put anywhere.
     refuse_one_place(&from.known(), &to.known())?;
-    let datasets = datasets_of(context, &*from).await?;
+    let datasets = datasets_to_change(context, &*from).await?;
     let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
     let would_be_pruned =
         |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
@@ -62,8 +58,8 @@ pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     }
     // Set up the keys of the directory first: its backups are sealed to them, and the remote must
     // have them too.
-    keys_for_writing(config, env, &*from).await?;
-    let keys = keys_for_writing(config, env, &*to).await?;
+    keys_for_writing(setup, &*from).await?;
+    let keys = keys_for_writing(setup, &*to).await?;
     let mut results = Vec::new();
     for named in &datasets {
         let shown = ShownProgress::new(&context.output, named.stored.as_str());
@@ -147,9 +143,8 @@ async fn dry_run(
     to: &dyn ObjectStore,
     rules: &UploadRules<'_>,
 ) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
     // The keys are read as in reading commands: no key is made or put.
-    let side = open_configured(config.clone(), env.clone(), true).await?;
+    let side = open_configured(context.setup()?, StoreRole::Intermediate).await?;
     let trusted = trusted_keys(
         &side,
         &Source {

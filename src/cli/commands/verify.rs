@@ -4,12 +4,12 @@ use crate::catalog::{Catalog, list_datasets, read_catalog};
 use crate::cli::args::Verify;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
-use crate::cli::open::datasets::{NamedDataset, datasets_to_look_at};
+use crate::cli::open::access::Access;
+use crate::cli::open::datasets::{NamedDataset, datasets_to_read};
 use crate::cli::open::history;
 use crate::cli::open::identity::expected_identity;
 use crate::cli::open::reading::{ReadSide, key_file, open_for_reading, trusted_keys};
-use crate::cli::open::remote::{open_intermediate, open_zfs};
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::cli::screen::table::{bytes, tier_words};
 use crate::keyring::KeyFile;
@@ -33,8 +33,7 @@ const SECONDS_PER_DAY: i64 = 86_400;
 
 pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Failure> {
     let output = &context.output;
-    let side =
-        open_for_reading(&context.global, &verify.source, verify.intermediate, output).await?;
+    let side = open_for_reading(context, &verify.source, verify.intermediate).await?;
     let trusted = trusted_keys(&side, &verify.source).await?;
     let expected = expected_store(&side, verify).await?;
     let datasets = datasets(&side, verify).await?;
@@ -69,10 +68,10 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
         // A dataset whose check fails must not hide the results of the others.
         match verify_with(Arc::clone(&side.store), &named.stored, &trusted, &options).await {
             Ok(report) => {
-                if let Some((config, _)) = &side.config {
+                if let Some(setup) = side.setup {
                     let share = verify.read_data.as_ref().map(ToString::to_string);
                     history::verified(
-                        config,
+                        &setup.config,
                         &*side.store,
                         &named.stored,
                         &report,
@@ -88,8 +87,8 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
                 reports.push(to_json(named, &report, &sources));
             }
             Err(error) => {
-                if let Some((config, _)) = &side.config {
-                    history::failed(config, &*side.store, &named.stored, "verify", &error);
+                if let Some(setup) = side.setup {
+                    history::failed(&setup.config, &*side.store, &named.stored, "verify", &error);
                 }
                 context.failed(&named.in_pool, &Failure::Run(error));
             }
@@ -112,14 +111,14 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
     }
 }
 
-async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>, Failure> {
+async fn datasets(side: &ReadSide<'_>, verify: &Verify) -> Result<Vec<NamedDataset>, Failure> {
     let named = |stored: &crate::model::DatasetName| NamedDataset {
         in_pool: stored.clone(),
         stored: stored.clone(),
     };
-    Ok(match (verify.datasets.is_empty(), &side.config) {
+    Ok(match (verify.datasets.is_empty(), side.setup) {
         (false, _) => verify.datasets.iter().map(named).collect(),
-        (true, Some((config, _))) => datasets_to_look_at(config, &*side.store).await?,
+        (true, Some(setup)) => datasets_to_read(&setup.config, &*side.store).await?,
         (true, None) => list_datasets(&*side.store)
             .await?
             .iter()
@@ -132,40 +131,38 @@ async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>,
 /// the place is another one. Without this check, somebody who replaces the identity of a store
 /// would hide the backups that this host stored there.
 async fn expected_store(
-    side: &ReadSide,
+    side: &ReadSide<'_>,
     verify: &Verify,
 ) -> Result<Option<(KnownStore, Option<RunError>)>, Failure> {
-    let Some((config, _)) = &side.config else {
+    let Some(setup) = side.setup else {
         return Ok(None);
     };
-    let role = match verify.intermediate || config.remote.is_none() {
-        true => StoreRole::Intermediate,
-        false => StoreRole::Remote,
-    };
-    Ok(expected_identity(config, role, &*side.store).await?)
+    let role = setup.role(verify.intermediate);
+    Ok(expected_identity(&setup.config, role, &*side.store).await?)
 }
 
 /// Returns the newest backups that this host itself stored at the place: in the store that answers
 /// now, and in the store that this host knows for the place.
 fn own_commits(
-    side: &ReadSide,
+    side: &ReadSide<'_>,
     known: Option<&KnownStore>,
     named: &NamedDataset,
 ) -> Result<Vec<OwnCommit>, Failure> {
-    let Some((config, _)) = &side.config else {
+    let Some(setup) = side.setup else {
         return Ok(Vec::new());
     };
+    let state_dir = &setup.config.state_dir;
     let found = side.store.known();
-    let mut commits = Records::new(&config.state_dir, &found, &named.stored).own_commits()?;
+    let mut commits = Records::new(state_dir, &found, &named.stored).own_commits()?;
     if let Some(known) = known.filter(|known| known.id != found.id) {
-        commits.extend(Records::new(&config.state_dir, known, &named.stored).own_commits()?);
+        commits.extend(Records::new(state_dir, known, &named.stored).own_commits()?);
     }
     Ok(commits)
 }
 
 /// Returns the keys that open backups, if this host has them. A host that only makes backups has
 /// none, which is no error.
-async fn opening_keys(side: &ReadSide, verify: &Verify, output: &Output) -> Option<KeyFile> {
+async fn opening_keys(side: &ReadSide<'_>, verify: &Verify, output: &Output) -> Option<KeyFile> {
     match key_file(side, &verify.source).await {
         Ok(file) => Some(file),
         Err(failure) => {
@@ -203,18 +200,19 @@ fn read_data(
 /// and there is a directory. They are additional evidence: without them the remote is verified
 /// nevertheless.
 async fn intermediate_catalog(
-    side: &ReadSide,
+    side: &ReadSide<'_>,
     verify: &Verify,
     named: &NamedDataset,
     trusted: &TrustedKeys,
     output: &Output,
 ) -> Option<Catalog> {
-    let (config, _) = side.config.as_ref()?;
+    let setup = side.setup?;
+    let config = &setup.config;
     if verify.intermediate || config.intermediate.is_none() || config.remote.is_none() {
         return None;
     }
     let read = async {
-        let store = open_intermediate(config, Purpose::Read).await?;
+        let store = setup.open(StoreRole::Intermediate, Access::Read).await?;
         refuse_one_place(&side.store.known(), &store.known())?;
         Ok::<_, Failure>(read_catalog(&*store, &named.stored, trusted).await?)
     };
@@ -233,12 +231,12 @@ async fn intermediate_catalog(
 /// Returns whether the snapshot of each broken backup still exists at the source; `None` where the
 /// pool cannot be read.
 fn sources_here(
-    side: &ReadSide,
+    side: &ReadSide<'_>,
     named: &NamedDataset,
     report: &VerifyReport,
 ) -> BTreeMap<BackupId, bool> {
     let guids = || -> Option<Vec<Guid>> {
-        side.config.as_ref()?;
+        side.setup?;
         let zfs: Arc<dyn Zfs> = open_zfs().ok()?;
         zfs.dataset(&named.in_pool).ok()??;
         Some(

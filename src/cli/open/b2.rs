@@ -1,9 +1,10 @@
 //! Opens a native B2 remote, with its application key, and with the spool where one is configured.
 
+use crate::cli::context::Setup;
 use crate::cli::failure::Failure;
+use crate::cli::open::access::{Access, read_credentials};
 use crate::cli::open::pace::limiter;
-use crate::config::{Config, CredentialFiles, Environment};
-use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Renew, Spool};
+use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Spool};
 use std::env;
 use std::sync::Arc;
 
@@ -13,35 +14,33 @@ const KEY: &str = "B2_APPLICATION_KEY";
 /// Names another environment than Backblaze's production, if its value is a URL.
 const PLACE: &str = "B2_ENVIRONMENT";
 
-/// Opens the configured remote, with the key of these files, or of the environment where there are
-/// none.
+/// Opens the configured remote. Without files the key is in the environment.
 pub(crate) async fn open_configured(
-    (bucket, prefix): (&str, &str),
-    config: &Config,
-    env: &Environment,
-    files: Option<&CredentialFiles>,
+    setup: &Setup,
+    bucket: &str,
+    prefix: &str,
+    access: Access,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let (credentials, renew) = match files {
-        None => (credentials_of_environment(), None),
-        Some(files) => {
-            let (files, env) = (files.clone(), env.clone());
-            let read = move || {
-                files
-                    .read(&env)
-                    .map(|(id, key)| credentials(id.expose(), key.expose()))
-            };
-            (Some(read()?), Some(Renew::new(move || Ok(read()?))))
-        }
-    };
-    let settings = B2Settings {
-        credentials,
-        renew,
+    let config = &setup.config;
+    let mut settings = B2Settings {
         limiter: limiter(config),
         part_bytes: config.b2.parts.part_size.in_memory(),
         concurrency: config.b2.parts.concurrency as usize,
         lock: config.object_lock(),
         ..settings(bucket, prefix)
     };
+    let prune = config.prune.as_ref();
+    let own = prune
+        .filter(|_| access.has_own_credentials())
+        .and_then(|prune| prune.b2_credential_files.as_ref());
+    match own.or(config.b2.credential_files.as_ref()) {
+        None => settings.credentials = credentials_of_environment(),
+        Some(files) => {
+            let credentials = read_credentials(files, &setup.env, credentials)?;
+            settings.credentials = Some(credentials.now);
+            settings.renew = Some(credentials.renew);
+        }
+    }
     let store = Arc::new(open(settings).await?);
     Ok(match &config.b2.spool_dir {
         Some(dir) => Arc::new(Spool::new(store, dir.clone())),

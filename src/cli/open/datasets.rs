@@ -4,10 +4,10 @@ use crate::catalog::list_datasets;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::open::remote::open_zfs;
-use crate::config::Config;
+use crate::config::{Config, DatasetSelection};
 use crate::manifest::Origin;
 use crate::model::DatasetName;
-use crate::run::pool::select::{Selected, Selection, match_stored, select_datasets};
+use crate::run::pool::select::{Selected, match_stored, select_datasets};
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use crate::zfs::Zfs;
@@ -21,63 +21,57 @@ pub(crate) struct NamedDataset {
     pub(crate) stored: DatasetName,
 }
 
-/// Returns the datasets to work on, without those that failed earlier in this run. ZFS is read
-/// where it is available, because a renamed dataset keeps its place in the store. The configured
-/// names are added, because a dataset that is gone from the pool may still have backups in the
-/// store.
-pub(crate) async fn datasets_of(
+/// Returns the datasets to work on, without those that failed earlier in this run.
+pub(crate) async fn datasets_to_change(
     context: &Context,
     store: &dyn ObjectStore,
 ) -> Result<Vec<NamedDataset>, Failure> {
-    let config = &context.config()?.0;
-    let mut named = match open_zfs().and_then(|zfs| context.datasets(&*zfs)) {
-        Ok(selected) => by_both_names(selected),
-        Err(failure) => {
-            tracing::debug!(
-                "going by names alone, ZFS cannot be asked: {}",
-                failure.reason()
-            );
-            Vec::new()
-        }
-    };
-    for other in by_name(config, store).await? {
-        let known =
-            |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
-        if !named.iter().any(known) && !context.skips(&other.in_pool) {
-            named.push(other);
-        }
-    }
+    let selected = open_zfs().and_then(|zfs| context.datasets(&*zfs));
+    let config = &context.setup()?.config;
+    let mut named = by_both_names(config, store, selected).await?;
+    named.retain(|named| !context.skips(&named.in_pool));
     Ok(named)
 }
 
-/// Returns the same as [`datasets_of`], for a command that only reads: a dataset that is missing in
-/// the pool is no failure of the command.
-pub(crate) async fn datasets_to_look_at(
+/// Returns the datasets of a command that only reads: a dataset that is missing in the pool is no
+/// failure of the command.
+pub(crate) async fn datasets_to_read(
     config: &Config,
     store: &dyn ObjectStore,
 ) -> Result<Vec<NamedDataset>, Failure> {
-    let selection =
-        open_zfs().and_then(|zfs| Ok(select_datasets(&*zfs, &config.datasets, &config.state_dir)?));
-    let mut named = match selection {
-        Ok(Selection {
-            selected, failed, ..
-        }) => {
-            for (dataset, error) in failed
-                .iter()
-                .filter(|(_, error)| !matches!(error, RunError::NoDataset { .. }))
-            {
+    let selected = open_zfs().and_then(|zfs| {
+        let selection = select_datasets(&*zfs, &config.datasets, &config.state_dir)?;
+        for (dataset, error) in &selection.failed {
+            if !matches!(error, RunError::NoDataset { .. }) {
                 tracing::warn!(%dataset, "going by its name alone: {}", error_chain(error));
             }
-            by_both_names(selected)
         }
-        Err(failure) => {
-            tracing::debug!(
-                "going by names alone, ZFS cannot be asked: {}",
-                failure.reason()
-            );
-            Vec::new()
-        }
-    };
+        Ok(selection.selected)
+    });
+    by_both_names(config, store, selected).await
+}
+
+/// Adds to the datasets that ZFS has those that only the configuration or the store names. ZFS is
+/// read where it is available, because a renamed dataset keeps its place in the store. The
+/// configured names are added, because a dataset that is gone from the pool may still have backups
+/// in the store.
+async fn by_both_names(
+    config: &Config,
+    store: &dyn ObjectStore,
+    selected: Result<Vec<Selected>, Failure>,
+) -> Result<Vec<NamedDataset>, Failure> {
+    let selected = selected.unwrap_or_else(|failure| {
+        tracing::debug!(
+            "going by names alone, ZFS cannot be asked: {}",
+            failure.reason()
+        );
+        Vec::new()
+    });
+    let in_zfs = selected.into_iter().map(|selected| NamedDataset {
+        in_pool: selected.dataset.name,
+        stored: selected.stored,
+    });
+    let mut named: Vec<NamedDataset> = in_zfs.collect();
     for other in by_name(config, store).await? {
         let known =
             |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
@@ -86,14 +80,6 @@ pub(crate) async fn datasets_to_look_at(
         }
     }
     Ok(named)
-}
-
-fn by_both_names(selected: Vec<Selected>) -> Vec<NamedDataset> {
-    let named = |selected: Selected| NamedDataset {
-        in_pool: selected.dataset.name,
-        stored: selected.stored,
-    };
-    selected.into_iter().map(named).collect()
 }
 
 /// Returns the datasets by their names alone.
@@ -108,6 +94,11 @@ async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDa
         .into_iter()
         .map(|(in_pool, stored)| NamedDataset { in_pool, stored })
         .collect())
+}
+
+/// Returns the name in the store of a dataset of which only the configured name is known.
+pub(crate) fn configured_place(configured: &DatasetSelection, name: &DatasetName) -> DatasetName {
+    configured.store_as.as_ref().unwrap_or(name).clone()
 }
 
 /// Returns the current origin of a dataset.

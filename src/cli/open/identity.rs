@@ -2,13 +2,13 @@
 //! checked by this module before anything uses it together with the state of this host.
 
 use crate::cli::failure::Failure;
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::access::Access;
 use crate::cli::open::{b2, rclone};
 use crate::config::{Config, Remote};
 use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::identity::{Place, check_place, identify, known_at, refuse_one_place};
+use crate::run::identity::{Place, Purpose, check_place, identify, known_at, refuse_one_place};
 use crate::store::ObjectStore;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -109,11 +109,11 @@ pub(crate) async fn check_other_store(
     config: &Config,
     role: StoreRole,
     other: &dyn ObjectStore,
-    purpose: Purpose,
+    access: Access,
 ) -> Result<(), RunError> {
-    match purpose {
-        Purpose::Write => check_identities(config, &[(role, other)]).await,
-        Purpose::Read | Purpose::Restore => Ok(()),
+    match access {
+        Access::Write | Access::Delete => check_identities(config, &[(role, other)]).await,
+        Access::Read | Access::PlanDelete | Access::Restore => Ok(()),
     }
 }
 

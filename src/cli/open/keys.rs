@@ -1,5 +1,6 @@
 //! The keys that a command writes, deletes or reads with.
 
+use crate::cli::context::Setup;
 use crate::cli::failure::{Failure, usage};
 use crate::config::{Config, Environment, KeySource, Passphrase, SecretFile};
 use crate::keyring::KeyFile;
@@ -14,31 +15,32 @@ use std::sync::Arc;
 
 /// Returns the keys for writing to this store.
 pub(crate) async fn keys_for_writing(
-    config: &Config,
-    env: &Environment,
+    setup: &Setup,
     store: &dyn ObjectStore,
 ) -> Result<WriterKeys, Failure> {
-    keys_for_writing_with(config, env, store, NewerKeys::Refuse).await
+    keys_for_writing_with(setup, store, NewerKeys::Refuse).await
 }
 
 /// Returns the same as [`keys_for_writing`]. `newer` is a person's decision about keys that are
 /// newer than those that were found.
 pub(crate) async fn keys_for_writing_with(
-    config: &Config,
-    env: &Environment,
+    setup: &Setup,
     store: &dyn ObjectStore,
     newer: NewerKeys,
 ) -> Result<WriterKeys, Failure> {
-    match &config.keys {
+    match &setup.config.keys {
         KeySource::Passphrase(source) => {
-            let cache = KeyCache::new(&config.state_dir);
-            Ok(writer_keys_with(store, &cache, newer, || ask_passphrase(source, env)).await?)
+            let cache = KeyCache::new(&setup.config.state_dir);
+            Ok(
+                writer_keys_with(store, &cache, newer, || ask_passphrase(source, &setup.env))
+                    .await?,
+            )
         }
         KeySource::Recipients {
             recipients,
             signing_key_file,
         } => {
-            let (signing, trusted) = signing_side(signing_key_file, config, env)?;
+            let (signing, trusted) = signing_side(signing_key_file, setup)?;
             Ok(WriterKeys {
                 recipients: recipients.clone(),
                 signing,
@@ -67,24 +69,23 @@ pub(crate) fn ask_passphrase(
 /// Returns the key that signs prune records, and the keys that pruning trusts. Never makes a
 /// keyring: a store without one has nothing to prune.
 pub(crate) async fn keys_for_pruning(
-    config: &Config,
-    env: &Environment,
+    setup: &Setup,
     store: &Arc<dyn ObjectStore>,
 ) -> Result<(SigningKey, TrustedKeys), Failure> {
-    let source = match &config.keys {
+    let source = match &setup.config.keys {
         KeySource::Recipients {
             signing_key_file, ..
-        } => return signing_side(signing_key_file, config, env),
+        } => return signing_side(signing_key_file, setup),
         KeySource::Passphrase(source) => source,
     };
-    let cache = KeyCache::new(&config.state_dir);
+    let cache = KeyCache::new(&setup.config.state_dir);
     let (signing, mut trusted) = match cache.load()? {
         Some(cached) => {
             check_current(&**store, &cache, &cached).await?;
             (cached.signing, cached.trusted)
         }
         None => {
-            let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());
+            let passphrase = SecretString::from(source.resolve(&setup.env)?.expose().to_owned());
             let file = open_keyrings(&**store, &passphrase).await?;
             let unusable = |source| RunError::Keyring {
                 store: store.url().to_owned(),
@@ -96,22 +97,21 @@ pub(crate) async fn keys_for_pruning(
             )
         }
     };
-    trusted.add_all(verify_keys(config));
+    trusted.add_all(verify_keys(&setup.config));
     Ok((signing, trusted))
 }
 
 /// Returns the keys for a plan of what would be written. Writes nothing: keys that do not exist yet
 /// are temporary, and then no backup exists that they could verify.
 pub(crate) async fn keys_for_planning(
-    config: &Config,
-    env: &Environment,
+    setup: &Setup,
     store: &dyn ObjectStore,
 ) -> Result<WriterKeys, Failure> {
-    let source = match &config.keys {
-        KeySource::Recipients { .. } => return keys_for_writing(config, env, store).await,
+    let source = match &setup.config.keys {
+        KeySource::Recipients { .. } => return keys_for_writing(setup, store).await,
         KeySource::Passphrase(source) => source,
     };
-    if let Some(keys) = KeyCache::new(&config.state_dir).load()? {
+    if let Some(keys) = KeyCache::new(&setup.config.state_dir).load()? {
         return Ok(keys);
     }
     let failed = |source| RunError::Keyring {
@@ -121,7 +121,7 @@ pub(crate) async fn keys_for_planning(
     let file = if store.is_unused().await? {
         KeyFile::generate().map_err(failed)?
     } else {
-        let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());
+        let passphrase = SecretString::from(source.resolve(&setup.env)?.expose().to_owned());
         open_keyrings(store, &passphrase).await?
     };
     Ok(WriterKeys::from_keyring(&file, bytes::Bytes::new()).map_err(failed)?)
@@ -140,25 +140,21 @@ pub(crate) fn verify_keys(config: &Config) -> Vec<VerifyingKey> {
 /// and the configured ones.
 pub(crate) fn signing_side(
     signing_key_file: &SecretFile,
-    config: &Config,
-    env: &Environment,
+    setup: &Setup,
 ) -> Result<(SigningKey, TrustedKeys), Failure> {
-    let text = signing_key_file.read_text(env)?;
+    let text = signing_key_file.read_text(&setup.env)?;
     let signing = SigningKey::parse(text.expose()).map_err(RunError::from)?;
-    let mut trusted = TrustedKeys::new(verify_keys(config));
+    let mut trusted = TrustedKeys::new(verify_keys(&setup.config));
     trusted.add_all([signing.verifying_key().clone()]);
     Ok((signing, trusted))
 }
 
 /// Returns the passphrase that the configuration names.
-pub(crate) fn configured_passphrase(
-    config: &Config,
-    env: &Environment,
-) -> Result<SecretString, Failure> {
-    match &config.keys {
-        KeySource::Passphrase(source) => {
-            Ok(SecretString::from(source.resolve(env)?.expose().to_owned()))
-        }
+pub(crate) fn configured_passphrase(setup: &Setup) -> Result<SecretString, Failure> {
+    match &setup.config.keys {
+        KeySource::Passphrase(source) => Ok(SecretString::from(
+            source.resolve(&setup.env)?.expose().to_owned(),
+        )),
         KeySource::Recipients { .. } => Err(usage(
             "this host has no key that opens backups",
             "name the key file with --identity FILE",

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 /// Opens the configured remote.
 pub(crate) async fn open_configured(
-    (remote, path): (&str, &str),
     config: &Config,
+    remote: &str,
+    path: &str,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
     let rclone = &config.rclone;
     let ours = config.pace.bwlimit.as_ref().map(|limit| limit.for_rclone());

@@ -1,95 +1,99 @@
-//! The stores that `restore` and `drill` read, the nearest first, and the keys that open their
-//! backups.
+//! The stores of commands that read, and the keys that open or verify what is in them. `restore` and
+//! `drill` read several stores, the nearest first.
 
-use crate::cli::args::{From, Global, Source};
-use crate::cli::context::load_config;
+use crate::cli::args::{From, Source};
+use crate::cli::context::{Context, Setup};
 use crate::cli::failure::{Failure, usage};
+use crate::cli::open::access::Access;
 use crate::cli::open::keys::{configured_passphrase, signing_side, verify_keys};
-use crate::cli::open::remote::{
-    RemoteState, open_dir, open_intermediate, open_remote, open_remote_for, open_remote_if_any,
-    open_store,
-};
-use crate::cli::open::s3::Purpose;
+use crate::cli::open::remote::{RemoteState, open_dir};
+use crate::cli::open::{b2, rclone, s3};
 use crate::cli::screen::output::Output;
-use crate::config::{self, Config, Environment, KeySource, Remote};
+use crate::config::{InvalidValue, KeySource, Remote};
 use crate::keyring::KeyFile;
 use crate::run::RunError;
+use crate::run::backup::StoreRole;
 use crate::run::keys::{KeyCache, open_keyrings, read_lists, warn_of_newer};
 use crate::sign::TrustedKeys;
-use crate::store::{ObjectStore, S3Settings};
+use crate::store::ObjectStore;
 use age::secrecy::SecretString;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The store of a reading command, and its configuration, if any.
-pub(crate) struct ReadSide {
+/// The number of bytes that are read from a folder at once.
+const PART_BYTES: usize = 8 << 20;
+
+/// The store of a reading command.
+pub(crate) struct ReadSide<'a> {
     pub(crate) store: Arc<dyn ObjectStore>,
-    pub(crate) config: Option<(Config, Environment)>,
+    /// The configuration of this host; `None` with `--remote`.
+    pub(crate) setup: Option<&'a Setup>,
 }
 
 /// Opens the store of a reading command: `--remote`, the intermediate directory, or the configured
 /// remote.
-pub(crate) async fn open_for_reading(
-    global: &Global,
+pub(crate) async fn open_for_reading<'a>(
+    context: &'a Context,
     source: &Source,
     intermediate: bool,
-    output: &Output,
-) -> Result<ReadSide, Failure> {
+) -> Result<ReadSide<'a>, Failure> {
     if let Some(url) = &source.remote {
         return Ok(ReadSide {
             store: open_named("--remote", url).await?,
-            config: None,
+            setup: None,
         });
     }
-    let (config, env) = load_config(global, output)?;
-    open_configured(config, env, intermediate).await
+    let setup = context.setup()?;
+    open_configured(setup, setup.role(intermediate)).await
+}
+
+/// Opens a configured store for a reading command.
+pub(crate) async fn open_configured(
+    setup: &Setup,
+    role: StoreRole,
+) -> Result<ReadSide<'_>, Failure> {
+    Ok(ReadSide {
+        store: setup.open(role, Access::Read).await?,
+        setup: Some(setup),
+    })
 }
 
 /// Opens a store that an option names by its URL, with the credentials of the environment.
 pub(crate) async fn open_named(option: &str, url: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
+    let remote: Remote = url.parse().map_err(|error: InvalidValue| {
         usage(
             &format!("{option}: {error}"),
             "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH",
         )
     })?;
-    open_store(&remote, S3Settings::default()).await
-}
-
-/// Opens the intermediate directory or the remote; where no remote is configured, the intermediate
-/// directory too.
-pub(crate) async fn open_configured(
-    config: Config,
-    env: Environment,
-    intermediate: bool,
-) -> Result<ReadSide, Failure> {
-    let store = match (intermediate, &config.remote) {
-        (true, _) | (false, None) => open_intermediate(&config, Purpose::Read).await?,
-        (false, Some(_)) => open_remote(&config, &env).await?,
-    };
-    Ok(ReadSide {
-        store,
-        config: Some((config, env)),
-    })
+    match &remote {
+        Remote::S3 { bucket, prefix } => s3::open_bare(bucket, prefix).await,
+        Remote::B2 { bucket, prefix } => b2::open_bare(bucket, prefix).await,
+        Remote::File { dir } => open_dir(dir, PART_BYTES),
+        Remote::Rclone { remote, path } => rclone::open_bare(remote, path).await,
+    }
 }
 
 /// Returns the keys that a reading command trusts: from the key file, the keys cached on this host,
 /// the configuration, or the keyring that the passphrase opens. Asks for a passphrase only when no
 /// other source exists.
-pub(crate) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<TrustedKeys, Failure> {
+pub(crate) async fn trusted_keys(
+    side: &ReadSide<'_>,
+    source: &Source,
+) -> Result<TrustedKeys, Failure> {
     if source.identity.is_none()
-        && let Some((config, env)) = &side.config
+        && let Some(setup) = side.setup
     {
-        let configured = verify_keys(config);
+        let config = &setup.config;
         if let KeySource::Recipients {
             signing_key_file, ..
         } = &config.keys
         {
-            return Ok(signing_side(signing_key_file, config, env)?.1);
+            return Ok(signing_side(signing_key_file, setup)?.1);
         }
         if let Some(mut cached) = KeyCache::new(&config.state_dir).load()? {
-            cached.trusted.add_all(configured);
+            cached.trusted.add_all(verify_keys(config));
             return Ok(cached.trusted);
         }
     }
@@ -97,11 +101,10 @@ pub(crate) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<Tru
 }
 
 /// Returns the keys that open backups: from the key file, or from the keyring with the passphrase.
-pub(crate) async fn key_file(side: &ReadSide, source: &Source) -> Result<KeyFile, Failure> {
+pub(crate) async fn key_file(side: &ReadSide<'_>, source: &Source) -> Result<KeyFile, Failure> {
     let configured = side
-        .config
-        .as_ref()
-        .map(|(config, _)| verify_keys(config))
+        .setup
+        .map(|setup| verify_keys(&setup.config))
         .unwrap_or_default();
     let mut file = match &source.identity {
         Some(path) => {
@@ -133,9 +136,9 @@ fn read_key_file(path: &PathBuf) -> Result<KeyFile, Failure> {
     KeyFile::parse(&text).map_err(|source| RunError::Keyring { store, source }.into())
 }
 
-fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
-    if let Some((config, env)) = &side.config {
-        return configured_passphrase(config, env);
+fn passphrase(side: &ReadSide<'_>) -> Result<SecretString, Failure> {
+    if let Some(setup) = side.setup {
+        return configured_passphrase(setup);
     }
     let stdin = std::io::stdin();
     let line = if stdin.is_terminal() {
@@ -165,63 +168,55 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
     }
 }
 
-/// The number of bytes that are read from a folder at once.
-const PART_BYTES: usize = 8 << 20;
-
 /// The stores to read, and the keys and configuration for them.
-pub(crate) struct Places {
+pub(crate) struct Places<'a> {
     /// The stores, the nearest first; never empty.
     pub(crate) stores: Vec<Arc<dyn ObjectStore>>,
     /// The keys that open the backups.
     pub(crate) keys: KeyFile,
     /// The configuration of this host; `None` with `--remote`.
-    pub(crate) config: Option<Arc<(Config, Environment)>>,
+    pub(crate) setup: Option<&'a Setup>,
 }
 
 /// Opens the requested stores: one, or all that the configuration names. An unreachable remote is
 /// reported, and the intermediate directory is used. `typed` asks for the passphrase, even if the
 /// configuration has it.
-pub(crate) async fn open_places(
-    global: &Global,
+pub(crate) async fn open_places<'a>(
+    context: &'a Context,
     source: &Source,
     from: Option<&From>,
     typed: bool,
-    output: &Output,
-) -> Result<Places, Failure> {
+) -> Result<Places<'a>, Failure> {
     if source.remote.is_some() {
-        let side = open_for_reading(global, source, false, output).await?;
+        let side = open_for_reading(context, source, false).await?;
         let keys = key_file(&side, source).await?;
         return Ok(Places {
             stores: vec![side.store],
             keys,
-            config: None,
+            setup: None,
         });
     }
-    let config = Arc::new(load_config(global, output)?);
-    let (settings, env) = &*config;
+    let setup = context.setup()?;
     let stores = match from {
-        Some(From::Intermediate) => vec![open_intermediate(settings, Purpose::Restore).await?],
-        Some(From::Remote) => vec![open_remote_for(settings, env, Purpose::Restore).await?],
+        Some(From::Intermediate) => {
+            vec![setup.open(StoreRole::Intermediate, Access::Restore).await?]
+        }
+        Some(From::Remote) => vec![setup.open(StoreRole::Remote, Access::Restore).await?],
         Some(From::Folder(folder)) => vec![open_folder(folder)?],
-        None => open_all(settings, env, output).await?,
+        None => open_nearest_first(setup, &context.output).await?,
     };
     let mut first = None;
     for store in &stores {
-        let known = (!typed).then(|| (settings.clone(), env.clone()));
-        match key_file(
-            &ReadSide {
-                store: Arc::clone(store),
-                config: known,
-            },
-            source,
-        )
-        .await
-        {
+        let side = ReadSide {
+            store: Arc::clone(store),
+            setup: (!typed).then_some(setup),
+        };
+        match key_file(&side, source).await {
             Ok(keys) => {
                 return Ok(Places {
                     stores,
                     keys,
-                    config: Some(config),
+                    setup: Some(setup),
                 });
             }
             Err(failure) => first = first.or(Some(failure)),
@@ -235,21 +230,20 @@ pub(crate) async fn open_places(
     }))
 }
 
-async fn open_all(
-    config: &Config,
-    env: &Environment,
+async fn open_nearest_first(
+    setup: &Setup,
     output: &Output,
 ) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
-    if config.intermediate.is_some() {
-        stores.push(open_intermediate(config, Purpose::Restore).await?);
+    if setup.config.intermediate.is_some() {
+        stores.push(setup.open(StoreRole::Intermediate, Access::Restore).await?);
     }
-    match open_remote_if_any(config, env, Purpose::Restore).await? {
+    match setup.open_remote_if_any(Access::Restore).await? {
         RemoteState::None => {}
         RemoteState::Open(remote) => stores.push(remote),
         // Open the remote again, so that its own error is returned.
         RemoteState::Unreachable(_) if stores.is_empty() => {
-            stores.push(open_remote_for(config, env, Purpose::Restore).await?);
+            stores.push(setup.open(StoreRole::Remote, Access::Restore).await?);
         }
         RemoteState::Unreachable(why) => {
             output.always(&format!(

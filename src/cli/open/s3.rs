@@ -1,23 +1,114 @@
-//! Adapts an S3 store to its probe. The probe is read from the cache, or made before a command
-//! writes. Explicit settings in the configuration take precedence.
+//! Opens S3 remotes, and adapts each to its probe. The probe is read from the cache, or made before
+//! a command writes. Explicit settings in the configuration take precedence.
 
+use crate::cli::context::Setup;
 use crate::cli::failure::{Failure, usage};
-use crate::config::Config;
+use crate::cli::open::access::{Access, read_credentials};
+use crate::cli::open::pace::limiter;
+use crate::config::{Config, CredentialFiles};
 use crate::run::error_chain;
-pub(crate) use crate::run::identity::Purpose;
 use crate::run::probe::probe_store;
 use crate::state::probes::{ProbeCache, ProbeNote};
-use crate::store::{Doubt, ObjectStore, S3Store};
+use crate::store::{Doubt, ObjectStore, S3Credentials, S3Settings, S3Store};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Opens the configured remote.
+pub(crate) async fn open_configured(
+    setup: &Setup,
+    bucket: &str,
+    prefix: &str,
+    access: Access,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let store = connect(setup, bucket, prefix, access).await?;
+    follow(&setup.config, store, access).await
+}
+
+/// Connects to the configured remote without a probe, and checks that the store answers.
+pub(crate) async fn connect(
+    setup: &Setup,
+    bucket: &str,
+    prefix: &str,
+    access: Access,
+) -> Result<S3Store, Failure> {
+    let config = &setup.config;
+    let s3 = &config.s3;
+    let login = login_for(config, access);
+    let mut settings = S3Settings {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        endpoint: s3.endpoint.clone(),
+        region: s3.region.clone(),
+        profile: login.profile,
+        path_style: s3.path_style,
+        storage_class: s3.storage_class.clone(),
+        checksum: s3.checksum.unwrap_or_default(),
+        lock: config.object_lock(),
+        part_bytes: config.parts().part_size.in_memory(),
+        concurrency: config.parts().concurrency as usize,
+        limiter: limiter(config),
+        ..S3Settings::default()
+    };
+    if let Some(files) = login.files {
+        let credentials = read_credentials(files, &setup.env, credentials_of)?;
+        settings.credentials = Some(credentials.now);
+        settings.renew = Some(credentials.renew);
+    }
+    connect_checked(settings).await
+}
+
+/// Opens a remote that is named on the command line: all other settings come from the environment.
+pub(crate) async fn open_bare(bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let settings = S3Settings {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        ..S3Settings::default()
+    };
+    Ok(Arc::new(connect_checked(settings).await?))
+}
+
+async fn connect_checked(settings: S3Settings) -> Result<S3Store, Failure> {
+    let store = S3Store::connect(settings).await?;
+    store.check_bucket().await?;
+    Ok(store)
+}
+
+/// Where credentials come from; without both, from the environment.
+struct Login<'a> {
+    files: Option<&'a CredentialFiles>,
+    profile: Option<String>,
+}
+
+/// Returns the login of `[prune]` when `access` deletes and `[prune]` has one, else that of `[s3]`.
+fn login_for(config: &Config, access: Access) -> Login<'_> {
+    let prune = config.prune.as_ref();
+    let own = prune
+        .filter(|_| access.has_own_credentials())
+        .map(|prune| Login {
+            files: prune.s3_credential_files.as_ref(),
+            profile: prune.profile.clone(),
+        });
+    own.filter(|login| login.files.is_some() || login.profile.is_some())
+        .unwrap_or_else(|| Login {
+            files: config.s3.credential_files.as_ref(),
+            profile: config.s3.profile.clone(),
+        })
+}
+
+fn credentials_of(id: &str, secret: &str) -> S3Credentials {
+    S3Credentials {
+        access_key_id: id.to_owned(),
+        secret_access_key: secret.to_owned(),
+    }
+}
+
 /// Returns the store, set up by its probe. Before a command writes, a store without a fresh probe
 /// is probed.
-pub(crate) async fn follow(
+async fn follow(
     config: &Config,
     store: S3Store,
-    purpose: Purpose,
+    access: Access,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
     let cache = ProbeCache::new(&config.state_dir, store.url(), store.endpoint());
     let known = cache.load().unwrap_or_else(|error| {
@@ -29,20 +120,20 @@ pub(crate) async fn follow(
     });
     let now = Timestamp::now();
     let note = match known {
-        Some(note) if purpose != Purpose::Write || note.is_fresh(now) => Some(note),
-        None if purpose != Purpose::Write => None,
+        Some(note) if access != Access::Write || note.is_fresh(now) => Some(note),
+        None if access != Access::Write => None,
         old => try_store(&store, &cache, now).await.or(old),
     };
     let Some(note) = note else {
         return Ok(Arc::new(store));
     };
-    if purpose == Purpose::Write {
+    if access == Access::Write {
         check_parts(config, &note)?;
     }
     let store = match config.s3.checksum {
         None => store.with_checksum(note.probe.checksum.unwrap_or_default()),
         Some(given) => {
-            if purpose == Purpose::Write
+            if access == Access::Write
                 && !note.probe.kept.is_empty()
                 && !note.probe.kept.contains(&given)
             {

@@ -4,7 +4,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::open::keys::keys_for_pruning;
 use crate::config;
-use crate::config::{Config, Environment};
+use crate::config::Config;
 use crate::plan::send::LifecycleRules;
 use crate::run::backup::BackupSettings;
 use crate::run::clock::ClockCheck;
@@ -59,18 +59,17 @@ fn lifecycle_rules(config: &Config) -> LifecycleRules {
 /// Returns the environment for deleting in this store.
 pub(crate) async fn prune_env(
     context: &Context,
-    config: &Config,
-    env: &Environment,
     store: &Arc<dyn ObjectStore>,
     clock: ClockCheck,
 ) -> Result<PruneEnv, Failure> {
-    let (signing, trusted) = keys_for_pruning(config, env, store).await?;
+    let setup = context.setup()?;
+    let (signing, trusted) = keys_for_pruning(setup, store).await?;
     Ok(PruneEnv {
         store: Arc::clone(store),
         signing,
         trusted,
-        state_dir: config.state_dir.clone(),
-        resume_days: config.resume_days,
+        state_dir: setup.config.state_dir.clone(),
+        resume_days: setup.config.resume_days,
         pools: BTreeMap::new(),
         now: clock.reading.wall,
         clock,

@@ -1,11 +1,12 @@
 //! `config init`: finds the datasets, asks questions, writes a first configuration and checks it.
 //! Never changes an existing file.
 
-use crate::cli::args::{ConfigCommand, Global, Init};
-use crate::cli::commands::config;
+use crate::cli::args::{Global, Init};
+use crate::cli::commands::config::check;
 use crate::cli::commands::config::init_text::{
     Answers, OtherTool, PASSPHRASE_BITS, config_text, other_tools, paper, passphrase_of,
 };
+use crate::cli::context::{Context, Setup};
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
@@ -24,7 +25,8 @@ const POOLS: &str = "/proc/spl/kstat/zfs";
 /// The most datasets that are listed one by one.
 const LISTED_MAX: usize = 40;
 
-pub(crate) fn init(global: &Global, init: &Init, output: &Output) -> Result<(), Failure> {
+pub(crate) fn init(context: &Context, init: &Init) -> Result<(), Failure> {
+    let Context { global, output, .. } = context;
     let file = global
         .config
         .clone()
@@ -74,7 +76,7 @@ pub(crate) fn init(global: &Global, init: &Init, output: &Output) -> Result<(), 
         config: Some(file),
         ..global.clone()
     };
-    config::config(&written, &ConfigCommand::Check, output)?;
+    check(&Setup::load(&written, output)?, output)?;
     output.line("next: zfs-backup key generate, then snapshot and stream-to-remote");
     Ok(())
 }

@@ -17,7 +17,7 @@ pub(crate) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
         remote: Some(recover.remote.clone()),
         identity: recover.identity.clone(),
     };
-    let side = open_for_reading(&context.global, &source, false, output).await?;
+    let side = open_for_reading(context, &source, false).await?;
     let keys = key_file(&side, &source).await?;
     let KeptConfigs {
         trusted: mut kept,

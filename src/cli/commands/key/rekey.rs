@@ -1,15 +1,15 @@
 //! `key export`, `key passphrase`, `key rotate`: the commands that need the secret keys.
 
-use crate::cli::args::{Global, Source};
+use crate::cli::args::Source;
 use crate::cli::commands::key::{keys_json, print_lines};
+use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
+use crate::cli::open::access::Access;
 use crate::cli::open::kept_config;
 use crate::cli::open::keys::configured_passphrase;
 use crate::cli::open::reading::{key_file, open_for_reading, open_named};
-use crate::cli::open::remote::open_all_stores;
-use crate::cli::open::s3::Purpose;
 use crate::cli::screen::output::Output;
-use crate::config::{Config, Environment, KeySource, SecretFile};
+use crate::config::{Environment, KeySource, SecretFile};
 use crate::keyring::WORK_FACTOR;
 use crate::run::RunError;
 use crate::run::keys::KeyCache;
@@ -37,18 +37,18 @@ const PAPER_HEAD: &str = "\
 /// `key export`: prints the keys on a terminal or writes a new file, never into a pipe or a log by
 /// accident.
 pub(crate) async fn export(
-    global: &Global,
+    context: &Context,
     file: Option<&Path>,
     source: &Source,
-    output: &Output,
 ) -> Result<(), Failure> {
-    if file.is_none() && (global.json || !std::io::stdout().is_terminal()) {
+    let output = &context.output;
+    if file.is_none() && (context.global.json || !std::io::stdout().is_terminal()) {
         return Err(usage(
             "the keys are secret and are printed on a terminal only",
             "name a file with --output FILE: it is made with mode 0600",
         ));
     }
-    let side = open_for_reading(global, source, false, output).await?;
+    let side = open_for_reading(context, source, false).await?;
     let keys = key_file(&side, source).await?;
     let text = keys.to_text().map_err(|source| RunError::Keyring {
         store: side.store.url().to_owned(),
@@ -98,13 +98,10 @@ pub(crate) enum Change<'a> {
 }
 
 /// Carries out `key passphrase` and `key rotate`.
-pub(crate) async fn change(
-    global: &Global,
-    config: &Config,
-    env: &Environment,
-    change: &Change<'_>,
-    output: &Output,
-) -> Result<(), Failure> {
+pub(crate) async fn change(context: &Context, change: &Change<'_>) -> Result<(), Failure> {
+    let output = &context.output;
+    let setup = context.setup()?;
+    let config = &setup.config;
     if matches!(config.keys, KeySource::Recipients { .. }) {
         return Err(usage(
             "recipients are configured, so there is no keyring to change",
@@ -113,12 +110,7 @@ pub(crate) async fn change(
              then restores with `--identity FILE`, a key file that has the old `# verifying key:` line, and `--backup ID`",
         ));
     }
-    let purpose = if global.dry_run {
-        Purpose::Read
-    } else {
-        Purpose::Write
-    };
-    let stores = open_all_stores(config, env, purpose).await?;
+    let stores = setup.open_all(Access::to_write(context)).await?;
     let mut also_listed = Vec::new();
     if let Change::Keys(_, urls) = change {
         for url in *urls {
@@ -133,14 +125,14 @@ pub(crate) async fn change(
         work_factor: WORK_FACTOR,
     };
     let names: Vec<&str> = stores.iter().map(|store| store.url()).collect();
-    if global.dry_run {
+    if context.global.dry_run {
         let what = match change {
             Change::Passphrase(_) => "would seal another copy of the keyring and keep the old one",
             Change::Keys(..) => "would make new keys, store their keyring and keep the old one",
         };
         output.line(format!("{what} in {}", names.join(" and ")));
         if let Change::Keys(OldKeys::Retire, _) = change {
-            let collected = rekey.preview(&configured_passphrase(config, env)?).await?;
+            let collected = rekey.preview(&configured_passphrase(setup)?).await?;
             report_collected(&collected, "would be trusted", output);
             output.json(
                 || json!({ "believed": collected.iter().map(collected_json).collect::<Vec<_>>() }),
@@ -148,11 +140,11 @@ pub(crate) async fn change(
         }
         return Ok(());
     }
-    let old = configured_passphrase(config, env)?;
+    let old = configured_passphrase(setup)?;
     let done = match change {
         Change::Passphrase(file) => {
             rekey
-                .change_passphrase(&old, &new_passphrase(*file, env, output)?)
+                .change_passphrase(&old, &new_passphrase(*file, &setup.env, output)?)
                 .await?
         }
         Change::Keys(old_keys, _) => rekey.rotate(&old, *old_keys).await?,

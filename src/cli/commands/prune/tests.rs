@@ -2,13 +2,12 @@
 //! and the later report of `health`.
 
 use super::*;
-use crate::cli::Leftovers;
 use crate::cli::args::{Forget, Global};
 use crate::cli::commands::prune_snapshots::prune_snapshots_of;
+use crate::cli::context::Leftovers;
 use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::cli::open::identity::{identified, known_stores};
 use crate::cli::open::remote::open_dir;
-use crate::cli::open::s3::Purpose;
 use crate::cli::open::settings::backup_settings;
 use crate::cli::screen::output::{Output, Said};
 use crate::config::{Config, Environment};
@@ -18,6 +17,7 @@ use crate::plan::clock::{ClockReading, ClockTrust};
 use crate::plan::health::judge_health;
 use crate::plan::send::RequestedKind;
 use crate::run::backup::{BackupEnv, back_up};
+use crate::run::identity::Purpose;
 use crate::run::keys::WriterKeys;
 use crate::run::pool::snapshot::take_snapshots;
 use crate::state::history::Records;
@@ -379,23 +379,28 @@ async fn an_intermediate_directory_that_is_not_mounted_stops_prune_remote_and_fo
         &host.path("zb.toml"),
         &text.replace("oldest_snapshot_days", &key),
     );
-    open_intermediate(&host.config(), Purpose::Write)
+    let context = host.context();
+    let setup = context.setup().unwrap();
+    setup
+        .open(StoreRole::Intermediate, Access::Write)
         .await
         .unwrap();
-    let other = open_intermediate(&host.config(), Purpose::Read)
+    let other = setup
+        .open(StoreRole::Intermediate, Access::Read)
         .await
         .unwrap();
-    let check = async |other: &dyn ObjectStore, purpose| {
-        check_other_store(&host.config(), StoreRole::Intermediate, other, purpose).await
+    let check = async |other: &dyn ObjectStore, access| {
+        check_other_store(&host.config(), StoreRole::Intermediate, other, access).await
     };
-    check(&*other, Purpose::Write).await.unwrap();
+    check(&*other, Access::Delete).await.unwrap();
     std::fs::rename(&disk, host.path("unplugged")).unwrap();
     std::fs::create_dir(&disk).unwrap();
-    let other = open_intermediate(&host.config(), Purpose::Read)
+    let other = setup
+        .open(StoreRole::Intermediate, Access::Read)
         .await
         .unwrap();
-    check(&*other, Purpose::Read).await.unwrap();
-    let refused = check(&*other, Purpose::Write).await.unwrap_err();
+    check(&*other, Access::PlanDelete).await.unwrap();
+    let refused = check(&*other, Access::Delete).await.unwrap_err();
     assert!(
         refused
             .hint()

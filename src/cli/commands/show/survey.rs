@@ -5,13 +5,14 @@ use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{
     Catalog, StoredAttempt, StoredBackup, list_datasets, read_catalog_through, read_started,
 };
-use crate::cli::args::{Global, Show};
+use crate::cli::args::Show;
 use crate::cli::commands::show::views::{
     AttemptView, BackupView, BookmarkView, DatasetView, HoldView, LocalView, LockfileView,
     Overview, SnapshotView, StoreAnswer, StoreView, UploadView,
 };
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
+use crate::cli::open::datasets::configured_place;
 use crate::cli::open::history;
 use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::cli::open::identity::known_stores;
@@ -21,6 +22,7 @@ use crate::cli::screen::output::Output;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
+use crate::run::backup::StoreRole;
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::holds::our_holds;
 use crate::run::pool::select::{Selected, select_datasets};
@@ -42,12 +44,9 @@ pub(crate) struct Survey {
 }
 
 /// Surveys a store without a configuration: only the store that `--remote` names.
-pub(crate) async fn survey_store(
-    global: &Global,
-    show: &Show,
-    output: &Output,
-) -> Result<Survey, Failure> {
-    let side = open_for_reading(global, &show.source, false, output).await?;
+pub(crate) async fn survey_store(context: &Context, show: &Show) -> Result<Survey, Failure> {
+    let output = &context.output;
+    let side = open_for_reading(context, &show.source, false).await?;
     let trusted = trusted_keys(&side, &show.source).await?;
     let names = match show.datasets.is_empty() {
         true => list_datasets(&*side.store).await?,
@@ -80,8 +79,8 @@ pub(crate) async fn survey_host(
     show: &Show,
     deep: bool,
 ) -> Result<Survey, Failure> {
-    let loaded = context.config()?;
-    let (config, env) = &*loaded;
+    let setup = context.setup()?;
+    let config = &setup.config;
     let output = &*context.output;
     let remote_url = config.remote.as_ref().map(ToString::to_string);
     let mut survey = Survey::new(StoreAnswer {
@@ -94,7 +93,7 @@ pub(crate) async fn survey_host(
         dataset.only_intermediate = config.remote.is_none();
     }
     if config.intermediate.is_some() {
-        let answer = match open_configured(config.clone(), env.clone(), true).await {
+        let answer = match open_configured(setup, StoreRole::Intermediate).await {
             Ok(side) => {
                 survey
                     .store(&side, show, Shelf::Intermediate, deep, context)
@@ -109,7 +108,7 @@ pub(crate) async fn survey_host(
             .map(|place| format!("file:{}", place.basedir.display()));
     }
     if show.include_remote && config.remote.is_some() {
-        let answer = match open_configured(config.clone(), env.clone(), false).await {
+        let answer = match open_configured(setup, StoreRole::Remote).await {
             Ok(side) => {
                 survey
                     .store(&side, show, Shelf::Remote, deep, context)
@@ -223,8 +222,8 @@ impl Survey {
                     self.add(view, wanted);
                 }
                 for (name, error) in selection.failed {
-                    let mut view =
-                        DatasetView::new(config.datasets.store_as.clone().unwrap_or(name));
+                    let stored = configured_place(&config.datasets, &name);
+                    let mut view = DatasetView::new(stored);
                     let _: Option<()> = self.keep(Err(error), &mut view.errors, output);
                     self.add(view, wanted);
                 }
@@ -233,11 +232,7 @@ impl Survey {
                 self.failed = true;
                 failure.print(output);
                 for name in &config.datasets.names {
-                    let stored = config
-                        .datasets
-                        .store_as
-                        .clone()
-                        .unwrap_or_else(|| name.clone());
+                    let stored = configured_place(&config.datasets, name);
                     self.add(DatasetView::new(stored), wanted);
                 }
             }
@@ -262,7 +257,7 @@ impl Survey {
     /// Reads all datasets in one store.
     async fn store(
         &mut self,
-        side: &ReadSide,
+        side: &ReadSide<'_>,
         show: &Show,
         place: Shelf,
         deep: bool,
@@ -285,28 +280,24 @@ impl Survey {
             } else {
                 CacheMode::ReadWrite
             };
-            let cache = side
-                .config
-                .as_ref()
-                .map_or_else(ObjectCache::none, |(config, _)| {
-                    ObjectCache::open(
-                        &config.state_dir,
-                        &side.store.known(),
-                        &dataset.dataset,
-                        keeping,
-                    )
-                });
+            let cache = side.setup.map_or_else(ObjectCache::none, |setup| {
+                ObjectCache::open(
+                    &setup.config.state_dir,
+                    &side.store.known(),
+                    &dataset.dataset,
+                    keeping,
+                )
+            });
             let found = store_view(&*side.store, &dataset.dataset, &trusted, deep, &cache).await;
             let Some((mut view, catalog)) = self.keep(found, &mut dataset.errors, output) else {
                 continue;
             };
-            if let Some((config, _)) = &side.config {
-                view.note_ends(config.resume_days);
+            if let Some(setup) = side.setup {
+                view.note_ends(setup.config.resume_days);
             }
             let counts = place == Shelf::Remote || dataset.only_intermediate;
-            if let (Some((config, _)), true, false) = (&side.config, counts, context.global.dry_run)
-            {
-                history::seen(config, &*side.store, &catalog);
+            if let (Some(setup), true, false) = (side.setup, counts, context.global.dry_run) {
+                history::seen(&setup.config, &*side.store, &catalog);
             }
             match place {
                 Shelf::Intermediate => dataset.intermediate = Some(view),
