@@ -10,7 +10,7 @@ use crate::cli::open::identity::known_stores;
 use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::cli::screen::table::age;
-use crate::config::Config;
+use crate::config::{Config, DatasetSelection};
 use crate::model::DatasetName;
 use crate::plan::health::{Health, HealthLimits, Level, judge_health};
 use crate::run::error_chain;
@@ -118,23 +118,21 @@ fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
                 .collect());
         }
     };
-    let Selection {
-        selected,
-        failed,
-        left_out,
-    } = select_datasets(&*zfs, configured, &config.state_dir)?;
-    // A half-restored dataset that was backed up before is judged too, because its backups grow
-    // old.
-    let known = selected.into_iter().map(|selected| selected.stored);
-    let known = known.chain(
-        left_out
-            .into_iter()
-            .filter_map(|left_out| left_out.recorded),
-    );
-    // A dataset that is missing in the pool is judged by its name, because its backups grow old.
-    Ok(known
-        .chain(failed.into_iter().map(|(name, _)| name))
-        .collect())
+    let selection = select_datasets(&*zfs, configured, &config.state_dir)?;
+    Ok(names_to_judge(configured, selection))
+}
+
+/// Returns the names in the store of the datasets to judge. A half-restored dataset that was backed
+/// up before, and a dataset that is missing in the pool, are judged too: their backups grow old.
+fn names_to_judge(configured: &DatasetSelection, selection: Selection) -> Vec<DatasetName> {
+    let selected = selection.selected.into_iter();
+    let left_out = selection.left_out.into_iter();
+    let failed = selection.failed.iter();
+    selected
+        .map(|selected| selected.stored)
+        .chain(left_out.filter_map(|left_out| left_out.recorded))
+        .chain(failed.map(|(name, _)| configured_place(configured, name)))
+        .collect()
 }
 
 /// Returns the lines, the worst first, so that the first word is the worst state; performance data
@@ -207,6 +205,7 @@ fn print_json(judged: &[Judged], now: Timestamp, output: &Output) {
 mod tests {
     use super::*;
     use crate::cli::open::history::DEFAULT_LIMITS;
+    use crate::run::RunError;
     use crate::state::history::{FailureNote, SeenNote, VerifyNote};
 
     const NOW: i64 = 1_800_000_000;
@@ -264,5 +263,30 @@ mod tests {
         OK tank/photos backup 6h old; verified 6h; drill never
         | 'tank/secret'=180000s;93600;187200 'tank/photos'=21600s;93600;187200
         ");
+    }
+
+    #[test]
+    fn a_dataset_that_is_missing_in_the_pool_is_judged_by_its_name_in_the_store() {
+        let name = |text: &str| text.parse::<DatasetName>().unwrap();
+        let configured = DatasetSelection {
+            names: vec![name("tank/a")],
+            recursive: true,
+            exclude: Vec::new(),
+            store_as: Some(name("host/a")),
+        };
+        let failed = |text| {
+            (
+                name(text),
+                RunError::refused("it is missing", "import its pool"),
+            )
+        };
+        let selection = Selection {
+            failed: vec![failed("tank/a"), failed("tank/a/below")],
+            ..Selection::default()
+        };
+        assert_eq!(
+            names_to_judge(&configured, selection),
+            [name("host/a"), name("tank/a/below")]
+        );
     }
 }

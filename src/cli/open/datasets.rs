@@ -96,9 +96,14 @@ async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDa
         .collect())
 }
 
-/// Returns the name in the store of a dataset of which only the configured name is known.
+/// Returns the name in the store of a dataset of which only its name in the pool is known.
+/// `store_as` is the name of the configured dataset itself, not of one below it.
 pub(crate) fn configured_place(configured: &DatasetSelection, name: &DatasetName) -> DatasetName {
-    configured.store_as.as_ref().unwrap_or(name).clone()
+    let renamed = configured.store_as.as_ref();
+    renamed
+        .filter(|_| configured.names.contains(name))
+        .unwrap_or(name)
+        .clone()
 }
 
 /// Returns the current origin of a dataset.
