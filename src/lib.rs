@@ -2,7 +2,7 @@
 //!
 //! # The map
 //! Each room uses only rooms above it; `tests/tidy.rs` checks that, also for the folders inside
-//! `run`.
+//! `run` and `cli`.
 //! ```text
 //! model     names, ids and digests, checked when they are made
 //! sign      minisign signatures that name their place

@@ -1,12 +1,12 @@
 //! Context of one command, or of one step of `perform`: options, configuration, and a tally of the
 //! result of each dataset.
 
-use super::args::Global;
-use super::output::Output;
-use super::wire::load_config;
-use super::{Failure, status};
-use crate::config::{Config, Environment};
+use crate::cli::args::{Command, Global};
+use crate::cli::failure::{Failure, status};
+use crate::cli::screen::output::Output;
+use crate::config::{self, Config, Environment};
 use crate::model::DatasetName;
+use crate::run::RunError;
 use crate::run::hooks::RunningHook;
 use crate::run::pool::select::{LeftOut, Selected, Selection, select_datasets};
 use crate::run::transfer::Stop;
@@ -16,20 +16,24 @@ use crate::state::process::host_name;
 use crate::zfs::Zfs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// How long a command may take to end by itself after a request to stop.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// The context of a command.
-pub(super) struct Context {
+pub(crate) struct Context {
     /// The options before the command.
-    pub(super) global: Global,
+    pub(crate) global: Global,
     /// The output for results.
-    pub(super) output: Arc<Output>,
+    pub(crate) output: Arc<Output>,
     /// Becomes true when the run must stop.
-    pub(super) stop: Stop,
+    pub(crate) stop: Stop,
     /// Resources that must not outlive this process.
-    pub(super) leftovers: Arc<Leftovers>,
+    pub(crate) leftovers: Arc<Leftovers>,
     /// The key of the step of `perform`, when the command is one.
     step: Option<String>,
-    loaded: Arc<OnceLock<Arc<(Config, Environment)>>>,
+    setup: Arc<OnceLock<Setup>>,
     /// Datasets that failed in an earlier step of this run; they are skipped.
     skip: BTreeSet<DatasetName>,
     tally: Mutex<Tally>,
@@ -37,69 +41,65 @@ pub(super) struct Context {
 
 /// The results of the datasets that a command worked on, by their names in the pool.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// Datasets that succeeded or had nothing to do.
-    pub(super) done: BTreeSet<DatasetName>,
+    pub(crate) done: BTreeSet<DatasetName>,
     /// Datasets that failed, with the status and the reason of each.
-    pub(super) failed: BTreeMap<DatasetName, (u8, String)>,
+    pub(crate) failed: BTreeMap<DatasetName, (u8, String)>,
     /// Datasets in `done` whose upload waits for a later run.
-    pub(super) paused: BTreeSet<DatasetName>,
+    pub(crate) paused: BTreeSet<DatasetName>,
     /// Datasets that were skipped because an earlier step failed for them.
-    pub(super) skipped: BTreeSet<DatasetName>,
+    pub(crate) skipped: BTreeSet<DatasetName>,
     /// Bytes stored or deleted.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Context {
-    pub(super) fn new(
+    pub(crate) fn new(
         global: Global,
         output: Arc<Output>,
         stop: Stop,
         leftovers: Arc<Leftovers>,
     ) -> Self {
-        let (loaded, skip, tally) = (Arc::default(), BTreeSet::new(), Mutex::default());
         Self {
             global,
             output,
             stop,
             leftovers,
             step: None,
-            loaded,
-            skip,
-            tally,
+            setup: Arc::default(),
+            skip: BTreeSet::new(),
+            tally: Mutex::default(),
         }
     }
 
     /// Returns the context of one step of this run, without the datasets that failed before.
-    pub(super) fn step(
+    pub(crate) fn step(
         &self,
         name: &str,
         global: Global,
         output: Arc<Output>,
         skip: BTreeSet<DatasetName>,
     ) -> Self {
-        let loaded = Arc::clone(&self.loaded);
-        let step = Some(name.to_owned());
-        let leftovers = Arc::clone(&self.leftovers);
         Self {
             global,
             output,
             stop: self.stop.clone(),
-            leftovers,
-            step,
-            loaded,
+            leftovers: Arc::clone(&self.leftovers),
+            step: Some(name.to_owned()),
+            setup: Arc::clone(&self.setup),
             skip,
             tally: Mutex::default(),
         }
     }
 
     /// Returns whether this is a step of `perform`.
-    pub(super) fn is_step(&self) -> bool {
+    pub(crate) fn is_step(&self) -> bool {
         self.step.is_some()
     }
 
     /// Returns the environment variables of every hook.
-    pub(super) fn hook_variables(&self, config: &Config) -> Vec<(&'static str, String)> {
+    pub(crate) fn hook_variables(&self, config: &Config) -> Vec<(&'static str, String)> {
         let mut variables = vec![
             ("ZFS_BACKUP_HOST", host_name()),
             ("ZFS_BACKUP_CONFIG", config.file.display().to_string()),
@@ -109,18 +109,23 @@ impl Context {
     }
 
     /// Returns the configuration, which is read once.
-    pub(super) fn config(&self) -> Result<Arc<(Config, Environment)>, Failure> {
-        if let Some(loaded) = self.loaded.get() {
-            return Ok(Arc::clone(loaded));
+    pub(crate) fn setup(&self) -> Result<&Setup, Failure> {
+        if let Some(setup) = self.setup.get() {
+            return Ok(setup);
         }
-        let loaded = Arc::new(load_config(&self.global, &self.output)?);
-        Ok(Arc::clone(self.loaded.get_or_init(|| loaded)))
+        let setup = Setup::load(&self.global, &self.output)?;
+        Ok(self.setup.get_or_init(|| setup))
+    }
+
+    /// Returns whether a command does what it plans: only with `-y`, and not with `--dry-run`.
+    pub(crate) fn carries_out(&self, yes: bool) -> bool {
+        yes && !self.global.dry_run
     }
 
     /// Returns the datasets to work on: the configured ones, except those that failed earlier in
     /// this run. A missing dataset counts as failed and does not block the others.
-    pub(super) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
-        let config = &self.config()?.0;
+    pub(crate) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
+        let config = &self.setup()?.config;
         let Selection {
             selected,
             failed,
@@ -157,7 +162,7 @@ impl Context {
 
     /// Returns whether this dataset failed earlier in this run. Records a dataset that did as
     /// skipped.
-    pub(super) fn skips(&self, dataset: &DatasetName) -> bool {
+    pub(crate) fn skips(&self, dataset: &DatasetName) -> bool {
         let skipped = self.skip.contains(dataset);
         if skipped {
             self.with_tally(|tally| tally.skipped.insert(dataset.clone()));
@@ -166,12 +171,12 @@ impl Context {
     }
 
     /// Adds bytes that were stored or deleted for a dataset that is not done nevertheless.
-    pub(super) fn moved(&self, bytes: u64) {
+    pub(crate) fn moved(&self, bytes: u64) {
         self.with_tally(|tally| tally.bytes = tally.bytes.saturating_add(bytes));
     }
 
     /// Records that a dataset is done.
-    pub(super) fn done(&self, dataset: &DatasetName, bytes: u64) {
+    pub(crate) fn done(&self, dataset: &DatasetName, bytes: u64) {
         self.with_tally(|tally| {
             tally.done.insert(dataset.clone());
             tally.bytes = tally.bytes.saturating_add(bytes);
@@ -179,29 +184,29 @@ impl Context {
     }
 
     /// Records that an upload waits for a later run. The dataset is done for this run.
-    pub(super) fn paused(&self, dataset: &DatasetName) {
+    pub(crate) fn paused(&self, dataset: &DatasetName) {
         self.with_tally(|tally| tally.paused.insert(dataset.clone()));
     }
 
     /// Prints why a dataset failed, and records it. The command continues with the other datasets.
-    pub(super) fn failed(&self, dataset: &DatasetName, failure: &Failure) {
+    pub(crate) fn failed(&self, dataset: &DatasetName, failure: &Failure) {
         failure.print(&self.output);
         self.reported(dataset, failure.status(), failure.reason());
     }
 
     /// Records that a dataset failed, after the command has printed why.
-    pub(super) fn reported(&self, dataset: &DatasetName, status: u8, reason: String) {
+    pub(crate) fn reported(&self, dataset: &DatasetName, status: u8, reason: String) {
         self.with_tally(|tally| tally.failed.insert(dataset.clone(), (status, reason)));
     }
 
     /// Returns the results of the datasets so far.
-    pub(super) fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         self.with_tally(|tally| tally.clone())
     }
 
     /// Returns the result of a command that worked on several datasets: 3 when some failed and the
     /// rest was done, else the most serious status.
-    pub(super) fn verdict(&self) -> Result<(), Failure> {
+    pub(crate) fn verdict(&self) -> Result<(), Failure> {
         let tally = self.tally();
         if tally.failed.is_empty() {
             return Ok(());
@@ -220,40 +225,82 @@ impl Context {
         }))
     }
 
+    /// Returns the result of a command's work. [`GRACE`] after a request to stop, the work is simply
+    /// dropped, except for commands that can leave something behind: these end by themselves.
+    pub(crate) async fn end_after_stop(
+        &self,
+        command: &Command,
+        work: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        let mut stop = self.stop.clone();
+        let stopped = async {
+            if stop.wait_for(|stop| *stop).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            result = work => result,
+            () = stopped, if !command.ends_by_itself() => Err(Failure::Run(RunError::Interrupted)),
+        }
+    }
+
     fn with_tally<T>(&self, work: impl FnOnce(&mut Tally) -> T) -> T {
         work(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The configuration of this host, and the environment in which it was read.
+pub(crate) struct Setup {
+    pub(crate) config: Config,
+    pub(crate) env: Environment,
+}
+
+impl Setup {
+    /// Loads the configuration and prints its notices.
+    pub(crate) fn load(global: &Global, output: &Output) -> Result<Self, Failure> {
+        let env = Environment::current();
+        let file = global
+            .config
+            .clone()
+            .unwrap_or_else(|| config::default_config_file(&env));
+        let config = Config::load(&file, &env)?;
+        for notice in config.notices() {
+            output.note(&notice.to_string());
+        }
+        Ok(Self { config, env })
     }
 }
 
 /// Resources that must not outlive this process: the lock of its run, and the running hook. All
 /// steps of a run share them with the code that ends the process at once.
 #[derive(Debug, Default)]
-pub(super) struct Leftovers {
+pub(crate) struct Leftovers {
     /// The running hook.
-    pub(super) hook: RunningHook,
+    pub(crate) hook: RunningHook,
     lock: Mutex<Option<HeldLock>>,
 }
 
 impl Leftovers {
     /// Keeps the lock of this run until it is released.
-    pub(super) fn keep_lock(&self, lock: HeldLock) {
+    pub(crate) fn keep_lock(&self, lock: HeldLock) {
         *self.lock() = Some(lock);
     }
 
     /// Returns whether that holder is this run.
-    pub(super) fn has_lock_of(&self, holder: &Holder) -> bool {
+    pub(crate) fn has_lock_of(&self, holder: &Holder) -> bool {
         self.lock().as_ref().is_some_and(|lock| lock.is_of(holder))
     }
 
     /// Removes the lock of this run. Returns whether it was still there; `None` when this run has
     /// none.
-    pub(super) fn release_lock(&self) -> Result<Option<bool>, StateError> {
+    pub(crate) fn release_lock(&self) -> Result<Option<bool>, StateError> {
         let lock = self.lock().take();
         lock.map(HeldLock::release).transpose()
     }
 
     /// Kills the hook and removes the lock, because the process ends at once.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.hook.kill();
         // Dropping the lock removes its file.
         drop(self.lock().take());
@@ -267,7 +314,6 @@ impl Leftovers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::RunError;
     use crate::zfs::DatasetType;
     use crate::zfs::fake::FakeZfs;
     use std::os::unix::fs::PermissionsExt;

@@ -1,9 +1,9 @@
 //! `lock`, `unlock`, and the check of the lockfile before other commands.
 
-use super::Failure;
-use super::args::{Command, Holds};
-use super::context::Context;
-use super::output::age;
+use crate::cli::args::{Command, Holds};
+use crate::cli::context::Context;
+use crate::cli::failure::Failure;
+use crate::cli::screen::table::age;
 use crate::config::{Config, TimeLimit};
 use crate::run::RunError;
 use crate::state::StateError;
@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How a command treats the lockfile before it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LockNeed {
+pub(crate) enum LockNeed {
     /// The command ignores the lockfile.
     Nothing,
     /// The command reports a lock and continues.
@@ -32,7 +32,7 @@ pub(super) enum LockNeed {
 impl Command {
     /// Returns the command's need: commands that change something wait for the lock, commands that
     /// read report it.
-    pub(super) fn lock_need(&self) -> LockNeed {
+    pub(crate) fn lock_need(&self) -> LockNeed {
         match self {
             Self::Snapshot
             | Self::ExportIntermediate(_)
@@ -60,7 +60,7 @@ impl Command {
 }
 
 /// Checks the lockfile as the command needs it. The lock of this run itself does not count.
-pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(), Failure> {
+pub(crate) async fn check_lock(command: &Command, context: &Context) -> Result<(), Failure> {
     let need = match command.lock_need() {
         // A dry run changes nothing, so a lock need not stop it.
         LockNeed::Check if context.global.dry_run => LockNeed::Note,
@@ -69,8 +69,8 @@ pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(
     if need == LockNeed::Nothing {
         return Ok(());
     }
-    let loaded = context.config()?;
-    let (config, here) = (&loaded.0, HostBoot::current());
+    let config = &context.setup()?.config;
+    let here = HostBoot::current();
     let read = || read_lock(&config.lock_file, &here);
     if need == LockNeed::Note {
         match read() {
@@ -111,7 +111,7 @@ pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(
 
 /// Runs work that starts with the kernel lock of a dataset and a store. While another run has that
 /// lock, tries again for as long as `--lock-wait` allows.
-pub(super) async fn wait_for_others<T>(
+pub(crate) async fn wait_for_others<T>(
     context: &Context,
     mut work: impl AsyncFnMut() -> Result<T, RunError>,
 ) -> Result<T, RunError> {
@@ -138,9 +138,8 @@ fn note(context: &Context, config: &Config, state: &LockState, how: &str) {
 }
 
 /// `lock`: makes the lock by hand or, as a step, for the run of `perform`.
-pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let config = &loaded.0;
+pub(crate) async fn lock(context: &Context) -> Result<(), Failure> {
+    let config = &context.setup()?.config;
     let path = config.lock_file.display();
     if context.global.dry_run {
         note(
@@ -188,9 +187,9 @@ pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
 
 /// `unlock`: removes the lock that a person or a dead run left; the lock of a run that may be alive
 /// only with `-i`. As a step, removes the lock of this run.
-pub(super) fn unlock(context: &Context) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let (config, path) = (&loaded.0, loaded.0.lock_file.display());
+pub(crate) fn unlock(context: &Context) -> Result<(), Failure> {
+    let config = &context.setup()?.config;
+    let path = config.lock_file.display();
     if context.global.dry_run {
         context
             .output
@@ -359,9 +358,9 @@ fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::Global;
-    use super::super::output::Output;
     use super::*;
+    use crate::cli::args::Global;
+    use crate::cli::screen::output::Output;
     use crate::state::dataset_lock::lock_dataset;
     use std::sync::Arc;
 

@@ -1,10 +1,13 @@
 //! `perform`: the steps of `[backup-sequence]` in order, then the summary and the hooks.
 
-use super::args::{Command, Global};
-use super::context::Context;
-use super::report::{RunReport, StepReport};
-use super::sequence::{Step, parse_steps};
-use super::{Failure, GRACE, dispatch, status, stopped_for};
+pub(crate) mod report;
+
+use crate::cli::args::Global;
+use crate::cli::args::sequence::{Step, parse_steps};
+use crate::cli::commands::run_command;
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, status};
+use crate::cli::perform::report::{RunReport, StepReport};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::RunError;
@@ -17,18 +20,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-impl Command {
-    /// Returns whether the command ends by itself after a request to stop, however long its hooks
-    /// take. Such a command must not be dropped.
-    pub(super) fn ends_by_itself(&self) -> bool {
-        matches!(self, Self::Perform | Self::Snapshot | Self::Drill(_))
-            || matches!(self, Self::Restore(restore) if restore.to.is_some())
-    }
-}
-
-pub(super) async fn perform(context: &Context) -> Result<(), Failure> {
-    let loaded = context.config()?;
-    let config = &loaded.0;
+pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
+    let config = &context.setup()?.config;
     let (started_at, started) = (Timestamp::now(), Instant::now());
     let mut report = RunReport {
         host: host_name(),
@@ -120,13 +113,9 @@ async fn run_step(context: &Context, step: &Step, skip: &BTreeSet<DatasetName>) 
     let output = Arc::new(context.output.for_step());
     let inner = context.step(&step.name, global, Arc::clone(&output), skip.clone());
     let started = Instant::now();
-    let mut stop = context.stop.clone();
-    let result = tokio::select! {
-        result = Box::pin(dispatch(&step.args.command, &inner)) => result,
-        () = stopped_for(&mut stop, GRACE), if !step.args.command.ends_by_itself() => {
-            Err(Failure::Run(RunError::Interrupted))
-        }
-    };
+    let command = &step.args.command;
+    let work = Box::pin(run_command(command, &inner));
+    let result = inner.end_after_stop(command, work).await;
     if let Err(failure) = &result {
         failure.print(&output);
     }

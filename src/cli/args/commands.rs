@@ -1,0 +1,378 @@
+//! The commands and their options. The doc comments are the help text.
+
+use super::restore::{Drill, Restore};
+use super::source::Source;
+use crate::config::{Age, Remote};
+use crate::model::{BackupId, DatasetName, Guid, InvalidName};
+use crate::plan::sample::ReadShare;
+use clap::{Args as ClapArgs, Subcommand};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the steps of [backup-sequence] in order: what a timer starts every night
+    Perform,
+    /// Make the lockfile by hand: no run starts until `unlock`, also after a reboot
+    Lock,
+    /// Delete the lockfile that was made by hand or that a dead run left
+    ///
+    /// The lock of a run that may still be at work, here or on another host, is deleted only with
+    /// -i before the command. In a sequence this deletes the lock of its own run.
+    Unlock,
+    /// Take one atomic snapshot of all configured datasets of a pool
+    Snapshot,
+    /// Write backups of the newest snapshots into the intermediate directory
+    ExportIntermediate(Kind),
+    /// Copy to the remote the backups of the intermediate directory that were never committed there
+    UploadIntermediateToRemote(Upload),
+    /// Stream the newest snapshots into the remote, with nothing on disk
+    StreamToRemote(Kind),
+    /// Destroy this tool's snapshots that are older than oldest_snapshot_days and that nothing
+    /// needs
+    PruneSnapshots(PruneByAge),
+    /// Delete from the intermediate directory what [lifecycle-intermediate] does not keep
+    PruneIntermediate(PruneByAge),
+    /// Delete from the remote what [lifecycle-remote] does not keep
+    PruneRemote(PruneByAge),
+    /// Hold the signed manifests against what the store itself reports; downloads no chunk unless
+    /// asked
+    VerifyChecksums(Verify),
+    /// Show snapshots, chains and unfinished uploads, their age, size and state
+    Show(Show),
+    /// Bring a backup back: into a new dataset, or as a bare stream
+    Restore(Restore),
+    /// Rehearse a restore: into a scratch dataset, which is checked and destroyed again
+    ///
+    /// Every record of every stream is checked by the kernel, the snapshots must have the guids of
+    /// the manifests, and where the pool still has a snapshot and its base, its own stream must be
+    /// the very bytes that came back. The date stands in `show` and `health` from then on. Without
+    /// DATASET it is the one whose last drill is the oldest.
+    Drill(Drill),
+    /// One line a dataset for monitoring, from this host's records; exit status 0, 1, 2 or 3 as
+    /// monitoring plugins do
+    Health(Health),
+    /// Look at ZFS, permissions, credentials and the store, and say what works and what to do about
+    /// the rest
+    ///
+    /// Writes nothing but a probe of the store, below @zfs-backup/probe/, and removes it again;
+    /// with --dry-run not even that. Ends with 1 if a backup could not work.
+    Doctor,
+    /// What this tool holds in the pools
+    #[command(subcommand)]
+    Holds(Holds),
+    /// Take over the backups of another origin, such as a pool that was rebuilt, or of another time
+    /// line of this one, as a cloned machine or a pool that was rewound leaves it
+    ///
+    /// Without --origin and --line the command lists the origins and time lines, with the command
+    /// for each. Afterwards the retention rules apply to the adopted backups too. Only the listed
+    /// backups of a time line are adopted: if its host makes more, pruning stops again.
+    Adopt(Adopt),
+    /// Take the store that is there now for the right one, after a disk or a bucket was replaced
+    AcceptStore(AcceptStore),
+    /// Delete one backup that nothing depends on, or what an attempt left behind
+    Forget(Forget),
+    /// The keys that seal and sign
+    #[command(subcommand)]
+    Key(Key),
+    /// Make, check, show or convert the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Write the pages of all commands into this folder
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
+}
+
+impl Command {
+    /// Returns whether the command ends by itself after a request to stop, however long its hooks
+    /// take. Such a command must not be dropped.
+    pub(crate) fn ends_by_itself(&self) -> bool {
+        matches!(self, Self::Snapshot | Self::Drill(_))
+            || matches!(self, Self::Restore(restore) if restore.to.is_some())
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Upload {
+    /// Also what was pruned in the remote, or what [lifecycle-remote] would delete at once
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PruneByAge {
+    /// Delete; without it the plan is printed with its reasons, and nothing changes
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Confirm that this host's clock is right when nothing else confirms it
+    ///
+    /// Pruning deletes nothing while the clock is more than a day ahead of the time that earlier
+    /// runs noted, for example after a long time without power on a host without NTP. With -y this
+    /// option notes the time as confirmed, for later runs. The clock of an S3 or B2 store overrules
+    /// this option.
+    #[arg(long)]
+    pub(crate) clock_is_right: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Health {
+    /// A newest backup that is older is a warning, and critical when it is more than twice as old
+    #[arg(long, value_name = "AGE", default_value = "26h")]
+    pub(crate) max_age: Age,
+    /// A last good verify-checksums that is older is a warning
+    #[arg(long, value_name = "AGE", default_value = "8d")]
+    pub(crate) max_verify_age: Age,
+    /// A last restore drill that is older is a warning
+    #[arg(long, value_name = "AGE", default_value = "90d")]
+    pub(crate) max_drill_age: Age,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Holds {
+    /// List what is held, by which backup, since when, and what releasing it costs
+    List,
+    /// Release holds of runs that are over; without -y says which
+    Release(Release),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Release {
+    /// Also release the holds of this backup when no journal and no store proves its upload over;
+    /// repeatable
+    #[arg(long = "id", value_name = "ID")]
+    pub(crate) ids: Vec<BackupId>,
+    /// Release the holds; without -y the command only prints which holds it would release
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AcceptStore {
+    /// The intermediate directory, not the remote
+    #[arg(long)]
+    pub(crate) intermediate: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Adopt {
+    /// The dataset, as it is named in the store
+    #[arg(value_name = "DATASET")]
+    pub(crate) dataset: DatasetName,
+    /// Take over the backups of the dataset with this guid; add the guid of its pool where needed
+    #[arg(long, value_name = "GUID[/POOL_GUID]", conflicts_with = "line")]
+    pub(crate) origin: Option<OriginChoice>,
+    /// Take over the other time line whose newest backup this is
+    #[arg(long, value_name = "ID")]
+    pub(crate) line: Option<BackupId>,
+    /// Accept a time line or origin whose newest snapshot is newer than all our stored ones: its
+    /// host may still be active
+    #[arg(long)]
+    pub(crate) although_newer: bool,
+    /// Do it; without it what would be taken over is printed
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// The guid of a dataset, and of the pool that it was in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OriginChoice {
+    pub(crate) dataset_guid: Guid,
+    /// `None` accepts any pool.
+    pub(crate) pool_guid: Option<Guid>,
+}
+
+impl FromStr for OriginChoice {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let (dataset, pool) = text
+            .split_once('/')
+            .map_or((text, None), |(dataset, pool)| (dataset, Some(pool)));
+        Ok(Self {
+            dataset_guid: dataset.parse()?,
+            pool_guid: pool.map(str::parse).transpose()?,
+        })
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Forget {
+    /// The backup
+    #[arg(value_name = "ID")]
+    pub(crate) id: BackupId,
+    /// The dataset, as it is named in the store [default: the configured one that has the backup]
+    #[arg(long, value_name = "DATASET")]
+    pub(crate) dataset: Option<DatasetName>,
+    /// In the intermediate directory instead of the remote
+    #[arg(long)]
+    pub(crate) intermediate: bool,
+    /// Delete; without it the plan is printed
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Kind {
+    /// A full backup in any case
+    #[arg(short, long, conflicts_with = "incremental")]
+    pub(crate) full: bool,
+    /// An incremental or nothing; it never becomes a full
+    #[arg(short, long)]
+    pub(crate) incremental: bool,
+    /// Give up the interrupted uploads of this kind instead of going on with them
+    ///
+    /// Their holds are released. What they stored stays until a prune gives it up or `forget`
+    /// deletes it.
+    #[arg(long)]
+    pub(crate) restart: bool,
+    /// Take this recorded full stream (a file or a pipe, as `zfs send` writes them) in place of
+    /// what ZFS would send, for benchmarks and for tests on hosts without ZFS; the dataset and the
+    /// snapshot are those that it names. The released program does not have this option
+    #[cfg(any(test, feature = "testing"))]
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with = "incremental")]
+    pub(crate) stream_from: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Show {
+    /// Also ask the remote what it holds
+    #[arg(long)]
+    pub(crate) include_remote: bool,
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Only these datasets, as they are named in the store [default: all configured; with --remote
+    /// all found]
+    #[arg(value_name = "DATASET")]
+    pub(crate) datasets: Vec<DatasetName>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Verify {
+    /// Verify the intermediate directory instead of the remote
+    #[arg(long, conflicts_with = "remote")]
+    pub(crate) intermediate: bool,
+    /// Also download and check: all, or a share (5%), an amount (10G), or a part by turns (1/7)
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
+    pub(crate) read_data: Option<ReadShare>,
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Only these datasets, as they are named in the store [default: all configured; with --remote
+    /// all found]
+    #[arg(value_name = "DATASET")]
+    pub(crate) datasets: Vec<DatasetName>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make the keyring in the configured stores, if there is none yet
+    Generate {
+        /// Use the keys that the passphrase opens although the store holds backups for newer or
+        /// other keys. Check those backups first: an attacker who deletes the newest keyring wants
+        /// this host to seal to old, leaked keys
+        #[arg(long)]
+        trust_found_keys: bool,
+    },
+    /// Show the public halves: recipient and verifying key
+    Show,
+    /// Print the secret identity and signing key, for a paper copy that needs no passphrase
+    Export {
+        /// Write them into this new file, mode 0600, instead of the terminal
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Seal the keyring with a new passphrase; the old one still opens copies made before
+    Passphrase {
+        /// The first line of this file is the new passphrase, instead of asking for it
+        #[arg(long, value_name = "FILE")]
+        new_passphrase_file: Option<PathBuf>,
+    },
+    /// Make new keys and retire the old ones, for after a leak. The next backup of each dataset is
+    /// a full of a new chain
+    ///
+    /// From now on the old verifying keys are trusted for exactly the backups and prune records
+    /// that verify in the configured stores at this moment, and for nothing that is signed with
+    /// them later. Before the rotation, delete the backups that you did not make (`zfs-backup
+    /// forget`). Let no other host back up meanwhile. --dry-run shows the objects that would stay
+    /// trusted.
+    ///
+    /// A rotation does not protect older backups: they stay sealed to the old identity, so anyone
+    /// who has that identity and a copy of the bucket can read them. Once new fulls are stored,
+    /// delete the old backups with prune-remote and prune-intermediate. If the passphrase leaked,
+    /// run `key passphrase` first.
+    Rotate {
+        /// Keep trusting the old keys as before: for a scheduled rotation without a leak
+        #[arg(long)]
+        keep_trust: bool,
+        /// Also list what this store holds, and write nothing there: the store of another
+        /// configuration or host with the same keys, as for `restore --remote`. May be repeated.
+        /// Without it such a store cannot be used with the new keys
+        #[arg(long, value_name = "STORE", conflicts_with = "keep_trust")]
+        also_list: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Write a first configuration, and check it. Asks on a terminal for what is not given
+    Init(Init),
+    /// Check the configuration and give advice
+    Check,
+    /// Show the merged configuration with all defaults, secrets hidden
+    Show,
+    /// Bring the configuration back from the store, on the day when this host is all there is
+    ///
+    /// Backups leave a copy beside the keyring, without its secrets, sealed and signed.
+    Recover(Recover),
+    /// Print the TOML form of an older INI configuration
+    Convert {
+        /// The INI file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Recover {
+    /// The store: s3:bucket/prefix, b2:bucket/prefix or file:/dir
+    #[arg(long, value_name = "URL")]
+    pub(crate) remote: String,
+    /// The key file, instead of the passphrase
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// The one of this host [default: the newest]
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
+    /// Write it into this new file, mode 0600, instead of printing it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Init {
+    /// Back this dataset up; may be given several times
+    #[arg(long = "dataset", value_name = "DATASET")]
+    pub(crate) datasets: Vec<DatasetName>,
+    /// Where to: s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH
+    #[arg(long, value_name = "URL")]
+    pub(crate) remote: Option<Remote>,
+    /// The URL of an S3-compatible store that is not AWS
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// The region of an S3 store
+    #[arg(long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+    /// own, or a glob of snapshots that another tool makes, such as "autosnap_*_daily"
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) use_snapshots: Option<String>,
+}

@@ -1,0 +1,48 @@
+//! The options that every command has.
+
+use crate::config::TimeLimit;
+use clap::{Args as ClapArgs, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub(crate) struct Global {
+    /// The configuration [default: /etc/zfs-backup/zfs-backup.toml, for an ordinary user the XDG
+    /// path]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Work although the lockfile is there; only before the command. The kernel lock is never
+    /// ignored
+    #[arg(short = 'i', long)]
+    pub(crate) ignore_lock: bool,
+    /// Wait so long for the lock, such as 90s, 10m, 2h, instead of ending with status 11
+    #[arg(long, global = true, value_name = "DURATION")]
+    pub(crate) lock_wait: Option<TimeLimit>,
+    /// Say what would be done, and do nothing
+    #[arg(long, global = true)]
+    pub(crate) dry_run: bool,
+    /// Say more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Print nothing on success
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// The result as JSON on stdout; logs stay on stderr
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// How far an upload is: auto is a bar on a terminal and a line every 30 s elsewhere, silent
+    /// with -q
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    pub(crate) progress: ProgressWhen,
+}
+
+/// When progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum ProgressWhen {
+    /// Unless quiet.
+    #[default]
+    Auto,
+    /// Also when quiet.
+    Always,
+    /// Never.
+    Never,
+}

@@ -1,0 +1,276 @@
+//! `drill`.
+
+use crate::cli::args::{Drill, From};
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::history;
+use crate::cli::open::identity::known_stores;
+use crate::cli::open::reading::open_places;
+use crate::cli::open::remote::open_zfs;
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::bytes;
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::run::pool::select::{Selected, select_datasets};
+use crate::run::restore::drill::{
+    AbandonedScratch, Comparison, DrillReport, check_drill_allowed, clean_up, drill as run_drill,
+    find_leftovers,
+};
+use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
+use crate::run::runner::Runner;
+use crate::run::{RunError, error_chain};
+use crate::state::StateError;
+use crate::state::history::{DrillNote, Records};
+use crate::zfs::{Dataset, Zfs};
+use jiff::Timestamp;
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+
+pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failure> {
+    let output = &context.output;
+    let zfs = open_zfs()?;
+    let selected = match &drill.source.remote {
+        Some(_) => Vec::new(),
+        None => {
+            select_datasets(
+                &*zfs,
+                &context.setup()?.config.datasets,
+                &context.setup()?.config.state_dir,
+            )?
+            .selected
+        }
+    };
+    let stored = match &drill.dataset {
+        Some(dataset) => dataset.clone(),
+        None if drill.source.remote.is_some() => {
+            return Err(usage(
+                "which dataset?",
+                "name it as `show --remote URL` does",
+            ));
+        }
+        None => longest_undrilled(&context.setup()?.config, &selected)?,
+    };
+    let source = selected
+        .iter()
+        .find(|selected| selected.stored == stored)
+        .map(|selected| &selected.dataset);
+    let parent = parent_of_scratch(drill, &stored, source)?;
+    let from = if drill.cold {
+        Some(From::Remote)
+    } else {
+        drill.from.clone()
+    };
+    let places = open_places(context, &drill.source, from.as_ref(), drill.cold).await?;
+    let point = drill
+        .backup
+        .clone()
+        .map_or(RestorePoint::Newest, RestorePoint::Id);
+    let set = find_restore_set(&places.stores, &stored, &places.keys, &point).await?;
+    set.unasked
+        .iter()
+        .for_each(|why| output.always(&format!("a store could not be asked: {why}")));
+    let locks = lock_folder();
+    see_to_leftovers(&*zfs, &parent, locks.as_deref(), context)?;
+    check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
+    if context.global.dry_run {
+        output.line(format!(
+            "{stored}: would restore {} below {parent}",
+            words_of(&set)
+        ));
+        return Ok(());
+    }
+    output.note(&format!(
+        "{stored}: restoring {} below {parent}",
+        words_of(&set)
+    ));
+    let started = Instant::now();
+    let report = run_drill(
+        &set,
+        &places.keys,
+        &zfs,
+        source,
+        &parent,
+        locks.as_deref(),
+        context.stop.clone(),
+    )
+    .await;
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            if let Some(setup) = places.setup {
+                history::drill_failed(&setup.config, &stored, &error);
+            }
+            return Err(error.into());
+        }
+    };
+    if let Some(setup) = places.setup {
+        let drilled = DrillNote {
+            at: Timestamp::now(),
+            id: set.newest().manifest.id.clone(),
+        };
+        history::drilled(&setup.config, &stored, &drilled);
+    }
+    print(&stored, &set, &report, started, output);
+    output.json(|| to_json(&stored, &set, &report, started));
+    // The backup is good, but a person must remove what the drill left: the drill did not succeed.
+    report.left.map_or(Ok(()), |left| Err(left.into()))
+}
+
+/// Returns the dataset below which the drill makes its scratch dataset.
+fn parent_of_scratch(
+    drill: &Drill,
+    stored: &DatasetName,
+    source: Option<&Dataset>,
+) -> Result<DatasetName, Failure> {
+    match (&drill.into, source) {
+        (Some(parent), _) => Ok(parent.clone()),
+        (None, Some(source)) => pool_of(&source.name),
+        (None, None) => {
+            let what = format!(
+                "{stored} is in no pool here, so there is no place for the scratch dataset"
+            );
+            Err(usage(&what, "name one: --into POOL/DATASET"))
+        }
+    }
+}
+
+fn pool_of(dataset: &DatasetName) -> Result<DatasetName, Failure> {
+    dataset.pool().parse().map_err(|_| {
+        usage(
+            &format!("{dataset} is in no pool"),
+            "name one: --into POOL/DATASET",
+        )
+    })
+}
+
+/// Returns the configured dataset that was never drilled, or whose last drill is the oldest.
+fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetName, Failure> {
+    let Some(store) = known_stores(config)?.into_iter().next() else {
+        return Err(usage(
+            "no store is configured",
+            "set `remote` or `intermediate_basedir`",
+        ));
+    };
+    let mut oldest: Option<(Option<Timestamp>, &DatasetName)> = None;
+    for Selected { stored, .. } in selected {
+        let at = Records::new(&config.state_dir, &store, stored)
+            .read()?
+            .drill
+            .map(|note| note.at);
+        if oldest.is_none_or(|(known, _)| at < known) {
+            oldest = Some((at, stored));
+        }
+    }
+    oldest
+        .map(|(_, stored)| stored.clone())
+        .ok_or_else(|| usage("no configured dataset is here", "name one: drill DATASET"))
+}
+
+/// Destroys the scratch datasets that killed drills left, or reports why one stays. With
+/// `--dry-run` only lists them.
+fn see_to_leftovers(
+    zfs: &dyn Zfs,
+    parent: &DatasetName,
+    locks: Option<&Path>,
+    context: &Context,
+) -> Result<(), Failure> {
+    let output = &context.output;
+    if context.global.dry_run {
+        for left in find_leftovers(zfs, parent)? {
+            output.always(&format!(
+                "{} remains of an earlier drill: a drill would destroy it if that drill has ended",
+                left.name
+            ));
+        }
+        return Ok(());
+    }
+    for leftover in clean_up(zfs, parent, locks)? {
+        match leftover {
+            AbandonedScratch::Destroyed(name) => output.always(&format!(
+                "destroyed {name}, which a drill that was killed left"
+            )),
+            AbandonedScratch::Stays(_, RunError::State(StateError::Locked { holder, .. })) => {
+                let process = holder
+                    .map(|pid| format!(", process {pid}"))
+                    .unwrap_or_default();
+                output.note(&format!("another drill is running below {parent}{process}"));
+            }
+            AbandonedScratch::Stays(_, error) => {
+                output.always(&error_chain(&error));
+                error
+                    .hint()
+                    .iter()
+                    .for_each(|hint| output.always(&format!("  {hint}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Describes a chain: `full 20261120T..-full-.. and 3 incrementals, 1.2G`.
+fn words_of(set: &RestoreSet) -> String {
+    let stored = set
+        .backups
+        .iter()
+        .flat_map(|backup| &backup.chunks)
+        .map(|chunk| chunk.sealed_bytes)
+        .sum();
+    let snapshot = set.newest().manifest.snapshot.created_at;
+    let chain = match set.backups.len() - 1 {
+        0 => "a full".to_owned(),
+        1 => "a full and 1 incremental".to_owned(),
+        more => format!("a full and {more} incrementals"),
+    };
+    format!("{chain} up to {snapshot}, {}", bytes(stored))
+}
+
+fn print(
+    stored: &DatasetName,
+    set: &RestoreSet,
+    report: &DrillReport,
+    started: Instant,
+    output: &Output,
+) {
+    let seconds = started.elapsed().as_secs_f64();
+    output.line(format!(
+        "{stored}: restored {}, {seconds:.1} s",
+        words_of(set)
+    ));
+    let same = report
+        .compared
+        .iter()
+        .filter(|compared| **compared == Comparison::Same)
+        .count();
+    let count = report.compared.len();
+    output.line(format!(
+        "  every record checked by ZFS, {count} guids right, {same} of {count} streams byte for byte those of the pool"
+    ));
+    for (backup, compared) in set.backups.iter().zip(&report.compared) {
+        if let Comparison::Not(why) = compared {
+            output.line(format!("  not compared {}:", backup.manifest.id));
+            output.line(format!("    {why}"));
+        }
+    }
+}
+
+fn to_json(
+    stored: &DatasetName,
+    set: &RestoreSet,
+    report: &DrillReport,
+    started: Instant,
+) -> serde_json::Value {
+    let backups: Vec<_> = set
+        .backups
+        .iter()
+        .zip(&report.compared)
+        .map(|(backup, compared)| {
+            let not = match compared {
+                Comparison::Same => None,
+                Comparison::Not(why) => Some(why),
+            };
+            json!({ "id": backup.manifest.id, "store": backup.store.url(), "same_bytes": not.is_none(), "not_compared": not })
+        })
+        .collect();
+    json!({ "dataset": stored, "backups": backups, "seconds": started.elapsed().as_secs_f64() })
+}

@@ -1,0 +1,126 @@
+//! `forget`: deletes one backup because a person named it.
+
+use crate::cli::args::Forget;
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
+use crate::cli::open::identity::check_other_store;
+use crate::cli::open::remote::open_zfs;
+use crate::cli::open::settings::prune_env;
+use crate::cli::screen::table::bytes;
+use crate::model::{BackupId, DatasetName};
+use crate::run::backup::StoreRole;
+use crate::run::clock::ClockCheck;
+use crate::run::pool::pins::unpin;
+use crate::run::prune;
+use crate::store::ObjectStore;
+use crate::store::key::backup_prefix;
+use serde_json::json;
+
+pub(crate) async fn forget(context: &Context, forget: &Forget) -> Result<(), Failure> {
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let output = &context.output;
+    let carry_out = context.carries_out(forget.yes);
+    let access = Access::to_delete(carry_out);
+    let store = setup.open(setup.role(forget.intermediate), access).await?;
+    let dataset = match &forget.dataset {
+        Some(dataset) => dataset.clone(),
+        None => find_dataset_of(context, &*store, &forget.id).await?,
+    };
+    // `forget` selects a backup by its name, never by its age.
+    let clock = ClockCheck::read(&config.state_dir, true)?;
+    let env = prune_env(context, &store, clock).await?;
+    // A backup that waits in the intermediate directory may build on a backup in the remote.
+    let intermediate = match (&config.intermediate, &config.remote) {
+        (Some(_), Some(_)) if !forget.intermediate => {
+            Some(setup.open(StoreRole::Intermediate, Access::Read).await?)
+        }
+        _ => None,
+    };
+    let beside = intermediate.as_deref();
+    if let Some(other) = beside {
+        check_other_store(config, StoreRole::Intermediate, other, access).await?;
+    }
+    let found = match carry_out {
+        true => {
+            let forget = async || prune::forget(&env, &dataset, &forget.id, beside).await;
+            wait_for_others(context, forget).await?
+        }
+        false => prune::plan_forget(&env, &dataset, &forget.id, beside).await?,
+    };
+    if carry_out {
+        release(context, &dataset, &forget.id);
+    }
+    let verb = if carry_out { "deleted" } else { "would delete" };
+    let what = if found.manifest_blake3.is_some() {
+        "backup"
+    } else {
+        "what is left of"
+    };
+    output.line(format!("{verb} {what} {}", found.id));
+    output.line(format!(
+        "  of {dataset} in {}: {} objects, {}",
+        store.url(),
+        found.objects,
+        bytes(found.bytes)
+    ));
+    found
+        .warnings
+        .iter()
+        .for_each(|warning| output.always(warning));
+    if !carry_out {
+        output.note("nothing was deleted; -y deletes");
+    }
+    output.json(|| {
+        json!({
+            "store": store.url(), "dataset": dataset, "id": found.id, "objects": found.objects, "bytes": found.bytes,
+            "backup": found.manifest_blake3.is_some(), "warnings": found.warnings, "carried_out": carry_out,
+        })
+    });
+    Ok(())
+}
+
+/// Releases the holds of this upload in the pool. On a host without that pool there is nothing to
+/// release; the next prune, which reads the record of deleted backups, releases what fails here.
+fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
+    let release = || -> Result<(), Failure> {
+        let zfs = open_zfs()?;
+        for selected in context
+            .datasets(&*zfs)?
+            .iter()
+            .filter(|selected| selected.stored == *stored)
+        {
+            unpin(&*zfs, &selected.dataset.name, |held| held == id)?;
+        }
+        Ok(())
+    };
+    if let Err(failure) = release() {
+        tracing::warn!(%id, "what it kept in the pool was not released: {}", failure.reason());
+    }
+}
+
+/// Returns the configured dataset that has objects of this id.
+async fn find_dataset_of(
+    context: &Context,
+    store: &dyn ObjectStore,
+    id: &BackupId,
+) -> Result<DatasetName, Failure> {
+    for selected in context.datasets(&*open_zfs()?)? {
+        if !store
+            .list(&backup_prefix(&selected.stored, id))
+            .await?
+            .is_empty()
+        {
+            return Ok(selected.stored);
+        }
+    }
+    Err(usage(
+        &format!(
+            "no configured dataset has anything of {id} in {}",
+            store.url()
+        ),
+        "name the dataset as it is named in the store: --dataset DATASET; or --intermediate",
+    ))
+}

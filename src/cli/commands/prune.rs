@@ -1,0 +1,280 @@
+//! `prune-intermediate` and `prune-remote`.
+
+pub(crate) mod plan;
+
+use crate::cli::args::PruneByAge;
+use crate::cli::commands::prune::plan::{plan_lines, plan_to_json};
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, status};
+use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
+use crate::cli::open::datasets::origin_of;
+use crate::cli::open::history;
+use crate::cli::open::identity::check_other_store;
+use crate::cli::open::remote::{RemoteState, open_zfs};
+use crate::cli::open::settings::prune_env;
+use crate::cli::screen::table::bytes;
+use crate::config::RetentionRules;
+use crate::plan::prune::Doubt;
+use crate::run::RunError;
+use crate::run::backup::StoreRole;
+use crate::run::clock::ClockCheck;
+use crate::run::identity::refuse_one_place;
+use crate::run::pool::pins::unpin;
+use crate::run::pool::select::Selected;
+use crate::run::pool::view::pool_view;
+use crate::run::prune::{
+    PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
+};
+use crate::state::adoption::origins_of;
+use crate::store::key::dataset_prefix;
+use crate::store::{ListedObject, ObjectStore};
+use crate::zfs::Zfs;
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// The most doubts about one dataset that are printed; further doubts are counted.
+const DOUBTS_PRINTED_MAX: usize = 10;
+
+pub(crate) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let access = Access::to_delete(context.carries_out(prune.yes));
+    let store = setup.open(StoreRole::Remote, access).await?;
+    let secondary = match &config.intermediate {
+        Some(_) => {
+            SecondaryStore::Intermediate(setup.open(StoreRole::Intermediate, Access::Read).await?)
+        }
+        None => SecondaryStore::Nothing,
+    };
+    refuse_one_place_twice(&*store, &secondary)?;
+    if let SecondaryStore::Intermediate(other) = &secondary {
+        check_other_store(config, StoreRole::Intermediate, &**other, access).await?;
+    }
+    let call = PruneCall {
+        step: "prune-remote",
+        rules: &config.lifecycle_remote,
+        prune,
+    };
+    prune_store(context, &*open_zfs()?, store, secondary, &call).await
+}
+
+pub(crate) async fn prune_intermediate(
+    context: &Context,
+    prune: &PruneByAge,
+) -> Result<(), Failure> {
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let access = Access::to_delete(context.carries_out(prune.yes));
+    let store = setup.open(StoreRole::Intermediate, access).await?;
+    let secondary = match setup.open_remote_if_any(Access::Read).await? {
+        RemoteState::None => SecondaryStore::Nothing,
+        RemoteState::Open(remote) => SecondaryStore::Remote(remote),
+        RemoteState::Unreachable(why) => {
+            context.output.always(&format!(
+                "the remote cannot be reached, so everything is kept: {why}"
+            ));
+            SecondaryStore::Unreachable
+        }
+    };
+    refuse_one_place_twice(&*store, &secondary)?;
+    if let SecondaryStore::Remote(other) = &secondary {
+        check_other_store(config, StoreRole::Remote, &**other, access).await?;
+    }
+    let call = PruneCall {
+        step: "prune-intermediate",
+        rules: &config.lifecycle_intermediate,
+        prune,
+    };
+    prune_store(context, &*open_zfs()?, store, secondary, &call).await
+}
+
+/// Refuses one store under two names, before anything else is read.
+fn refuse_one_place_twice(
+    store: &dyn ObjectStore,
+    secondary: &SecondaryStore,
+) -> Result<(), RunError> {
+    match secondary {
+        SecondaryStore::Remote(other) | SecondaryStore::Intermediate(other) => {
+            refuse_one_place(&store.known(), &other.known())
+        }
+        SecondaryStore::Nothing | SecondaryStore::Unreachable => Ok(()),
+    }
+}
+
+/// The parts in which the two commands differ.
+#[derive(Clone, Copy)]
+struct PruneCall<'a> {
+    /// The name of the command, which `health` uses too.
+    step: &'static str,
+    rules: &'a RetentionRules,
+    prune: &'a PruneByAge,
+}
+
+async fn prune_store(
+    context: &Context,
+    zfs: &dyn Zfs,
+    store: Arc<dyn ObjectStore>,
+    secondary: SecondaryStore,
+    call: &PruneCall<'_>,
+) -> Result<(), Failure> {
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let (output, PruneCall { step, rules, prune }) = (&context.output, *call);
+    let datasets = context.datasets(zfs)?;
+    let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
+    let mut env = prune_env(context, &store, clock).await?;
+    let (foreign_objects, foreign_bytes) = count_foreign(&*store, &datasets).await?;
+    let carry_out = context.carries_out(prune.yes);
+    let mut results = Vec::new();
+    for selected in &datasets {
+        let work = async {
+            let (place, own) = (
+                (&config.state_dir, &store.known(), &selected.stored),
+                origin_of(zfs, selected)?,
+            );
+            let origins = origins_of(place.0, place.1, place.2, &own)?;
+            let pool = pool_view(
+                zfs,
+                &selected.dataset.name,
+                (place.0, place.1, place.2),
+                &own,
+            )?;
+            env.pools.insert(selected.stored.clone(), pool);
+            let (stored, rules, secondary) =
+                (selected.stored.clone(), rules.clone(), secondary.clone());
+            let task = PruneTask {
+                stored,
+                origins,
+                rules,
+                secondary,
+            };
+            if !carry_out {
+                return read_view(&env, &task).await;
+            }
+            let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
+            let PruneOutcome { view, deleted } = pruned?;
+            // Release also the holds that an interrupted run left here: the record that names its
+            // backups still exists.
+            unpin(zfs, &selected.dataset.name, |id| {
+                deleted.contains(id) || view.is_over(id)
+            })?;
+            Ok(view)
+        };
+        match work.await {
+            Ok(view) => {
+                output.line(format!("{}:", selected.stored));
+                plan_lines(&view, carry_out)
+                    .iter()
+                    .for_each(|line| output.line(line));
+                results.push(plan_to_json(&selected.stored, &view, step, carry_out));
+                finish(context, selected, &view, step, carry_out);
+                if carry_out {
+                    let doubts = &view.plan.doubts;
+                    let is_damage = doubts.iter().any(Doubt::is_damage);
+                    let doubt = doubts
+                        .first()
+                        .map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
+                    history::pruned(config, &selected.stored, step, doubt);
+                }
+            }
+            Err(error) => {
+                if carry_out {
+                    history::prune_failed(config, &selected.stored, step, &error);
+                }
+                context.failed(&selected.dataset.name, &Failure::Run(error));
+            }
+        }
+        if *context.stop.borrow() {
+            break;
+        }
+    }
+    if foreign_objects > 0 {
+        output.line(format!(
+            "foreign {foreign_objects} objects {} left alone.",
+            bytes(foreign_bytes)
+        ));
+    }
+    if !carry_out {
+        output.note("nothing was deleted; -y deletes");
+    }
+    output.json(|| {
+        json!({
+            "store": store.url(), "carried_out": carry_out, "datasets": results,
+            "foreign": { "objects": foreign_objects, "bytes": foreign_bytes },
+            "failed": context.tally().failed.into_keys().collect::<Vec<_>>(),
+        })
+    });
+    context.verdict()
+}
+
+/// Counts the objects under the prefix that belong to no dataset of this configuration, and their
+/// bytes. The keyrings are not foreign.
+async fn count_foreign(
+    store: &dyn ObjectStore,
+    datasets: &[Selected],
+) -> Result<(usize, u64), Failure> {
+    let ours: Vec<String> = datasets
+        .iter()
+        .map(|selected| dataset_prefix(&selected.stored))
+        .collect();
+    let is_foreign = |object: &ListedObject| {
+        let known = ours.iter().any(|prefix| object.key.starts_with(prefix));
+        !known && !object.key.starts_with("@zfs-backup/")
+    };
+    let (mut objects, mut bytes) = (0, 0_u64);
+    let mut count = |page: Vec<ListedObject>| {
+        for object in page.into_iter().filter(is_foreign) {
+            (objects, bytes) = (objects + 1, bytes.saturating_add(object.bytes));
+        }
+        ControlFlow::Continue(())
+    };
+    store.visit("", &mut count).await?;
+    Ok((objects, bytes))
+}
+
+fn finish(context: &Context, selected: &Selected, view: &PruneView, step: &str, carried_out: bool) {
+    let name = &selected.dataset.name;
+    let Some(first) = view.plan.doubts.first() else {
+        context.done(
+            name,
+            if carried_out {
+                view.plan.freed_bytes()
+            } else {
+                0
+            },
+        );
+        return;
+    };
+    let status = if view.plan.doubts.iter().any(Doubt::is_damage) {
+        status::DAMAGE
+    } else {
+        status::PARTIAL
+    };
+    let what = format!("{}: nothing is deleted: {first}", selected.stored);
+    context.failed(
+        name,
+        &Failure::Doubtful {
+            what,
+            hint: first.hint(step, &selected.stored),
+            status,
+        },
+    );
+    let rest = &view.plan.doubts[1..];
+    for doubt in rest.iter().take(DOUBTS_PRINTED_MAX) {
+        context.output.error_text(
+            &format!("{}: {doubt}", selected.stored),
+            Some(&doubt.hint(step, &selected.stored)),
+        );
+    }
+    if rest.len() > DOUBTS_PRINTED_MAX {
+        let more = rest.len() - DOUBTS_PRINTED_MAX;
+        context
+            .output
+            .always(&format!("{more} more of the kind; --json has all"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! `prune-snapshots`.
+
+use crate::cli::args::PruneByAge;
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, status};
+use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
+use crate::cli::open::history;
+use crate::cli::open::keys::keys_for_pruning;
+use crate::cli::open::remote::{RemoteState, open_zfs};
+use crate::cli::screen::table::bytes;
+use crate::plan::snapshots::find_snapshots_doubt;
+use crate::run::backup::StoreRole;
+use crate::run::clock::ClockCheck;
+use crate::run::pool::prune_snapshots::{
+    SnapshotOutcome, SnapshotStore, SnapshotsEnv, judge_snapshots, prune_snapshots as prune_dataset,
+};
+use crate::run::pool::select::Selected;
+use crate::zfs::Zfs;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// The name of the command, which `health` uses too.
+const STEP: &str = "prune-snapshots";
+
+pub(crate) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
+    if context.setup()?.config.snapshots.oldest_days.is_none() {
+        context
+            .output
+            .note("main.oldest_snapshot_days is not set, so no snapshot is destroyed");
+        return Ok(());
+    }
+    prune_snapshots_of(context, open_zfs()?, prune).await
+}
+
+/// Does the same as [`prune_snapshots`], with this ZFS.
+pub(crate) async fn prune_snapshots_of(
+    context: &Context,
+    zfs: Arc<dyn Zfs>,
+    prune: &PruneByAge,
+) -> Result<(), Failure> {
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let output = &context.output;
+    let Some(oldest_days) = config.snapshots.oldest_days else {
+        return Ok(());
+    };
+    let datasets = context.datasets(&*zfs)?;
+    let carry_out = context.carries_out(prune.yes);
+    let access = if carry_out {
+        Access::Write
+    } else {
+        Access::Read
+    };
+    let mut stores = Vec::new();
+    if config.intermediate.is_some() {
+        let beside_remote = config.remote.is_some();
+        stores.push(SnapshotStore {
+            store: setup.open(StoreRole::Intermediate, access).await?,
+            beside_remote,
+        });
+    }
+    match setup.open_remote_if_any(access).await? {
+        RemoteState::None => {}
+        RemoteState::Open(store) => stores.push(SnapshotStore {
+            store,
+            beside_remote: false,
+        }),
+        RemoteState::Unreachable(why) => {
+            output.always(&format!(
+                "the remote cannot be reached, so no snapshot is destroyed: {why}"
+            ));
+            datasets
+                .iter()
+                .for_each(|selected| context.done(&selected.dataset.name, 0));
+            return Ok(());
+        }
+    }
+    let Some(store) = stores.last().map(|store| &store.store) else {
+        return Ok(());
+    };
+    let (_, trusted) = keys_for_pruning(setup, store).await?;
+    let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
+    let (prefix, now) = (config.snapshots.prefix.clone(), clock.reading.wall);
+    let state_dir = config.state_dir.clone();
+    let env = SnapshotsEnv {
+        zfs,
+        stores,
+        trusted,
+        state_dir,
+        oldest_days,
+        prefix,
+        now,
+        clock,
+    };
+    let mut results = Vec::new();
+    for selected in &datasets {
+        let outcomes = match carry_out {
+            true => wait_for_others(context, async || prune_dataset(&env, selected).await).await,
+            false => judge_snapshots(&env, selected).await.map(|verdicts| {
+                verdicts
+                    .into_iter()
+                    .map(|verdict| SnapshotOutcome {
+                        verdict,
+                        refused: None,
+                    })
+                    .collect()
+            }),
+        };
+        match outcomes {
+            Ok(outcomes) => {
+                print(context, &outcomes, carry_out);
+                results.extend(outcomes.iter().map(|outcome| to_json(outcome, carry_out)));
+                finish(context, selected, &outcomes, carry_out)?;
+            }
+            Err(error) => {
+                if carry_out {
+                    history::prune_failed(config, &selected.stored, STEP, &error);
+                }
+                context.failed(&selected.dataset.name, &Failure::Run(error));
+            }
+        }
+        if *context.stop.borrow() {
+            break;
+        }
+    }
+    if !carry_out {
+        output.note("nothing was destroyed; -y destroys");
+    }
+    output.json(|| json!({ "carried_out": carry_out, "snapshots": results }));
+    context.verdict()
+}
+
+/// Counts a dataset as done, or reports why none of its snapshots is destroyed. With -y the result
+/// is saved for `health`.
+fn finish(
+    context: &Context,
+    selected: &Selected,
+    outcomes: &[SnapshotOutcome],
+    carried_out: bool,
+) -> Result<(), Failure> {
+    let (config, name) = (&context.setup()?.config, &selected.dataset.name);
+    let verdicts: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| outcome.verdict.clone())
+        .collect();
+    let doubt = find_snapshots_doubt(&verdicts, STEP);
+    if carried_out {
+        let doubt = doubt
+            .as_ref()
+            .map(|doubt| (format!("no snapshot is destroyed: {}", doubt.what), false));
+        history::pruned(config, &selected.stored, STEP, doubt);
+    }
+    match doubt {
+        Some(doubt) => {
+            let what = format!("{name}: no snapshot is destroyed: {}", doubt.what);
+            context.failed(
+                name,
+                &Failure::Doubtful {
+                    what,
+                    hint: doubt.hint,
+                    status: status::PARTIAL,
+                },
+            );
+        }
+        None => {
+            let freed = outcomes.iter().filter(|outcome| {
+                outcome.verdict.destroy && outcome.refused.is_none() && carried_out
+            });
+            context.done(name, freed.map(|outcome| outcome.verdict.used_bytes).sum());
+        }
+    }
+    Ok(())
+}
+
+fn print(context: &Context, outcomes: &[SnapshotOutcome], carried_out: bool) {
+    for SnapshotOutcome { verdict, refused } in outcomes {
+        let action = if verdict.destroy { "destroy" } else { "keep" };
+        context.output.line(format!(
+            "{action:<7} {:>6} {}",
+            bytes(verdict.used_bytes),
+            verdict.name
+        ));
+        context
+            .output
+            .line(format!("               {}", verdict.reason));
+        if let Some(why) = refused.as_ref().filter(|_| carried_out) {
+            context
+                .output
+                .always(&format!("{} stays: {why}", verdict.name));
+        }
+    }
+}
+
+fn to_json(outcome: &SnapshotOutcome, carried_out: bool) -> Value {
+    let SnapshotOutcome { verdict, refused } = outcome;
+    json!({
+        "snapshot": verdict.name, "destroy": verdict.destroy, "reason": verdict.reason.to_string(),
+        "used_bytes": verdict.used_bytes, "refused": refused,
+        "destroyed": carried_out && verdict.destroy && refused.is_none(),
+    })
+}

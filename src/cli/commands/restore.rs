@@ -1,0 +1,571 @@
+//! `restore`.
+
+pub(crate) mod new_file;
+pub(crate) mod tree;
+
+use crate::cli::args::Restore;
+use crate::cli::commands::restore::new_file::NewFile;
+use crate::cli::commands::restore::tree::restore_tree;
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::reading::{Places, open_places};
+use crate::cli::open::remote::open_zfs;
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::{age, bytes};
+use crate::keyring::KeyFile;
+use crate::manifest::ChunkEntry;
+use crate::model::{DatasetName, InvalidName, SnapshotName};
+use crate::run::restore::{
+    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreLock,
+    RestorePoint, RestoreSet, ResumeChoice, ResumedReceive, Rollback, VisibleSteps, check_allowed,
+    check_target, fetch_requests, find_interrupted, find_restore_backup, find_restore_set,
+    find_restore_tree, left_readonly, lock_folder, lock_target, restore_as_planned,
+    restore_to_writer, visible_steps,
+};
+use crate::run::runner::Runner;
+use crate::run::{RunError, error_chain};
+use crate::zfs::{Zfs, enlarge_pipe};
+use jiff::Timestamp;
+use serde_json::json;
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(crate) async fn restore(context: &Context, restore: &Restore) -> Result<(), Failure> {
+    let (dataset, point) = parse_what(restore)?;
+    if restore.stdout && std::io::stdout().is_terminal() {
+        return Err(usage(
+            "stdout is a terminal, and a stream is not for reading",
+            "pipe it: ... --stdout | zfs receive POOL/NEW",
+        ));
+    }
+    if restore.mount {
+        return Err(usage(
+            "there is no --mount: a restore mounts nothing, because only you know which folder is free",
+            "leave the option out; at the end restore prints the commands: zfs load-key, zfs set, zfs mount",
+        ));
+    }
+    let options = receive_options(restore)?;
+    let places = open_places(context, &restore.source, restore.from.as_ref(), false).await?;
+    let (stores, keys) = (&places.stores, &places.keys);
+    match &restore.to {
+        Some(target) if restore.recursive => {
+            let tree = find_restore_tree(stores, &dataset, keys, &point).await?;
+            announce(&tree.members[0].set, restore, &context.output)?;
+            restore_tree(context, tree, target, &options, keys).await
+        }
+        Some(target) => {
+            let set = find_restore_set(stores, &dataset, keys, &point).await?;
+            announce(&set, restore, &context.output)?;
+            restore_one(context, &set, target, &options, restore.yes, keys).await
+        }
+        None => restore_stream(context, restore, &dataset, &point, &places).await,
+    }
+}
+
+fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure> {
+    let wrong = |error: InvalidName| {
+        usage(
+            &error.to_string(),
+            "DATASET or DATASET@SNAPSHOT, as `show --include-remote` names it",
+        )
+    };
+    let (dataset, snapshot) = if restore.what.contains('@') {
+        let name: SnapshotName = restore.what.parse().map_err(wrong)?;
+        (name.dataset().clone(), Some(name.short().to_owned()))
+    } else {
+        (restore.what.parse().map_err(wrong)?, None)
+    };
+    match (snapshot, &restore.backup, &restore.at) {
+        (Some(_), Some(_), _) => Err(usage(
+            "@SNAPSHOT and --backup both say which backup",
+            "give one of them",
+        )),
+        (Some(_), _, Some(_)) => Err(usage(
+            "@SNAPSHOT and --at both say which backup",
+            "give one of them",
+        )),
+        (Some(short), None, None) => Ok((dataset, RestorePoint::Snapshot(short))),
+        (None, Some(id), _) => Ok((dataset, RestorePoint::Id(id.clone()))),
+        (None, None, Some(at)) => Ok((dataset, RestorePoint::At(at.0))),
+        (None, None, None) => Ok((dataset, RestorePoint::Newest)),
+    }
+}
+
+fn receive_options(restore: &Restore) -> Result<ReceiveOptions, Failure> {
+    let properties =
+        PropertyChoice::new(restore.with_properties, &restore.set, &restore.without)
+            .map_err(|error| usage(&error.to_string(), "as `zfs receive -o` and `-x` take them"))?;
+    let resume = if restore.restart {
+        ResumeChoice::Restart
+    } else {
+        ResumeChoice::Resume
+    };
+    Ok(ReceiveOptions {
+        properties,
+        rollback: restore.force_rollback,
+        resume,
+    })
+}
+
+/// Prints the time of the backup and compares it with the caller's expectation. A store that has
+/// lost its newest backups cannot be noticed without outside knowledge.
+fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), Failure> {
+    for why in &set.unasked {
+        output.always(&format!(
+            "a store could not be asked, and may have something newer: {why}"
+        ));
+    }
+    let (newest, now) = (set.newest(), Timestamp::now());
+    let (id, at) = (&newest.manifest.id, newest.manifest.snapshot.created_at);
+    output.always(&format!(
+        "{} is from {at}, {} ago",
+        restore.what,
+        age(now, at)
+    ));
+    if newest
+        .private
+        .as_ref()
+        .and_then(|private| private.zfs_key.as_ref())
+        .is_some_and(|key| key.raw)
+    {
+        output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
+    }
+    if let Some(guid) = newest.manifest.clone_origin_guid {
+        let private = newest.private.as_ref();
+        let origin = private.and_then(|private| private.clone_origin.clone());
+        let origin = origin.unwrap_or_else(|| format!("the snapshot with guid {guid}"));
+        output
+            .note(&format!("it was a clone of {origin}; what is restored is none, and takes all of its space itself"));
+    }
+    if let Some(expected) = restore.expect.as_ref().filter(|expected| *expected != id) {
+        let hint = "the store may have lost its newest backups, or --expect names an older one";
+        return Err(RunError::refused(
+            format!("{id} would be restored, and {expected} was expected"),
+            hint,
+        )
+        .into());
+    }
+    let old = std::time::Duration::try_from(now.duration_since(at)).unwrap_or_default();
+    if let Some(limit) = restore.max_age.filter(|limit| old > limit.duration()) {
+        let what = format!(
+            "{id} is {} old, and at most {limit} was expected",
+            age(now, at)
+        );
+        return Err(RunError::refused(
+            what,
+            "the store may have lost its newest backups; look with `show`",
+        )
+        .into());
+    }
+    Ok(())
+}
+
+async fn restore_one(
+    context: &Context,
+    set: &RestoreSet,
+    target: &DatasetName,
+    options: &ReceiveOptions,
+    yes: bool,
+    keys: &KeyFile,
+) -> Result<(), Failure> {
+    let output = &context.output;
+    if context.global.dry_run {
+        // Without ZFS, as on another host, the plan still shows the contents of the store.
+        let zfs = open_zfs().ok();
+        let plan = zfs
+            .as_ref()
+            .map(|zfs| check_target(&**zfs, target, set, options))
+            .transpose()?;
+        let resumed = find_resumed(context, set, plan.as_ref(), keys).await?;
+        print_plan(set, plan.as_ref(), resumed.as_ref(), output);
+        let rollback = plan
+            .as_ref()
+            .and_then(|plan| plan.rollback.as_ref())
+            .map(rollback_json);
+        output.json(|| {
+            let goes_on = resumed.as_ref().map(resumed_json);
+            json!({ "backups": manifests(set), "goes_on": goes_on, "rollback": rollback })
+        });
+        return Ok(());
+    }
+    let _lock = lock(target)?;
+    let zfs = open_zfs()?;
+    let plan = check_target(&*zfs, target, set, options)?;
+    check_allowed(&*zfs, target, set, &plan, options, &Runner::current())?;
+    if let Some(rollback) = &plan.rollback {
+        say_lost(rollback, yes, output);
+        if !yes {
+            output.json(|| json!({ "rollback": rollback_json(rollback), "carried_out": false }));
+            let what = format!("{target} would be rolled back, and nothing was done");
+            let hint = "the same command with -y destroys what is listed, and receives";
+            return Err(RunError::refused(what, hint).into());
+        }
+    }
+    // This call is not raced against the stop signal. On a stop it cleans up itself: it destroys
+    // the received data or leaves it resumable.
+    let received = restore_as_planned(
+        set,
+        keys,
+        Arc::clone(&zfs),
+        target,
+        &plan,
+        options,
+        context.stop.clone(),
+    )
+    .await?;
+    say_received(&*zfs, &received, target, output);
+    let visible = say_visible(&*zfs, target, output);
+    let resumed = received.resumed.as_ref().map(resumed_json);
+    output.json(|| json!({ "received": received.snapshots, "went_on": resumed, "to_mount": visible.commands }));
+    Ok(())
+}
+
+/// Keeps other restores of this host away from the target, the datasets above it and those below
+/// it.
+pub(crate) fn lock(target: &DatasetName) -> Result<Option<RestoreLock>, Failure> {
+    Ok(lock_folder()
+        .map(|folder| lock_target(&folder, target))
+        .transpose()?)
+}
+
+/// Prints the commands that make the dataset visible, which a person must run.
+pub(crate) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) -> VisibleSteps {
+    let steps = visible_steps(zfs, target).unwrap_or_else(|error| {
+        tracing::warn!(
+            error = error_chain(&error),
+            "cannot find out how to make {target} visible"
+        );
+        VisibleSteps::default()
+    });
+    match (&steps.place, steps.commands.is_empty()) {
+        (Some(place), true) => output.line(format!("its data is at {}", place.display())),
+        (Some(place), false) => {
+            output.line(format!("not mounted; to have it at {}:", place.display()))
+        }
+        (None, false) => output.line("not mounted; to have it in a folder:"),
+        (None, true) => {}
+    }
+    steps
+        .commands
+        .iter()
+        .for_each(|command| output.line(format!("  {command}")));
+    steps.note.iter().for_each(|note| output.note(note));
+    steps
+}
+
+fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output: &Output) {
+    if let Some(resumed) = &received.resumed {
+        output.line(words_of(resumed));
+    }
+    received
+        .snapshots
+        .iter()
+        .for_each(|snapshot| output.line(format!("received {snapshot}")));
+    if received.snapshots.is_empty() {
+        output.line(format!("{target} was received whole by an earlier run"));
+    }
+    match left_readonly(zfs, target) {
+        Ok(Some(place)) => {
+            let place = place.display().to_string();
+            let place = shell_words::quote(&place);
+            output.note(&format!(
+                "it is mounted readonly, and stays so until: mount -o remount,rw {place}"
+            ));
+        }
+        Ok(None) => {}
+        // The restore has succeeded: a missing message does not make it fail.
+        Err(error) => tracing::warn!(
+            error = error_chain(&error),
+            "whether it is mounted readonly is not known"
+        ),
+    }
+}
+
+fn words_of(resumed: &ResumedReceive) -> String {
+    let ResumedReceive {
+        id,
+        position,
+        stream_bytes,
+        fetch_bytes,
+    } = resumed;
+    let (position, stream) = (bytes(*position), bytes(*stream_bytes));
+    format!(
+        "interrupted before; {id} goes on at {position} of {stream}, and {} are fetched",
+        bytes(*fetch_bytes)
+    )
+}
+
+fn resumed_json(resumed: &ResumedReceive) -> serde_json::Value {
+    json!({
+        "id": resumed.id,
+        "position": resumed.position,
+        "stream_bytes": resumed.stream_bytes,
+        "fetch_bytes": resumed.fetch_bytes,
+    })
+}
+
+/// Returns where the restore would resume. Prints the reason when it would start over.
+async fn find_resumed(
+    context: &Context,
+    set: &RestoreSet,
+    plan: Option<&ReceivePlan>,
+    keys: &KeyFile,
+) -> Result<Option<ResumedReceive>, Failure> {
+    let Some(plan) = plan else { return Ok(None) };
+    match find_interrupted(set, plan, keys, &context.stop).await {
+        Err(error @ RunError::CannotResumeReceive { .. }) => {
+            context.output.always(&format!(
+                "{}: it would start over",
+                crate::run::error_chain(&error)
+            ));
+            Ok(None)
+        }
+        found => Ok(found?),
+    }
+}
+
+/// Prints exactly what is destroyed.
+fn say_lost(rollback: &Rollback, yes: bool, output: &Output) {
+    let (is, are) = if yes {
+        ("is", "are")
+    } else {
+        ("would be", "would be")
+    };
+    let (target, base) = (rollback.base.dataset(), &rollback.base);
+    output.always(&format!(
+        "{target} {is} rolled back to {base}; these {are} destroyed:"
+    ));
+    lost_lines(rollback)
+        .iter()
+        .for_each(|line| output.always(&format!("  {line}")));
+}
+
+fn lost_lines(rollback: &Rollback) -> Vec<String> {
+    let mut lines = Vec::new();
+    for lost in &rollback.snapshots {
+        lines.push(format!(
+            "{}, guid {}, taken {}",
+            lost.name, lost.guid, lost.created_at
+        ));
+    }
+    for (bookmark, guid) in &rollback.bookmarks {
+        lines.push(format!("{bookmark}, guid {guid}, a bookmark"));
+    }
+    lines.push(match rollback.written_bytes {
+        Some(0) => "no data: nothing was written since the newest snapshot".to_owned(),
+        Some(written) => format!("{} written since the newest snapshot", bytes(written)),
+        None => {
+            "whatever was written since the newest snapshot: ZFS does not say how much".to_owned()
+        }
+    });
+    lines
+}
+
+fn rollback_json(rollback: &Rollback) -> serde_json::Value {
+    let snapshots: Vec<_> = rollback
+        .snapshots
+        .iter()
+        .map(|lost| json!({ "name": lost.name, "guid": lost.guid, "created_at": lost.created_at }))
+        .collect();
+    let bookmarks: Vec<_> = rollback
+        .bookmarks
+        .iter()
+        .map(|(name, guid)| json!({ "name": name.to_string(), "guid": guid }))
+        .collect();
+    json!({
+        "base": rollback.base,
+        "snapshots": snapshots,
+        "bookmarks": bookmarks,
+        "written_bytes": rollback.written_bytes,
+    })
+}
+
+pub(crate) fn manifests(set: &RestoreSet) -> serde_json::Value {
+    set.backups
+        .iter()
+        .map(|backup| json!({ "store": backup.store.url(), "manifest": backup.manifest }))
+        .collect()
+}
+
+pub(crate) fn print_plan(
+    set: &RestoreSet,
+    plan: Option<&ReceivePlan>,
+    resumed: Option<&ResumedReceive>,
+    output: &Output,
+) {
+    let skipped = plan.map_or(0, |plan| plan.skipped);
+    let (mut objects, mut stored, mut requests) = (0, 0, 0);
+    for (number, backup) in set.backups.iter().enumerate() {
+        let sealed: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
+        let name = backup
+            .private
+            .as_ref()
+            .map_or("a snapshot whose name is lost", |private| {
+                &private.snapshot_name
+            });
+        output.line(format!(
+            "{} {}",
+            backup.manifest.kind.as_str(),
+            backup.manifest.id
+        ));
+        if number < skipped {
+            output.line(format!("  of {name}: there already"));
+            continue;
+        }
+        let (count, from) = (backup.chunks.len(), backup.store.url());
+        let stream = bytes(backup.manifest.stream_bytes);
+        output.line(format!(
+            "  of {name}: {count} chunks, {} from {from}, {stream} of stream",
+            bytes(sealed)
+        ));
+        let resumed = resumed.filter(|_| number == skipped);
+        if let Some(resumed) = resumed {
+            output.line(format!("  {}", words_of(resumed)));
+        }
+        let chunks = resumed.map_or(&backup.chunks[..], |resumed| chunks_from(backup, resumed));
+        (objects, requests) = (objects + chunks.len(), requests + fetch_requests(chunks));
+        stored += resumed.map_or(sealed, |resumed| resumed.fetch_bytes);
+    }
+    output.line(format!(
+        "to fetch: {} in {objects} objects by {requests} requests",
+        bytes(stored)
+    ));
+    let Some(plan) = plan else { return };
+    if plan.gives_up {
+        output.line("to give up: what an interrupted restore has received");
+    }
+    for parent in &plan.parents {
+        output.line(format!("to make: {parent}, canmount=off"));
+    }
+    if let Some(rollback) = &plan.rollback {
+        output.line(format!("to roll back to: {}; destroys:", rollback.base));
+        lost_lines(rollback)
+            .iter()
+            .for_each(|line| output.line(format!("  {line}")));
+    }
+}
+
+fn chunks_from<'a>(backup: &'a RestoreBackup, resumed: &ResumedReceive) -> &'a [ChunkEntry] {
+    let first = usize::try_from(resumed.position / backup.manifest.split_bytes.max(1))
+        .unwrap_or(usize::MAX);
+    backup.chunks.get(first..).unwrap_or_default()
+}
+
+async fn restore_stream(
+    context: &Context,
+    restore: &Restore,
+    dataset: &DatasetName,
+    point: &RestorePoint,
+    places: &Places<'_>,
+) -> Result<(), Failure> {
+    let (stores, keys) = (&places.stores, &places.keys);
+    let set = match point {
+        // A bare stream needs no backup before it.
+        RestorePoint::Id(id) => {
+            let backups = vec![find_restore_backup(stores, dataset, keys, id).await?];
+            RestoreSet {
+                backups,
+                unasked: Vec::new(),
+            }
+        }
+        point => find_restore_set(stores, dataset, keys, point).await?,
+    };
+    announce(&set, restore, &context.output)?;
+    if context.global.dry_run {
+        print_plan(&set, None, None, &context.output);
+        context
+            .output
+            .json(|| json!({ "backups": manifests(&set) }));
+        return Ok(());
+    }
+    let backup = only_backup(&set, restore)?;
+    let work = async {
+        match &restore.output {
+            Some(file) => write_file(backup, keys, file).await,
+            None => {
+                // The standard handle is not used, because it scans for line ends.
+                let file = std::io::stdout().as_fd().try_clone_to_owned();
+                let failed = |source| RunError::File {
+                    operation: "write to",
+                    path: "stdout".into(),
+                    source,
+                };
+                let file = file.map_err(failed)?;
+                // A larger pipe lets the reader work in parallel.
+                enlarge_pipe(&file);
+                restore_to_writer(backup, keys, Box::new(File::from(file))).await?;
+                Ok(())
+            }
+        }
+    };
+    let mut stop = context.stop.clone();
+    tokio::select! {
+        result = work => result,
+        // The fetch ends with the runtime, and the stream ends with it.
+        _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
+    }
+}
+
+fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a RestoreBackup, Failure> {
+    match set.backups.as_slice() {
+        [backup] => Ok(backup),
+        chain => {
+            let ids: Vec<_> = chain
+                .iter()
+                .map(|backup| format!("\n  --backup {}", backup.manifest.id))
+                .collect();
+            Err(usage(
+                &format!(
+                    "a bare stream is of one backup, and {} needs a chain of {}, in this order:{}",
+                    restore.what,
+                    chain.len(),
+                    ids.concat()
+                ),
+                "run this once for each with --backup ID, and receive one after the other; or use --to, which does it",
+            ))
+        }
+    }
+}
+
+/// Writes the stream to a temporary file in the same folder, and renames it once it is complete and
+/// on disk. The temporary name is random, so it cannot be prepared in advance. A failed restore
+/// removes the temporary file.
+async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
+    let exists = || {
+        usage(
+            &format!("{} exists already", path.display()),
+            "name a file that does not exist yet",
+        )
+    };
+    let failed = |operation: &'static str| {
+        move |source| RunError::File {
+            operation,
+            path: path.display().to_string(),
+            source,
+        }
+    };
+    if path.symlink_metadata().is_ok() {
+        return Err(exists());
+    }
+    let (file, partial) = NewFile::create_beside(path).map_err(failed("create"))?;
+    NewFile::check_naming(path).map_err(|error| cannot_name(path, &error))?;
+    let copy = file.try_clone().map_err(failed("create"))?;
+    restore_to_writer(backup, keys, Box::new(copy)).await?;
+    file.sync_all().map_err(failed("write"))?;
+    match partial.become_named(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists()),
+        named => Ok(named.map_err(failed("name"))?),
+    }
+}
+
+/// Returns the error for a file whose folder cannot give it a name without replacing another one.
+fn cannot_name(path: &Path, error: &std::io::Error) -> RunError {
+    RunError::refused(
+        format!("cannot write {}: {error}", path.display()),
+        "the folder must be writable, and its file system must have hard links or RENAME_NOREPLACE (ext4, XFS, ZFS and \
+         NFS have one of them); name a file in another folder, or use --stdout with a shell redirection",
+    )
+}

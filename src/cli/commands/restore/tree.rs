@@ -1,0 +1,198 @@
+//! `restore -r`: restores a tree, one dataset after the other.
+
+use crate::cli::commands::restore::{lock, manifests, print_plan, say_visible};
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::remote::open_zfs;
+use crate::keyring::KeyFile;
+use crate::model::{DatasetName, InvalidName};
+use crate::run::restore::{
+    ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target, is_makeshift,
+    restore_to_dataset,
+};
+use crate::run::runner::Runner;
+use serde_json::json;
+
+/// A dataset of a tree, with its target.
+struct Placed<'a> {
+    dataset: &'a DatasetName,
+    target: DatasetName,
+    set: &'a RestoreSet,
+    options: &'a ReceiveOptions,
+}
+
+/// Restores the datasets one after the other, parents first. A dataset that fails does not block
+/// the others.
+pub(crate) async fn restore_tree(
+    context: &Context,
+    tree: RestoreTree,
+    target: &DatasetName,
+    options: &ReceiveOptions,
+    keys: &KeyFile,
+) -> Result<(), Failure> {
+    let output = &context.output;
+    say_apart(&tree, context);
+    let below_root = ReceiveOptions {
+        properties: options.properties.below(),
+        ..options.clone()
+    };
+    let mut placed = Vec::new();
+    for TreeMember {
+        dataset,
+        below,
+        set,
+        ..
+    } in &tree.members
+    {
+        let options = if below.is_empty() {
+            options
+        } else {
+            &below_root
+        };
+        placed.push(Placed {
+            dataset,
+            target: place_of(target, below)?,
+            set,
+            options,
+        });
+    }
+    // The lock of the root covers all datasets below it.
+    let _lock = if context.global.dry_run {
+        None
+    } else {
+        lock(target)?
+    };
+    check_all_allowed(&placed, context)?;
+    let (mut done, mut received_all) = (Vec::new(), Vec::new());
+    for Placed {
+        dataset,
+        target,
+        set,
+        options,
+    } in &placed
+    {
+        if context.global.dry_run {
+            output.line(format!("{target}:"));
+            print_plan(set, None, None, output);
+            done.push(json!({ "dataset": dataset, "to": target, "backups": manifests(set) }));
+            continue;
+        }
+        let received = match is_there(set, target)? {
+            true => Ok(Vec::new()),
+            false => restore_to_dataset(
+                set,
+                keys,
+                open_zfs()?,
+                target,
+                options,
+                context.stop.clone(),
+            )
+            .await
+            .map(|received| received.snapshots),
+        };
+        match received {
+            Ok(snapshots) => {
+                match snapshots.last() {
+                    Some(newest) => output.line(format!("received {newest}")),
+                    None => output.line(format!("{target} has that snapshot already")),
+                }
+                done.push(json!({ "dataset": dataset, "to": target, "received": snapshots }));
+                context.done(dataset, 0);
+                received_all.push(target);
+            }
+            Err(error) => context.failed(dataset, &Failure::Run(error)),
+        }
+        if *context.stop.borrow() {
+            break;
+        }
+    }
+    for (dataset, error) in tree.failed {
+        context.failed(&dataset, &Failure::Run(error));
+    }
+    let mut to_mount = Vec::new();
+    if !context.global.dry_run && !received_all.is_empty() {
+        let zfs = open_zfs()?;
+        for target in received_all {
+            to_mount.extend(say_visible(&*zfs, target, output).commands);
+        }
+    }
+    output.json(|| {
+        let failed: Vec<_> = context.tally().failed.into_keys().collect();
+        json!({ "datasets": done, "to_mount": to_mount, "failed": failed })
+    });
+    context.verdict()
+}
+
+/// Fails before anything is fetched when an ordinary user lacks permissions.
+fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Failure> {
+    let runner = Runner::current();
+    if runner.privileged || context.global.dry_run {
+        return Ok(());
+    }
+    let zfs = open_zfs()?;
+    for Placed {
+        target,
+        set,
+        options,
+        ..
+    } in placed
+    {
+        if is_there(set, target)? {
+            continue;
+        }
+        // A dataset that cannot be received here is reported in its turn.
+        let Ok(plan) = check_target(&*zfs, target, set, options) else {
+            continue;
+        };
+        check_allowed(&*zfs, target, set, &plan, options, &runner)?;
+    }
+    Ok(())
+}
+
+/// Reports which datasets are not of the same moment.
+fn say_apart(tree: &RestoreTree, context: &Context) {
+    let output = &context.output;
+    for TreeMember { dataset, set, .. } in tree.members.iter().filter(|member| !member.same_moment)
+    {
+        let at = set.newest().manifest.snapshot.created_at;
+        output.always(&format!(
+            "{dataset} has no backup of that moment; its newest before is from {at}"
+        ));
+    }
+    for dataset in &tree.younger {
+        output.always(&format!(
+            "{dataset} has no backup that is as old; it is left out"
+        ));
+    }
+    for (dataset, at) in &tree.gone {
+        output.always(&format!(
+            "{dataset} was not there at that moment; it is left out (its newest before is from {at})"
+        ));
+    }
+    for name in &tree.unstored {
+        output.always(&format!(
+            "{name} was there at that moment, and no backup of it was found; it is not restored"
+        ));
+    }
+}
+
+/// Returns whether an earlier run of this restore has completed the dataset: its newest snapshot is
+/// the wanted one, and no receive is unfinished.
+fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
+    let zfs = open_zfs()?;
+    let Some(dataset) = zfs.dataset(place)? else {
+        return Ok(false);
+    };
+    let newest = zfs.snapshots(place)?.pop().map(|snapshot| snapshot.guid);
+    // Check only the mark of the dataset itself: below a half-restored root every dataset inherits
+    // that root's mark.
+    let is_marked = is_makeshift(&dataset).is_some() || dataset.resume_token()?.is_some();
+    Ok(newest == Some(set.newest().manifest.snapshot.guid) && !is_marked)
+}
+
+/// Returns the place of a descendant under `target`.
+fn place_of(target: &DatasetName, below: &str) -> Result<DatasetName, Failure> {
+    let name = format!("{target}{below}");
+    name.parse()
+        .map_err(|error: InvalidName| usage(&error.to_string(), "choose a shorter target"))
+}

@@ -1,0 +1,89 @@
+//! `snapshot`.
+
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, status};
+use crate::cli::open::remote::open_zfs;
+use crate::config::SnapshotSource;
+use crate::run::pool::snapshot::{SnapshotRun, SnapshotsTaken, snapshot_between_hooks};
+use crate::zfs::Dataset;
+use jiff::Timestamp;
+use serde_json::json;
+
+pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
+    let output = &context.output;
+    let config = &context.setup()?.config;
+    if let SnapshotSource::Matching(glob) = &config.snapshots.source {
+        output.line(format!(
+            "no snapshot is taken: main.use_snapshots = {glob:?} uses those of another tool"
+        ));
+        output.json(|| json!({ "snapshots": [], "failed": [] }));
+        return Ok(());
+    }
+    let zfs = open_zfs()?;
+    let datasets: Vec<Dataset> = context
+        .datasets(&*zfs)?
+        .into_iter()
+        .map(|selected| selected.dataset)
+        .collect();
+    if context.global.dry_run {
+        for dataset in &datasets {
+            output.line(format!(
+                "would snapshot {}@{}TIME",
+                dataset.name, config.snapshots.prefix
+            ));
+        }
+        return Ok(());
+    }
+    let mut variables = context.hook_variables(config);
+    let names: Vec<String> = datasets
+        .iter()
+        .map(|dataset| dataset.name.to_string())
+        .collect();
+    variables.push((
+        "ZFS_BACKUP_DATASET",
+        names.first().cloned().unwrap_or_default(),
+    ));
+    variables.push(("ZFS_BACKUP_DATASETS", names.join("\n")));
+    let run = SnapshotRun {
+        zfs: &*zfs,
+        datasets: &datasets,
+        prefix: &config.snapshots.prefix,
+        now: Timestamp::now,
+        hooks: &config.hooks,
+        variables,
+        stop: &context.stop,
+        running: &context.leftovers.hook,
+    };
+    report(context, snapshot_between_hooks(&run).await)
+}
+
+fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
+    let SnapshotsTaken {
+        taken,
+        refused,
+        hook_errors,
+    } = outcome;
+    for name in &taken {
+        context.output.line(format!("snapshot {name}"));
+        context.done(name.dataset(), 0);
+    }
+    for (dataset, error) in refused {
+        context.failed(&dataset, &Failure::Run(error));
+    }
+    let failed: Vec<_> = context.tally().failed.into_keys().collect();
+    context
+        .output
+        .json(|| json!({ "snapshots": taken, "failed": failed }));
+    let mut worst = context
+        .verdict()
+        .map_or_else(|failure| failure.status(), |()| status::DONE);
+    for failure in hook_errors.into_iter().map(Failure::Run) {
+        failure.print(&context.output);
+        worst = status::worst(worst, failure.status());
+    }
+    if worst == status::DONE {
+        Ok(())
+    } else {
+        Err(Failure::Reported(worst))
+    }
+}

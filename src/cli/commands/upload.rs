@@ -1,0 +1,370 @@
+//! `upload-intermediate-to-remote`.
+
+use crate::cli::args::{Source, Upload};
+use crate::cli::context::Context;
+use crate::cli::failure::Failure;
+use crate::cli::lock::wait_for_others;
+use crate::cli::open::access::Access;
+use crate::cli::open::datasets::{NamedDataset, datasets_to_change};
+use crate::cli::open::keys::keys_for_writing;
+use crate::cli::open::reading::{open_configured, trusted_keys};
+use crate::cli::open::{history, kept_config};
+use crate::cli::screen::output::Output;
+use crate::cli::screen::progress::UploadProgress;
+use crate::cli::screen::table::bytes;
+use crate::model::{BackupId, BackupKind};
+use crate::plan::BackupFacts;
+use crate::plan::copy::{LeftReason, doomed};
+use crate::run::RunError;
+use crate::run::backup::StoreRole;
+use crate::run::copy::{
+    CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal,
+    upload_dataset,
+};
+use crate::run::identity::refuse_one_place;
+use crate::run::transfer::ProgressSink;
+use crate::store::ObjectStore;
+use jiff::Timestamp;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failure> {
+    let setup = context.setup()?;
+    let config = &setup.config;
+    let access = Access::to_write(context);
+    let mut from = setup.open(StoreRole::Intermediate, Access::Read).await?;
+    let is_unused = from.is_unused().await? && !from.known().id.is_random();
+    if !is_unused {
+        from = setup.open(StoreRole::Intermediate, access).await?;
+    } else if access == Access::Write {
+        // A store without exports must not get an identity or keys.
+        return nothing_to_copy(context, &datasets_to_change(context, &*from).await?);
+    }
+    let to = setup.open(StoreRole::Remote, access).await?;
+    // Check this before keys are put anywhere.
+    refuse_one_place(&from.known(), &to.known())?;
+    let datasets = datasets_to_change(context, &*from).await?;
+    let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
+    let would_be_pruned =
+        |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
+    let rules = UploadRules {
+        all: args.all,
+        would_be_pruned: &would_be_pruned,
+    };
+    if context.global.dry_run {
+        return dry_run(context, &datasets, &*from, &*to, &rules).await;
+    }
+    // Set up the keys of the directory first: its backups are sealed to them, and the remote must
+    // have them too.
+    keys_for_writing(setup, &*from).await?;
+    let keys = keys_for_writing(setup, &*to).await?;
+    let mut results = Vec::new();
+    for named in &datasets {
+        let shown = ShownProgress::new(&context.output, named.stored.as_str());
+        let upload = UploadEnv {
+            from: Arc::clone(&from),
+            to: Arc::clone(&to),
+            keys: keys.clone(),
+            state_dir: config.state_dir.clone(),
+            now: Timestamp::now,
+            progress: shown.begin(),
+            stop: context.stop.clone(),
+        };
+        let started = Instant::now();
+        let outcome = wait_for_others(context, async || {
+            upload_dataset(&upload, &named.stored, &rules).await
+        })
+        .await;
+        shown.finish();
+        match outcome {
+            Ok(report) => {
+                history::copied(config, &*to, &named.stored, report.copied.last());
+                print(named, &report, started, &context.output);
+                results.push(to_json(named, &report));
+                settle(context, named, report);
+            }
+            Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
+        }
+        if *context.stop.borrow() {
+            break;
+        }
+    }
+    if !results.is_empty() {
+        kept_config::keep(config, &*to, &keys).await;
+    }
+    let failed: Vec<_> = context.tally().failed.into_keys().collect();
+    context
+        .output
+        .json(|| json!({ "uploads": results, "failed": failed }));
+    context.verdict()
+}
+
+fn nothing_to_copy(context: &Context, datasets: &[NamedDataset]) -> Result<(), Failure> {
+    context
+        .output
+        .line("the intermediate directory is empty: nothing to copy");
+    context
+        .output
+        .json(|| json!({ "uploads": [], "failed": [] }));
+    datasets
+        .iter()
+        .for_each(|named| context.done(&named.in_pool, 0));
+    context.verdict()
+}
+
+/// Adds the result of a dataset to the context. Each failure is printed; the most serious one is
+/// the dataset's.
+fn settle(context: &Context, named: &NamedDataset, report: UploadReport) {
+    let sent_bytes = report.copied.iter().map(|copied| copied.sent_bytes).sum();
+    if report.failed.is_empty() {
+        return context.done(&named.in_pool, sent_bytes);
+    }
+    context.moved(sent_bytes);
+    fail_all(context, named, report.failed);
+}
+
+fn fail_all(context: &Context, named: &NamedDataset, failed: Vec<(BackupId, RunError)>) {
+    let mut failures: Vec<Failure> = failed
+        .into_iter()
+        .map(|(_, error)| Failure::Run(error))
+        .collect();
+    failures.sort_by_key(Failure::status);
+    for failure in &failures {
+        context.failed(&named.in_pool, failure);
+    }
+}
+
+async fn dry_run(
+    context: &Context,
+    datasets: &[NamedDataset],
+    from: &dyn ObjectStore,
+    to: &dyn ObjectStore,
+    rules: &UploadRules<'_>,
+) -> Result<(), Failure> {
+    // The keys are read as in reading commands: no key is made or put.
+    let side = open_configured(context.setup()?, StoreRole::Intermediate).await?;
+    let trusted = trusted_keys(
+        &side,
+        &Source {
+            remote: None,
+            identity: None,
+        },
+    )
+    .await?;
+    let mut plans = Vec::new();
+    for named in datasets {
+        match plan_upload(from, to, &trusted, &named.stored, rules).await {
+            Ok(planned) => {
+                print_plan(named, &planned, &context.output);
+                plans.push(plan_json(named, &planned));
+                let UploadPlan {
+                    plan,
+                    mut untrusted,
+                    ..
+                } = planned;
+                untrusted.extend(
+                    plan.refused
+                        .into_iter()
+                        .map(|(id, gap)| (id, refusal(&named.stored, &gap))),
+                );
+                match untrusted.is_empty() {
+                    true => context.done(&named.in_pool, 0),
+                    false => fail_all(context, named, untrusted),
+                }
+            }
+            Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
+        }
+    }
+    context.output.json(|| json!({ "plans": plans }));
+    context.verdict()
+}
+
+fn print_plan(named: &NamedDataset, planned: &UploadPlan, output: &Output) {
+    let plan = &planned.plan;
+    if plan.copy.is_empty() {
+        output.line(format!(
+            "{}: nothing to copy{}",
+            named.stored,
+            left_words(&plan.left)
+        ));
+    } else {
+        let (count, size) = (
+            plan.copy.len(),
+            planned.bytes_of(plan.copy.iter().map(|step| &step.id)),
+        );
+        output.line(format!(
+            "{}: would copy {count}, {}{}",
+            named.stored,
+            bytes(size),
+            left_words(&plan.left)
+        ));
+    }
+    for step in &plan.copy {
+        output.line(format!(
+            "  copy {}, {}",
+            step.id,
+            bytes(planned.bytes_of([&step.id]))
+        ));
+    }
+    for (id, reason) in plan
+        .left
+        .iter()
+        .filter(|(_, reason)| *reason != LeftReason::Committed)
+    {
+        output.line(format!("  leave {id}: {reason}"));
+    }
+}
+
+fn plan_json(named: &NamedDataset, planned: &UploadPlan) -> serde_json::Value {
+    let plan = &planned.plan;
+    let copy: Vec<_> = plan
+        .copy
+        .iter()
+        .map(|step| json!({ "id": step.id, "parent": step.parent, "bytes": planned.bytes_of([&step.id]) }))
+        .collect();
+    json!({ "dataset": named.stored, "copy": copy, "left": left_json(&plan.left) })
+}
+
+fn print(named: &NamedDataset, report: &UploadReport, started: Instant, output: &Output) {
+    for copied in &report.copied {
+        let CopiedBackup {
+            id,
+            chunks,
+            stored_bytes,
+            sent_bytes,
+            by_size_only,
+        } = copied;
+        let kind = if id.kind() == BackupKind::Full {
+            "full"
+        } else {
+            "incremental"
+        };
+        let there = stored_bytes - sent_bytes;
+        let kept = if there > 0 {
+            format!(", {} of them there already", bytes(there))
+        } else {
+            String::new()
+        };
+        output.line(format!("{}: copied {id}", named.stored));
+        output.line(format!(
+            "  {kind}, {} in {chunks} chunks{kept}",
+            bytes(*stored_bytes)
+        ));
+        if *by_size_only > 0 {
+            output.note(&format!(
+                "of {by_size_only} chunks that were there already the store confirms the size only"
+            ));
+        }
+    }
+    let (count, sent) = (
+        report.copied.len(),
+        report.copied.iter().map(|copied| copied.sent_bytes).sum(),
+    );
+    let seconds = started.elapsed().as_secs_f64();
+    output.line(match count {
+        0 => format!(
+            "{}: nothing copied{}",
+            named.stored,
+            left_words(&report.left)
+        ),
+        _ => format!(
+            "{}: {count} copied, {} sent, {seconds:.1} s{}",
+            named.stored,
+            bytes(sent),
+            left_words(&report.left)
+        ),
+    });
+    for (id, reason) in &report.left {
+        if let LeftReason::Twin { .. } = reason {
+            output.line(format!("  left {id}: {reason}"));
+        }
+    }
+}
+
+/// Describes backups that are not copied: `, 21 there already, 3 pruned there`; empty without any.
+fn left_words(left: &[(BackupId, LeftReason)]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, reason) in left {
+        let words = match reason {
+            LeftReason::Committed => "there already",
+            LeftReason::Twin { .. } => "with an identical one there",
+            LeftReason::Pruned => "pruned there",
+            LeftReason::WouldBePruned => "that would be pruned at once",
+        };
+        *counts.entry(words).or_default() += 1;
+    }
+    counts
+        .into_iter()
+        .map(|(words, count)| format!(", {count} {words}"))
+        .collect()
+}
+
+fn to_json(named: &NamedDataset, report: &UploadReport) -> serde_json::Value {
+    let copied: Vec<_> = report
+        .copied
+        .iter()
+        .map(|copied| {
+            json!({
+                "id": copied.id, "chunks": copied.chunks, "stored_bytes": copied.stored_bytes,
+                "sent_bytes": copied.sent_bytes, "chunks_confirmed_by_size_only": copied.by_size_only,
+            })
+        })
+        .collect();
+    let failed: Vec<_> = report
+        .failed
+        .iter()
+        .map(|(id, error)| json!({ "id": id, "reason": crate::run::error_chain(error) }))
+        .collect();
+    json!({ "dataset": named.stored, "copied": copied, "left": left_json(&report.left), "failed": failed })
+}
+
+fn left_json(left: &[(BackupId, LeftReason)]) -> serde_json::Value {
+    left.iter()
+        .map(|(id, reason)| json!({ "id": id, "reason": reason.to_string() }))
+        .collect()
+}
+
+/// The progress of one dataset. The amount of work is known only after the planning.
+struct ShownProgress {
+    output: Arc<Output>,
+    name: String,
+    shown: Arc<Mutex<Option<UploadProgress>>>,
+}
+
+impl ShownProgress {
+    fn new(output: &Arc<Output>, name: &str) -> Self {
+        Self {
+            output: Arc::clone(output),
+            name: name.to_owned(),
+            shown: Arc::default(),
+        }
+    }
+
+    fn begin(&self) -> Arc<dyn Fn(u64) -> ProgressSink + Send + Sync> {
+        let (output, name, shown) = (
+            Arc::clone(&self.output),
+            self.name.clone(),
+            Arc::clone(&self.shown),
+        );
+        Arc::new(move |total_bytes| {
+            let progress = UploadProgress::new(&output, &name);
+            progress.expect(total_bytes);
+            let sink = progress.sink();
+            *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
+            sink
+        })
+    }
+
+    fn finish(&self) {
+        if let Some(progress) = self
+            .shown
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
+            progress.finish();
+        }
+    }
+}

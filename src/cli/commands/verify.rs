@@ -1,0 +1,484 @@
+//! `verify-checksums`.
+
+use crate::catalog::{Catalog, list_datasets, read_catalog};
+use crate::cli::args::Verify;
+use crate::cli::context::Context;
+use crate::cli::failure::{Failure, status};
+use crate::cli::open::access::Access;
+use crate::cli::open::datasets::{NamedDataset, datasets_to_read};
+use crate::cli::open::history;
+use crate::cli::open::identity::expected_identity;
+use crate::cli::open::reading::{ReadSide, key_file, open_for_reading, trusted_keys};
+use crate::cli::open::remote::open_zfs;
+use crate::cli::screen::output::Output;
+use crate::cli::screen::table::{bytes, tier_words};
+use crate::keyring::KeyFile;
+use crate::model::{BackupId, BackupKind, Guid, KnownStore};
+use crate::plan::sample::ReadShare;
+use crate::run::RunError;
+use crate::run::backup::StoreRole;
+use crate::run::identity::refuse_one_place;
+use crate::run::verify::{BrokenBackup, ReadData, VerifyOptions, VerifyReport, verify_with};
+use crate::sign::TrustedKeys;
+use crate::state::history::{OwnCommit, Records};
+use crate::store::key::{BackupObject, ObjectKey, STORE_ID};
+use crate::store::{EvidenceTier, ObjectStore};
+use crate::zfs::Zfs;
+use jiff::Timestamp;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const SECONDS_PER_DAY: i64 = 86_400;
+
+pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Failure> {
+    let output = &context.output;
+    let side = open_for_reading(context, &verify.source, verify.intermediate).await?;
+    let trusted = trusted_keys(&side, &verify.source).await?;
+    let expected = expected_store(&side, verify).await?;
+    let datasets = datasets(&side, verify).await?;
+    let opening = match &verify.read_data {
+        Some(_) => opening_keys(&side, verify, output).await,
+        None => None,
+    };
+    let mut reports = Vec::new();
+    let other_store = expected.as_ref().and_then(|(_, flaw)| flaw.as_ref());
+    if let Some(flaw) = other_store {
+        output.error_text(
+            &format!("DAMAGED {STORE_ID}: {flaw}"),
+            flaw.hint().as_deref(),
+        );
+    }
+    for named in &datasets {
+        let intermediate = intermediate_catalog(&side, verify, named, &trusted, output).await;
+        let read = match verify.read_data {
+            Some(share) => Some(read_data(share, opening.clone(), context)?),
+            None => None,
+        };
+        let known = expected.as_ref().map(|(known, _)| known);
+        let own_commits = own_commits(&side, known, named).unwrap_or_else(|failure| {
+            context.failed(&named.in_pool, &failure);
+            Vec::new()
+        });
+        let options = VerifyOptions {
+            read,
+            intermediate: intermediate.as_ref(),
+            own_commits,
+        };
+        // A dataset whose check fails must not hide the results of the others.
+        match verify_with(Arc::clone(&side.store), &named.stored, &trusted, &options).await {
+            Ok(report) => {
+                if let Some(setup) = side.setup {
+                    let share = verify.read_data.as_ref().map(ToString::to_string);
+                    history::verified(
+                        &setup.config,
+                        &*side.store,
+                        &named.stored,
+                        &report,
+                        share.as_deref(),
+                    );
+                }
+                let sources = sources_here(&side, named, &report);
+                print(named, &report, &sources, &*side.store, output);
+                match flaw_of(&report) {
+                    Some((status, reason)) => context.reported(&named.in_pool, status, reason),
+                    None => context.done(&named.in_pool, 0),
+                }
+                reports.push(to_json(named, &report, &sources));
+            }
+            Err(error) => {
+                if let Some(setup) = side.setup {
+                    history::failed(&setup.config, &*side.store, &named.stored, "verify", &error);
+                }
+                context.failed(&named.in_pool, &Failure::Run(error));
+            }
+        }
+        if *context.stop.borrow() {
+            break;
+        }
+    }
+    let other_store = other_store.map(ToString::to_string);
+    output.json(
+        || json!({ "store": side.store.url(), "other_store": other_store, "datasets": reports }),
+    );
+    match (context.verdict(), other_store) {
+        (Ok(()), Some(_)) => Err(Failure::Reported(status::DAMAGE)),
+        (Err(failure), Some(_)) => {
+            let worst = status::worst(failure.status(), status::DAMAGE);
+            Err(Failure::Reported(worst))
+        }
+        (verdict, None) => verdict,
+    }
+}
+
+async fn datasets(side: &ReadSide<'_>, verify: &Verify) -> Result<Vec<NamedDataset>, Failure> {
+    let named = |stored: &crate::model::DatasetName| NamedDataset {
+        in_pool: stored.clone(),
+        stored: stored.clone(),
+    };
+    Ok(match (verify.datasets.is_empty(), side.setup) {
+        (false, _) => verify.datasets.iter().map(named).collect(),
+        (true, Some(setup)) => datasets_to_read(&setup.config, &*side.store).await?,
+        (true, None) => list_datasets(&*side.store)
+            .await?
+            .iter()
+            .map(named)
+            .collect(),
+    })
+}
+
+/// Returns the store that this host expects at the verified place, and the reason why the store at
+/// the place is another one. Without this check, somebody who replaces the identity of a store
+/// would hide the backups that this host stored there.
+async fn expected_store(
+    side: &ReadSide<'_>,
+    verify: &Verify,
+) -> Result<Option<(KnownStore, Option<RunError>)>, Failure> {
+    let Some(setup) = side.setup else {
+        return Ok(None);
+    };
+    let role = setup.role(verify.intermediate);
+    Ok(expected_identity(&setup.config, role, &*side.store).await?)
+}
+
+/// Returns the newest backups that this host itself stored at the place: in the store that answers
+/// now, and in the store that this host knows for the place.
+fn own_commits(
+    side: &ReadSide<'_>,
+    known: Option<&KnownStore>,
+    named: &NamedDataset,
+) -> Result<Vec<OwnCommit>, Failure> {
+    let Some(setup) = side.setup else {
+        return Ok(Vec::new());
+    };
+    let state_dir = &setup.config.state_dir;
+    let found = side.store.known();
+    let mut commits = Records::new(state_dir, &found, &named.stored).own_commits()?;
+    if let Some(known) = known.filter(|known| known.id != found.id) {
+        commits.extend(Records::new(state_dir, known, &named.stored).own_commits()?);
+    }
+    Ok(commits)
+}
+
+/// Returns the keys that open backups, if this host has them. A host that only makes backups has
+/// none, which is no error.
+async fn opening_keys(side: &ReadSide<'_>, verify: &Verify, output: &Output) -> Option<KeyFile> {
+    match key_file(side, &verify.source).await {
+        Ok(file) => Some(file),
+        Err(failure) => {
+            output.note(&format!(
+                "what is read is hashed and not opened, there is no key: {}",
+                failure.reason()
+            ));
+            None
+        }
+    }
+}
+
+fn read_data(
+    share: ReadShare,
+    keys: Option<KeyFile>,
+    context: &Context,
+) -> Result<ReadData, Failure> {
+    let seed = getrandom::u64().map_err(|_| {
+        Failure::Run(RunError::refused(
+            "the system gives no random bytes",
+            "check /dev/urandom",
+        ))
+    })?;
+    let day = u64::try_from(Timestamp::now().as_second() / SECONDS_PER_DAY).unwrap_or(0);
+    Ok(ReadData {
+        share,
+        day,
+        seed,
+        keys,
+        stop: context.stop.clone(),
+    })
+}
+
+/// Returns the contents of the intermediate directory for the dataset, when the remote is verified
+/// and there is a directory. They are additional evidence: without them the remote is verified
+/// nevertheless.
+async fn intermediate_catalog(
+    side: &ReadSide<'_>,
+    verify: &Verify,
+    named: &NamedDataset,
+    trusted: &TrustedKeys,
+    output: &Output,
+) -> Option<Catalog> {
+    let setup = side.setup?;
+    let config = &setup.config;
+    if verify.intermediate || config.intermediate.is_none() || config.remote.is_none() {
+        return None;
+    }
+    let read = async {
+        let store = setup.open(StoreRole::Intermediate, Access::Read).await?;
+        refuse_one_place(&side.store.known(), &store.known())?;
+        Ok::<_, Failure>(read_catalog(&*store, &named.stored, trusted).await?)
+    };
+    match read.await {
+        Ok(catalog) => Some(catalog),
+        Err(failure) => {
+            output.note(&format!(
+                "the intermediate directory was not compared: {}",
+                failure.reason()
+            ));
+            None
+        }
+    }
+}
+
+/// Returns whether the snapshot of each broken backup still exists at the source; `None` where the
+/// pool cannot be read.
+fn sources_here(
+    side: &ReadSide<'_>,
+    named: &NamedDataset,
+    report: &VerifyReport,
+) -> BTreeMap<BackupId, bool> {
+    let guids = || -> Option<Vec<Guid>> {
+        side.setup?;
+        let zfs: Arc<dyn Zfs> = open_zfs().ok()?;
+        zfs.dataset(&named.in_pool).ok()??;
+        Some(
+            zfs.snapshots(&named.in_pool)
+                .ok()?
+                .into_iter()
+                .map(|snapshot| snapshot.guid)
+                .collect(),
+        )
+    };
+    if report.broken.is_empty() {
+        return BTreeMap::new();
+    }
+    let Some(guids) = guids() else {
+        return BTreeMap::new();
+    };
+    report
+        .broken
+        .iter()
+        .map(|broken| (broken.id.clone(), guids.contains(&broken.snapshot)))
+        .collect()
+}
+
+/// Returns the exit status that a dataset's report gives the command, and the reason. Damage is a
+/// failure, and so is a dataset without a backup: a wiped store is not a good one.
+fn flaw_of(report: &VerifyReport) -> Option<(u8, String)> {
+    if !report.damage.is_empty() {
+        let reason = format!("{} objects are damaged or missing", report.damage.len());
+        return Some((status::DAMAGE, reason));
+    }
+    (report.backups == 0).then(|| (status::FAILED, "there is no backup".to_owned()))
+}
+
+fn print(
+    named: &NamedDataset,
+    report: &VerifyReport,
+    sources: &BTreeMap<BackupId, bool>,
+    store: &dyn ObjectStore,
+    output: &Output,
+) {
+    let dataset = &named.stored;
+    if report.backups == 0 && report.damage.is_empty() {
+        output.error_text(&format!("{dataset}: no backup in {}", store.url()), None);
+    } else {
+        output.line(format!(
+            "{dataset}: {} backups, {}",
+            report.backups,
+            counts(report)
+        ));
+    }
+    for (tier, count) in &report.objects {
+        output.line(format!("  {count} by {}", tier_words(*tier)));
+    }
+    if let Some(read) = &report.read {
+        let walked = if read.streams > 0 {
+            format!(", {} backups opened whole", read.streams)
+        } else {
+            String::new()
+        };
+        output.line(format!(
+            "  read {} in {} chunks{walked}",
+            bytes(read.bytes),
+            read.chunks
+        ));
+    }
+    print_damage(named, report, sources, output);
+    for id in &report.pruned_meanwhile {
+        output.line(format!("  {id} was pruned while it was looked at"));
+    }
+    if let Some(newest) = &report.newest {
+        output.line(format!("  newest {newest}"));
+    }
+    for key in &report.extra {
+        output.line(format!("  extra {}", key.replace('\n', "\\n")));
+    }
+}
+
+/// Describes the counts: `10163 by provider hash, 40 by id and size only, 1 MISSING, 2 DAMAGED`.
+fn counts(report: &VerifyReport) -> String {
+    let mut by_strength: BTreeMap<Strength, usize> = BTreeMap::new();
+    for (tier, count) in &report.objects {
+        *by_strength.entry(strength(*tier)).or_default() += count;
+    }
+    let missing = report
+        .damage
+        .iter()
+        .filter(|damage| damage.is_missing())
+        .count();
+    let damaged = report.damage.len() - missing;
+    let mut words: Vec<String> = by_strength
+        .iter()
+        .map(|(strength, count)| format!("{count} by {}", strength.words()))
+        .collect();
+    words.extend((missing > 0).then(|| format!("{missing} MISSING")));
+    words.push(match damaged {
+        0 if missing > 0 => return words.join(", "),
+        0 => "0 damaged".to_owned(),
+        _ => format!("{damaged} DAMAGED"),
+    });
+    words.join(", ")
+}
+
+/// Prints the damage, also with `--quiet`: damage is the reason to run this command.
+fn print_damage(
+    named: &NamedDataset,
+    report: &VerifyReport,
+    sources: &BTreeMap<BackupId, bool>,
+    output: &Output,
+) {
+    for damage in &report.damage {
+        output.error_text(&format!("DAMAGED {}: {}", damage.key, damage.reason), None);
+    }
+    for broken in &report.broken {
+        let what = format!(
+            "{} {} is broken{}",
+            named.stored,
+            words_of(&broken.id),
+            dependents(broken)
+        );
+        let hint = match (restorable(broken), sources.get(&broken.id)) {
+            (text, Some(true)) => {
+                format!("{text}. Its source snapshot is still here: run --full now")
+            }
+            (text, Some(false)) => format!("{text}. Its source snapshot is gone"),
+            (text, None) => text,
+        };
+        output.error_text(&what, Some(&hint));
+    }
+}
+
+fn dependents(broken: &BrokenBackup) -> String {
+    match broken.dependents.len() {
+        0 => "; no other backup depends on it".to_owned(),
+        1 => "; 1 later backup depends on it".to_owned(),
+        count => format!("; {count} later backups depend on it"),
+    }
+}
+
+fn restorable(broken: &BrokenBackup) -> String {
+    let day = |id: &BackupId| words_of(id);
+    match (&broken.restorable_up_to, &broken.restorable_again_from) {
+        (Some(before), Some(after)) => format!(
+            "restorable up to {}, and again from {}",
+            day(before),
+            day(after)
+        ),
+        (Some(before), None) => format!("restorable up to {}", day(before)),
+        (None, Some(after)) => format!("restorable only from {}", day(after)),
+        (None, None) => "nothing of this dataset can be restored from this store".to_owned(),
+    }
+}
+
+/// Describes a backup: `incr 2026-11-03`. The time of an id is its snapshot's.
+fn words_of(id: &BackupId) -> String {
+    let kind = if id.kind() == BackupKind::Full {
+        "full"
+    } else {
+        "incr"
+    };
+    let digits = id.as_str().as_bytes();
+    let part = |range: std::ops::Range<usize>| String::from_utf8_lossy(&digits[range]).into_owned();
+    format!("{kind} {}-{}-{}", part(0..4), part(4..6), part(6..8))
+}
+
+/// Returns the chunk that a key names, for programs.
+fn chunk_of(key: &str) -> Option<u32> {
+    match ObjectKey::parse(key)?.object {
+        BackupObject::Chunk { index, .. } => Some(index.get()),
+        _ => None,
+    }
+}
+
+fn to_json(
+    named: &NamedDataset,
+    report: &VerifyReport,
+    sources: &BTreeMap<BackupId, bool>,
+) -> serde_json::Value {
+    let damage: Vec<_> = report
+        .damage
+        .iter()
+        .map(|damage| {
+            json!({
+                "key": damage.key, "backup": damage.backup, "chunk": chunk_of(&damage.key), "reason": damage.reason,
+                "missing": damage.is_missing(), "breaks_restore": damage.breaks,
+            })
+        })
+        .collect();
+    let broken: Vec<_> = report
+        .broken
+        .iter()
+        .map(|broken| {
+            json!({
+                "id": broken.id, "dependents": broken.dependents, "restorable_up_to": broken.restorable_up_to,
+                "restorable_again_from": broken.restorable_again_from,
+                "source_snapshot_here": sources.get(&broken.id),
+            })
+        })
+        .collect();
+    let objects: serde_json::Map<_, _> = report
+        .objects
+        .iter()
+        .map(|(tier, count)| (tier_words(*tier).to_owned(), json!(count)))
+        .collect();
+    let read = report
+        .read
+        .as_ref()
+        .map(|read| json!({ "chunks": read.chunks, "bytes": read.bytes, "backups_opened": read.streams }));
+    json!({
+        "dataset": named.stored, "backups": report.backups, "objects": objects, "damage": damage, "broken": broken,
+        "extra": report.extra, "newest": report.newest, "pruned_meanwhile": report.pruned_meanwhile, "read": read,
+    })
+}
+
+/// The strength of evidence, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Strength {
+    /// The store computed a hash of the content.
+    Provider,
+    /// The record of the commit names an object that cannot be replaced unnoticed.
+    Recorded,
+    /// The object has the expected size; nothing else is known.
+    None,
+}
+
+impl Strength {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Provider => "provider hash",
+            Self::Recorded => "id and size only",
+            Self::None => "size only",
+        }
+    }
+}
+
+fn strength(tier: EvidenceTier) -> Strength {
+    match tier {
+        EvidenceTier::Crc64nvmeFull
+        | EvidenceTier::Sha256Composite
+        | EvidenceTier::Sha1
+        | EvidenceTier::Crc32c
+        | EvidenceTier::Md5Etag => Strength::Provider,
+        EvidenceTier::IdPin => Strength::Recorded,
+        EvidenceTier::SizeOnly | EvidenceTier::ReadBack | EvidenceTier::Unknown => Strength::None,
+    }
+}

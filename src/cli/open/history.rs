@@ -1,0 +1,223 @@
+//! Records of results for `health` and `show`. A record that cannot be written is logged and fails
+//! nothing: the backup exists nevertheless.
+
+use crate::catalog::Catalog;
+use crate::cli::open::identity::known_stores;
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::plan::health::{FailureFact, HealthFacts, HealthLimits};
+use crate::run::backup::{BackupEnd, BackupRun};
+use crate::run::copy::CopiedBackup;
+use crate::run::verify::VerifyReport;
+use crate::run::{RunError, error_chain};
+use crate::state::StateError;
+use crate::state::history::{DrillNote, FailureNote, OwnCommit, Record, Records, VerifyNote};
+use crate::store::ObjectStore;
+use jiff::Timestamp;
+use std::time::Duration;
+
+fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Records {
+    Records::new(&config.state_dir, &store.known(), stored)
+}
+
+fn told(outcome: Result<(), StateError>) {
+    if let Err(error) = outcome {
+        tracing::warn!(
+            "cannot save this for health and show: {}",
+            error_chain(&error)
+        );
+    }
+}
+
+/// Records the backups of a run, or that there was nothing to back up. A paused upload is neither a
+/// backup nor a failure, and the caller records the failure of a run.
+pub(crate) fn backed_up(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    run: &BackupRun,
+) {
+    let records = records(config, store, stored);
+    for backup in &run.committed {
+        told(records.note_commit(&backup.manifest, backup.stored_bytes, Timestamp::now()));
+    }
+    if let (true, Ok(BackupEnd::UpToDate(_))) = (run.committed.is_empty(), &run.end) {
+        told(records.note_success("backup"));
+    }
+}
+
+/// Records that backups were copied into a store; `newest` is the last one.
+pub(crate) fn copied(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    newest: Option<&CopiedBackup>,
+) {
+    if let Some(newest) = newest {
+        let copied = OwnCommit {
+            id: newest.id.clone(),
+            at: Timestamp::now(),
+        };
+        told(records(config, store, stored).note_copy(&copied));
+    }
+}
+
+/// Records that a step failed for a dataset. An interruption or a concurrent run is not recorded.
+pub(crate) fn failed(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    step: &str,
+    error: &RunError,
+) {
+    if matches!(
+        error,
+        RunError::Interrupted | RunError::State(StateError::Locked { .. })
+    ) {
+        return;
+    }
+    let (step, reason, damage) = (step.to_owned(), error_chain(error), error.is_damage());
+    told(records(config, store, stored).note_failure(&FailureNote {
+        at: Timestamp::now(),
+        step,
+        reason,
+        damage,
+    }));
+}
+
+/// Records a verification, with or without damage. A verification that found no backup is a
+/// failure.
+pub(crate) fn verified(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    report: &VerifyReport,
+    read_data: Option<&str>,
+) {
+    let (at, records) = (Timestamp::now(), records(config, store, stored));
+    let reason = match (report.damage.first(), report.backups) {
+        (Some(first), _) => format!(
+            "{} objects damaged, first {}: {}",
+            report.damage.len(),
+            first.key,
+            first.reason
+        ),
+        (None, 0) => "no backup is there".to_owned(),
+        (None, backups) => {
+            let read_data = read_data.unwrap_or("none").to_owned();
+            return told(records.note_verify(&VerifyNote {
+                at,
+                backups: backups as u64,
+                read_data,
+            }));
+        }
+    };
+    told(records.note_failure(&FailureNote {
+        at,
+        step: "verify".to_owned(),
+        reason,
+        damage: !report.damage.is_empty(),
+    }));
+}
+
+/// Records the contents of a store after a listing.
+pub(crate) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) {
+    told(records(config, store, &catalog.dataset).note_seen(&catalog.seen_note(Timestamp::now())));
+}
+
+/// Records a successful drill. A drill is valid for the dataset, whichever store it read, so it is
+/// recorded where `health` reads.
+pub(crate) fn drilled(config: &Config, stored: &DatasetName, note: &DrillNote) {
+    if let Some(records) = first_records(config, stored) {
+        told(records.note_drill(note));
+    }
+}
+
+/// Records that a drill failed. An interruption is not recorded.
+pub(crate) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunError) {
+    if let Some(records) =
+        first_records(config, stored).filter(|_| !matches!(error, RunError::Interrupted))
+    {
+        let (step, reason, damage) = ("drill".to_owned(), error_chain(error), error.is_damage());
+        told(records.note_failure(&FailureNote {
+            at: Timestamp::now(),
+            step,
+            reason,
+            damage,
+        }));
+    }
+}
+
+/// Records a prune of a dataset: as a success, or with the doubt (and whether it is damage) because
+/// of which nothing was deleted.
+pub(crate) fn pruned(
+    config: &Config,
+    stored: &DatasetName,
+    step: &str,
+    doubt: Option<(String, bool)>,
+) {
+    let Some(records) = first_records(config, stored) else {
+        return;
+    };
+    told(match doubt {
+        None => records.note_success(step),
+        Some((reason, damage)) => records.note_failure(&FailureNote {
+            at: Timestamp::now(),
+            step: step.to_owned(),
+            reason,
+            damage,
+        }),
+    });
+}
+
+/// Records that a prune of a dataset failed. An interruption or a concurrent run is not recorded.
+pub(crate) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, error: &RunError) {
+    if !matches!(
+        error,
+        RunError::Interrupted | RunError::State(StateError::Locked { .. })
+    ) {
+        pruned(
+            config,
+            stored,
+            step,
+            Some((error_chain(error), error.is_damage())),
+        );
+    }
+}
+
+fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
+    let known = known_stores(config).unwrap_or_else(|error| {
+        tracing::warn!(
+            "cannot save this for health and show: {}",
+            error_chain(&error)
+        );
+        Vec::new()
+    });
+    Some(Records::new(&config.state_dir, known.first()?, stored))
+}
+
+/// Returns the facts by which a dataset is judged.
+pub(crate) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthFacts {
+    let failure = |failure: &crate::state::history::FailureNote| FailureFact {
+        at: failure.at,
+        step: failure.step.clone(),
+        reason: failure.reason.clone(),
+        damage: failure.damage,
+    };
+    HealthFacts {
+        newest_at,
+        verified_at: record.verify.as_ref().map(|note| note.at),
+        drilled_at: record.drill.as_ref().map(|note| note.at),
+        failures: record.failures.iter().map(failure).collect(),
+        time_lines: record.seen.as_ref().map_or(0, |seen| seen.time_lines),
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The limits of `show`, and the defaults of `health`.
+pub(crate) const DEFAULT_LIMITS: HealthLimits = HealthLimits {
+    age: HOUR.saturating_mul(26),
+    verify: HOUR.saturating_mul(8 * 24),
+    drill: HOUR.saturating_mul(90 * 24),
+};

@@ -1,0 +1,212 @@
+//! Opens S3 remotes, and adapts each to its probe. The probe is read from the cache, or made before
+//! a command writes. Explicit settings in the configuration take precedence.
+
+use crate::cli::context::Setup;
+use crate::cli::failure::{Failure, usage};
+use crate::cli::open::access::{Access, read_credentials};
+use crate::cli::open::pace::limiter;
+use crate::config::{Config, CredentialFiles};
+use crate::run::error_chain;
+use crate::run::probe::probe_store;
+use crate::state::probes::{ProbeCache, ProbeNote};
+use crate::store::{Doubt, ObjectStore, S3Credentials, S3Settings, S3Store};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Opens the configured remote.
+pub(crate) async fn open_configured(
+    setup: &Setup,
+    bucket: &str,
+    prefix: &str,
+    access: Access,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let store = connect(setup, bucket, prefix, access).await?;
+    follow(&setup.config, store, access).await
+}
+
+/// Connects to the configured remote without a probe, and checks that the store answers.
+pub(crate) async fn connect(
+    setup: &Setup,
+    bucket: &str,
+    prefix: &str,
+    access: Access,
+) -> Result<S3Store, Failure> {
+    let config = &setup.config;
+    let s3 = &config.s3;
+    let login = login_for(config, access);
+    let mut settings = S3Settings {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        endpoint: s3.endpoint.clone(),
+        region: s3.region.clone(),
+        profile: login.profile,
+        path_style: s3.path_style,
+        storage_class: s3.storage_class.clone(),
+        checksum: s3.checksum.unwrap_or_default(),
+        lock: config.object_lock(),
+        part_bytes: config.parts().part_size.in_memory(),
+        concurrency: config.parts().concurrency as usize,
+        limiter: limiter(config),
+        ..S3Settings::default()
+    };
+    if let Some(files) = login.files {
+        let credentials = read_credentials(files, &setup.env, credentials_of)?;
+        settings.credentials = Some(credentials.now);
+        settings.renew = Some(credentials.renew);
+    }
+    connect_checked(settings).await
+}
+
+/// Opens a remote that is named on the command line: all other settings come from the environment.
+pub(crate) async fn open_bare(bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let settings = S3Settings {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        ..S3Settings::default()
+    };
+    Ok(Arc::new(connect_checked(settings).await?))
+}
+
+async fn connect_checked(settings: S3Settings) -> Result<S3Store, Failure> {
+    let store = S3Store::connect(settings).await?;
+    store.check_bucket().await?;
+    Ok(store)
+}
+
+/// Where credentials come from; without both, from the environment.
+struct Login<'a> {
+    files: Option<&'a CredentialFiles>,
+    profile: Option<String>,
+}
+
+/// Returns the login of `[prune]` when `access` deletes and `[prune]` has one, else that of `[s3]`.
+fn login_for(config: &Config, access: Access) -> Login<'_> {
+    let prune = config.prune.as_ref();
+    let own = prune
+        .filter(|_| access.has_own_credentials())
+        .map(|prune| Login {
+            files: prune.s3_credential_files.as_ref(),
+            profile: prune.profile.clone(),
+        });
+    own.filter(|login| login.files.is_some() || login.profile.is_some())
+        .unwrap_or_else(|| Login {
+            files: config.s3.credential_files.as_ref(),
+            profile: config.s3.profile.clone(),
+        })
+}
+
+fn credentials_of(id: &str, secret: &str) -> S3Credentials {
+    S3Credentials {
+        access_key_id: id.to_owned(),
+        secret_access_key: secret.to_owned(),
+    }
+}
+
+/// Returns the store, set up by its probe. Before a command writes, a store without a fresh probe
+/// is probed.
+async fn follow(
+    config: &Config,
+    store: S3Store,
+    access: Access,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let cache = ProbeCache::new(&config.state_dir, store.url(), store.endpoint());
+    let known = cache.load().unwrap_or_else(|error| {
+        tracing::warn!(
+            "what the store can do is not known: {}",
+            error_chain(&error)
+        );
+        None
+    });
+    let now = Timestamp::now();
+    let note = match known {
+        Some(note) if access != Access::Write || note.is_fresh(now) => Some(note),
+        None if access != Access::Write => None,
+        old => try_store(&store, &cache, now).await.or(old),
+    };
+    let Some(note) = note else {
+        return Ok(Arc::new(store));
+    };
+    if access == Access::Write {
+        check_parts(config, &note)?;
+    }
+    let store = match config.s3.checksum {
+        None => store.with_checksum(note.probe.checksum.unwrap_or_default()),
+        Some(given) => {
+            if access == Access::Write
+                && !note.probe.kept.is_empty()
+                && !note.probe.kept.contains(&given)
+            {
+                tracing::warn!(
+                    "checksum = \"{given}\" is configured, and {} does not keep it; it keeps {}",
+                    store.url(),
+                    note.probe
+                        .kept
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                );
+            }
+            store
+        }
+    };
+    Ok(Arc::new(
+        store.following(note.probe, forget_when_wrong(cache)),
+    ))
+}
+
+/// Probes the store. A failed probe does not stop a backup: the backup itself reports what is
+/// wrong.
+async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Option<ProbeNote> {
+    let nonce = match getrandom::u64() {
+        Ok(nonce) => nonce,
+        Err(error) => {
+            tracing::warn!("the store is not tried: {error}");
+            return None;
+        }
+    };
+    tracing::info!("trying what {} can do (once in 30 days)", store.url());
+    match probe_store(store, cache, nonce, now).await {
+        Ok(note) => note,
+        Err(error) => {
+            let error = error_chain(&error);
+            tracing::warn!(
+                error,
+                "what the store can do could not be tried; going on as if it were Amazon's"
+            );
+            None
+        }
+    }
+}
+
+/// Returns a callback that removes the probe of a store that contradicts it, so that the next
+/// command that writes probes the store again.
+fn forget_when_wrong(cache: ProbeCache) -> Doubt {
+    let said = AtomicBool::new(false);
+    Doubt::new(move |what| {
+        if said.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(
+            "the store does not do what it was found to do: {what}; the next run tries it again"
+        );
+        if let Err(error) = cache.forget() {
+            tracing::warn!("{}", error_chain(&error));
+        }
+    })
+}
+
+fn check_parts(config: &Config, note: &ProbeNote) -> Result<(), Failure> {
+    let parts = config.parts_per_chunk();
+    match note.probe.parts_max {
+        Some(max) if parts > u64::from(max) => Err(usage(
+            &format!(
+                "a chunk has up to {parts} parts, and {} takes {max}",
+                note.store
+            ),
+            "raise part_size or lower split_size",
+        )),
+        _ => Ok(()),
+    }
+}
