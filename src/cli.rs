@@ -91,6 +91,6 @@ async fn listen_for_signals(sender: watch::Sender<bool>, leftovers: Arc<Leftover
             #[expect(clippy::exit, reason = "the second request to stop is an order")]
             std::process::exit(i32::from(status::INTERRUPTED));
         }
-        tracing::warn!("stopping as soon as nothing half-done is left; once more ends at once");
+        tracing::warn!("stopping at the next safe point; a second signal ends the run at once");
     }
 }

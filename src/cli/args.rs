@@ -27,9 +27,9 @@ Exit status:
   11   another run has the lock
   130  interrupted";
 
-/// Streams ZFS snapshots, chunked and sealed with age, straight into S3-compatible storage, proves
-/// that they are there, and restores them. ZFS is driven through libzfs_core; the zfs command is
-/// never run.
+/// Streams ZFS snapshots, in chunks encrypted with age, into S3-compatible storage, verifies the
+/// stored backups, and restores them. The program drives ZFS through libzfs_core and never runs
+/// the zfs command.
 #[derive(Debug, Parser)]
 #[command(name = "zfs-backup", version, after_help = EXIT_STATUS, max_term_width = 80)]
 pub(crate) struct Args {

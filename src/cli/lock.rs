@@ -208,9 +208,9 @@ pub(crate) fn unlock(context: &Context) -> Result<(), Failure> {
     match (&state, removed) {
         (LockState::Free, _) => context.output.line(format!("there is no lock: {path}")),
         (state, true) if may_be_alive(state) => {
-            context
-                .output
-                .always(&format!("removed although the run may go on: {about}"));
+            context.output.always(&format!(
+                "removed although the run may still be active: {about}"
+            ));
         }
         (_, true) => context
             .output
@@ -294,7 +294,7 @@ fn describe(state: &LockState, config: &Config, now: Timestamp) -> String {
         LockState::Free => format!("there is no lock {}", config.lock_file.display()),
         LockState::Damaged(reason) => {
             format!(
-                "the lockfile {} does not say who has it: {reason}",
+                "the lockfile {} does not name its owner: {reason}",
                 config.lock_file.display()
             )
         }

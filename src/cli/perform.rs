@@ -146,7 +146,7 @@ fn remember(config: &Config, report: &mut RunReport) {
         if let Err(error) = note_success(&config.state_dir, &config.file, Timestamp::now()) {
             tracing::warn!(
                 error = crate::run::error_chain(&error),
-                "the time of this success is not noted"
+                "cannot note the time of this success"
             );
         }
         return;

@@ -416,7 +416,7 @@ fn an_old_paper_copy_that_recovers_no_configuration_says_what_does() {
         2,
         &[
             "that these keys trust (not trusted: 1)",
-            "may be of before a `key rotate`",
+            "may be from before a `key rotate`",
             "leave --identity out",
         ],
     );

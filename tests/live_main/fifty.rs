@@ -189,12 +189,14 @@ fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() 
     assert!(back == third, "files differ");
     for gone in ["g4", "g5/d2", "g6/new1"] {
         assert!(
-            said.contains(&format!("{root}/{gone} was not there at that moment")),
+            said.contains(&format!("{root}/{gone} did not exist at that moment")),
             "{gone}: {said}"
         );
     }
     assert!(
-        said.contains(&format!("{root}/fourth0 has no backup that is as old")),
+        said.contains(&format!(
+            "{root}/fourth0 has no backup from before that moment"
+        )),
         "{said}"
     );
     tell(&format!(

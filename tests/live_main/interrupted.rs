@@ -40,10 +40,10 @@ fn interrupted_killed_uploads_go_on_under_their_hold() {
     assert!(held.contains("unfinished"), "{held}");
     let shown =
         String::from_utf8(bench.good(&["show", "--include-remote", &bench.dataset()])).unwrap();
-    assert!(shown.contains("given up"), "{shown}");
+    assert!(shown.contains("a prune abandons it on"), "{shown}");
     let planned = String::from_utf8(bench.good(&["--dry-run", "stream-to-remote"])).unwrap();
     assert!(
-        planned.contains("goes on with") && planned.contains("ZFS is read again from"),
+        planned.contains(" resumes ") && planned.contains("ZFS is read again from"),
         "{planned}"
     );
     // Again, one chunk later; then it is ended.

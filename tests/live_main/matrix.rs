@@ -163,7 +163,7 @@ fn matrix_a_snapshot_that_a_person_destroyed_begins_anew_and_what_is_left_goes_b
     let planned =
         String::from_utf8(bench.good(&["--dry-run", "stream-to-remote", "--full"])).unwrap();
     assert!(
-        planned.contains("does not go on") && planned.contains("no longer in the pool"),
+        planned.contains("does not resume") && planned.contains("no longer in the pool"),
         "{planned}"
     );
     let output = bench.zb(&["stream-to-remote", "--full"]);

@@ -295,7 +295,7 @@ fn resumed_full_after_kill_term_and_a_store_that_is_away() {
     );
     let dry = text(&dry);
     assert!(
-        dry.contains("interrupted before;") && dry.contains("goes on at"),
+        dry.contains("interrupted before;") && dry.contains(" resumes at "),
         "{dry}"
     );
     println!("{dry}");

@@ -82,7 +82,7 @@ fn on_failure_is_told_everything_in_its_environment_and_on_stdin() {
         told["message"]
             .as_str()
             .unwrap()
-            .contains("no run has ended well yet")
+            .contains("no run has succeeded yet")
     );
     assert!(
         told["log"]

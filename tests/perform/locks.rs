@@ -126,18 +126,18 @@ fn what_cannot_be_seen_to_be_over_is_a_lock() {
     scene.run(&["unlock"]).check(11, &["locked by a run"]);
     scene
         .run(&["-i", "unlock"])
-        .check(0, &["removed although the run may go on"]);
+        .check(0, &["removed although the run may still be active"]);
     fs::write(scene.lock(), "{").unwrap();
     scene.run(&["perform"]).check(
         11,
         &[
-            "DIR/zb.lock does not say who has it",
+            "DIR/zb.lock does not name its owner",
             "if nothing runs here",
         ],
     );
     scene.run(&["verify-checksums"]).check(
         1,
-        &["note: the lockfile DIR/zb.lock does not say who has it"],
+        &["note: the lockfile DIR/zb.lock does not name its owner"],
     );
     scene.run(&["unlock"]).check(0, &["unlocked"]);
 }
@@ -198,7 +198,8 @@ fn a_second_request_ends_the_run_at_once_and_its_lock_goes() {
     run.signal(Signal::INT);
     std::thread::sleep(Duration::from_millis(300));
     run.signal(Signal::INT);
-    run.end().check(130, &["once more ends at once"]);
+    run.end()
+        .check(130, &["a second signal ends the run at once"]);
     assert!(
         asked.elapsed() < Duration::from_secs(8),
         "it waited for the step"

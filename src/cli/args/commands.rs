@@ -11,13 +11,13 @@ use std::str::FromStr;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the steps of [backup-sequence] in order: what a timer starts every night
+    /// Run the steps of [backup-sequence] in order; a timer starts this every night
     Perform,
-    /// Make the lockfile by hand: no run starts until `unlock`, also after a reboot
+    /// Create the lockfile by hand: no run starts until `unlock`, even after a reboot
     Lock,
     /// Delete the lockfile that was made by hand or that a dead run left
     ///
-    /// The lock of a run that may still be at work, here or on another host, is deleted only with
+    /// The lock of a run that may still be active, here or on another host, is deleted only with
     /// -i before the command. In a sequence this deletes the lock of its own run.
     Unlock,
     /// Take one atomic snapshot of all configured datasets of a pool
@@ -26,7 +26,7 @@ pub(crate) enum Command {
     ExportIntermediate(Kind),
     /// Copy to the remote the backups of the intermediate directory that were never committed there
     UploadIntermediateToRemote(Upload),
-    /// Stream the newest snapshots into the remote, with nothing on disk
+    /// Stream the newest snapshots to the remote, without a copy on disk
     StreamToRemote(Kind),
     /// Destroy this tool's snapshots that are older than oldest_snapshot_days and that nothing
     /// needs
@@ -35,44 +35,44 @@ pub(crate) enum Command {
     PruneIntermediate(PruneByAge),
     /// Delete from the remote what [lifecycle-remote] does not keep
     PruneRemote(PruneByAge),
-    /// Hold the signed manifests against what the store itself reports; downloads no chunk unless
+    /// Compare the signed manifests with what the store itself reports; downloads no chunk unless
     /// asked
     VerifyChecksums(Verify),
     /// Show snapshots, chains and unfinished uploads, their age, size and state
     Show(Show),
-    /// Bring a backup back: into a new dataset, or as a bare stream
+    /// Restore a backup into a new dataset, or as a bare stream
     Restore(Restore),
-    /// Rehearse a restore: into a scratch dataset, which is checked and destroyed again
+    /// Rehearse a restore into a scratch dataset, which is checked and then destroyed
     ///
     /// Every record of every stream is checked by the kernel, the snapshots must have the guids of
-    /// the manifests, and where the pool still has a snapshot and its base, its own stream must be
-    /// the very bytes that came back. The date stands in `show` and `health` from then on. Without
-    /// DATASET it is the one whose last drill is the oldest.
+    /// the manifests, and where the pool still has a snapshot and its base, its own stream must equal
+    /// the restored one. `show` and `health` then report the date of the drill. Without
+    /// DATASET the drill takes the dataset whose last drill is the oldest.
     Drill(Drill),
-    /// One line a dataset for monitoring, from this host's records; exit status 0, 1, 2 or 3 as
+    /// Print one line per dataset for monitoring, from this host's records; exit status 0 to 3 as
     /// monitoring plugins do
     Health(Health),
-    /// Look at ZFS, permissions, credentials and the store, and say what works and what to do about
+    /// Check ZFS, permissions, credentials and the store, and print what works and what to do about
     /// the rest
     ///
-    /// Writes nothing but a probe of the store, below @zfs-backup/probe/, and removes it again;
-    /// with --dry-run not even that. Ends with 1 if a backup could not work.
+    /// Writes only a probe of the store, below @zfs-backup/probe/, and removes it again; writes
+    /// nothing with --dry-run. Ends with 1 if a backup could not work.
     Doctor,
-    /// What this tool holds in the pools
+    /// List or release the holds of this tool in the pools
     #[command(subcommand)]
     Holds(Holds),
     /// Take over the backups of another origin, such as a pool that was rebuilt, or of another time
-    /// line of this one, as a cloned machine or a pool that was rewound leaves it
+    /// line of this one, such as that of a cloned machine or a pool that was rewound
     ///
     /// Without --origin and --line the command lists the origins and time lines, with the command
     /// for each. Afterwards the retention rules apply to the adopted backups too. Only the listed
     /// backups of a time line are adopted: if its host makes more, pruning stops again.
     Adopt(Adopt),
-    /// Take the store that is there now for the right one, after a disk or a bucket was replaced
+    /// Accept the present store as the right one, after a disk or a bucket was replaced
     AcceptStore(AcceptStore),
-    /// Delete one backup that nothing depends on, or what an attempt left behind
+    /// Delete one backup that nothing depends on, or the remains of an upload
     Forget(Forget),
-    /// The keys that seal and sign
+    /// Make, show, export and rotate the keys that encrypt and sign
     #[command(subcommand)]
     Key(Key),
     /// Make, check, show or convert the configuration
@@ -103,7 +103,7 @@ impl Command {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Upload {
-    /// Also what was pruned in the remote, or what [lifecycle-remote] would delete at once
+    /// Also copy what was pruned in the remote, or what [lifecycle-remote] would delete at once
     #[arg(long)]
     pub(crate) all: bool,
 }
@@ -125,22 +125,22 @@ pub(crate) struct PruneByAge {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Health {
-    /// A newest backup that is older is a warning, and critical when it is more than twice as old
+    /// Warn when the newest backup is older than this; critical when it is more than twice as old
     #[arg(long, value_name = "AGE", default_value = "26h")]
     pub(crate) max_age: Age,
-    /// A last good verify-checksums that is older is a warning
+    /// Warn when the last successful verify-checksums is older than this
     #[arg(long, value_name = "AGE", default_value = "8d")]
     pub(crate) max_verify_age: Age,
-    /// A last restore drill that is older is a warning
+    /// Warn when the last restore drill is older than this
     #[arg(long, value_name = "AGE", default_value = "90d")]
     pub(crate) max_drill_age: Age,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Holds {
-    /// List what is held, by which backup, since when, and what releasing it costs
+    /// List the held snapshots, the backup that each is held for, since when, and the space kept
     List,
-    /// Release holds of runs that are over; without -y says which
+    /// Release the holds of runs that are over; without -y only print them
     Release(Release),
 }
 
@@ -157,7 +157,7 @@ pub(crate) struct Release {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct AcceptStore {
-    /// The intermediate directory, not the remote
+    /// Accept the intermediate directory instead of the remote
     #[arg(long)]
     pub(crate) intermediate: bool,
 }
@@ -177,7 +177,7 @@ pub(crate) struct Adopt {
     /// host may still be active
     #[arg(long)]
     pub(crate) although_newer: bool,
-    /// Do it; without it what would be taken over is printed
+    /// Take over; without -y only print what would be taken over
     #[arg(short, long)]
     pub(crate) yes: bool,
 }
@@ -212,7 +212,7 @@ pub(crate) struct Forget {
     /// The dataset, as it is named in the store [default: the configured one that has the backup]
     #[arg(long, value_name = "DATASET")]
     pub(crate) dataset: Option<DatasetName>,
-    /// In the intermediate directory instead of the remote
+    /// Delete in the intermediate directory instead of the remote
     #[arg(long)]
     pub(crate) intermediate: bool,
     /// Delete; without it the plan is printed
@@ -222,16 +222,16 @@ pub(crate) struct Forget {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Kind {
-    /// A full backup in any case
+    /// Make a full backup in any case
     #[arg(short, long, conflicts_with = "incremental")]
     pub(crate) full: bool,
-    /// An incremental or nothing; it never becomes a full
+    /// Make an incremental or fail; never fall back to a full
     #[arg(short, long)]
     pub(crate) incremental: bool,
-    /// Give up the interrupted uploads of this kind instead of going on with them
+    /// Abandon the interrupted uploads of this kind instead of resuming them
     ///
-    /// Their holds are released. What they stored stays until a prune gives it up or `forget`
-    /// deletes it.
+    /// Their holds are released. Their stored objects stay until a prune or `forget`
+    /// deletes them.
     #[arg(long)]
     pub(crate) restart: bool,
     /// Take this recorded full stream (a file or a pipe, as `zfs send` writes them) in place of
@@ -244,7 +244,7 @@ pub(crate) struct Kind {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Show {
-    /// Also ask the remote what it holds
+    /// Also list what the remote holds
     #[arg(long)]
     pub(crate) include_remote: bool,
     #[command(flatten)]
@@ -260,7 +260,7 @@ pub(crate) struct Verify {
     /// Verify the intermediate directory instead of the remote
     #[arg(long, conflicts_with = "remote")]
     pub(crate) intermediate: bool,
-    /// Also download and check: all, or a share (5%), an amount (10G), or a part by turns (1/7)
+    /// Also download and check chunks: all, a share (5%), an amount (10G), or a daily seventh (1/7)
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
     pub(crate) read_data: Option<ReadShare>,
     #[command(flatten)]
@@ -324,15 +324,15 @@ pub(crate) enum Key {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Write a first configuration, and check it. Asks on a terminal for what is not given
+    /// Write a first configuration, and check it. Asks on a terminal for missing values
     Init(Init),
     /// Check the configuration and give advice
     Check,
     /// Show the merged configuration with all defaults, secrets hidden
     Show,
-    /// Bring the configuration back from the store, on the day when this host is all there is
+    /// Restore the configuration from the store, after the old host was lost
     ///
-    /// Backups leave a copy beside the keyring, without its secrets, sealed and signed.
+    /// Backups store a copy beside the keyring, encrypted and signed, without its secrets.
     Recover(Recover),
     /// Print the TOML form of an older INI configuration
     Convert {
@@ -350,7 +350,7 @@ pub(crate) struct Recover {
     /// The key file, instead of the passphrase
     #[arg(long, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,
-    /// The one of this host [default: the newest]
+    /// The configuration of this host [default: the newest one]
     #[arg(long, value_name = "HOST")]
     pub(crate) host: Option<String>,
     /// Write it into this new file, mode 0600, instead of printing it
@@ -363,7 +363,7 @@ pub(crate) struct Init {
     /// Back this dataset up; may be given several times
     #[arg(long = "dataset", value_name = "DATASET")]
     pub(crate) datasets: Vec<DatasetName>,
-    /// Where to: s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH
+    /// The remote: s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH
     #[arg(long, value_name = "URL")]
     pub(crate) remote: Option<Remote>,
     /// The URL of an S3-compatible store that is not AWS
@@ -372,7 +372,7 @@ pub(crate) struct Init {
     /// The region of an S3 store
     #[arg(long, value_name = "REGION")]
     pub(crate) region: Option<String>,
-    /// own, or a glob of snapshots that another tool makes, such as "autosnap_*_daily"
+    /// The snapshots to back up: own, or a glob for those of another tool: "autosnap_*_daily"
     #[arg(long, value_name = "GLOB")]
     pub(crate) use_snapshots: Option<String>,
 }

@@ -10,26 +10,26 @@ pub(crate) struct Global {
     /// path]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Work although the lockfile is there; only before the command. The kernel lock is never
+    /// Run although the lockfile exists; give it before the command. The kernel lock is never
     /// ignored
     #[arg(short = 'i', long)]
     pub(crate) ignore_lock: bool,
-    /// Wait so long for the lock, such as 90s, 10m, 2h, instead of ending with status 11
+    /// Wait at most this long for the lock (90s, 10m, 2h) instead of ending with status 11
     #[arg(long, global = true, value_name = "DURATION")]
     pub(crate) lock_wait: Option<TimeLimit>,
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and change nothing
     #[arg(long, global = true)]
     pub(crate) dry_run: bool,
-    /// Say more; twice for everything
+    /// Print more; give it twice to print everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Print nothing on success
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// The result as JSON on stdout; logs stay on stderr
+    /// Print the result as JSON on stdout; logs stay on stderr
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// How far an upload is: auto is a bar on a terminal and a line every 30 s elsewhere, silent
+    /// Show upload progress: auto shows a bar on a terminal, otherwise a line every 30 s; nothing
     /// with -q
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) progress: ProgressWhen,
@@ -38,10 +38,10 @@ pub(crate) struct Global {
 /// When progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum ProgressWhen {
-    /// Unless quiet.
+    /// Show progress, but not with -q.
     #[default]
     Auto,
-    /// Also when quiet.
+    /// Show progress, also with -q.
     Always,
     /// Never.
     Never,

@@ -13,10 +13,10 @@ use std::str::FromStr;
 #[derive(Debug, ClapArgs)]
 #[command(group(clap::ArgGroup::new("destination").required(true).args(["to", "output", "stdout"])))]
 pub(crate) struct Restore {
-    /// The dataset as it is named in the store, with @SNAPSHOT for another than the newest backup
+    /// The dataset as it is named in the store, with @SNAPSHOT for a backup other than the newest
     #[arg(value_name = "DATASET[@SNAPSHOT]")]
     pub(crate) what: String,
-    /// Receive into this dataset, unmounted; parents that are missing are made, with canmount=off
+    /// Receive into this dataset, unmounted; missing parents are created with canmount=off
     #[arg(long, value_name = "DATASET")]
     pub(crate) to: Option<DatasetName>,
     /// Write the bare stream into this new file
@@ -25,14 +25,14 @@ pub(crate) struct Restore {
     /// Write the bare stream to stdout, for `zfs receive` anywhere
     #[arg(long)]
     pub(crate) stdout: bool,
-    /// The newest backup that is not after this time: 2026-11-20, "2026-11-20 14:30" or
-    /// 2026-11-20T13:30:00Z. A day means its end; without a zone it is this host's
+    /// Restore the newest backup that is not after this time: 2026-11-20, "2026-11-20 14:30" or
+    /// 2026-11-20T13:30:00Z. A day means its end; a time without a zone is in this host's zone
     #[arg(long, value_name = "TIME", conflicts_with = "backup")]
     pub(crate) at: Option<At>,
     /// This backup, by its id
     #[arg(long, value_name = "ID")]
     pub(crate) backup: Option<BackupId>,
-    /// Also all descendants, as they were at the same moment
+    /// Also restore all descendants, as they were at the same moment
     #[arg(short, long, requires = "to", conflicts_with_all = ["backup", "force_rollback"])]
     pub(crate) recursive: bool,
     /// Where from: intermediate, remote, or a folder with a copy of a store. Without it each backup
@@ -40,32 +40,32 @@ pub(crate) struct Restore {
     #[arg(long, value_name = "PLACE", conflicts_with = "remote")]
     pub(crate) from: Option<From>,
     /// Receive onto a dataset that exists: it is rolled back to the newest snapshot that it has in
-    /// common with the chain. Without -y only lists what that would destroy
+    /// common with the chain. Without -y the command only lists what it would destroy
     #[arg(long, requires = "to")]
     pub(crate) force_rollback: bool,
-    /// Do what --force-rollback lists
+    /// Carry out what --force-rollback lists
     #[arg(short, long, requires = "force_rollback")]
     pub(crate) yes: bool,
-    /// Destroy what an interrupted restore has received, and start over, instead of going on with
+    /// Destroy what an interrupted restore has received, and start over, instead of resuming
     /// it
     #[arg(long, requires = "to")]
     pub(crate) restart: bool,
-    /// Set the properties that the source had; a mount point comes with canmount=noauto
+    /// Set the properties that the source had; a mount point is set with canmount=noauto
     #[arg(long, requires = "to")]
     pub(crate) with_properties: bool,
-    /// Set this property on what is received, such as compression=zstd; may be given several times
+    /// Set this property on the received datasets, such as compression=zstd; repeatable
     #[arg(short = 'o', value_name = "NAME=VALUE", requires = "to")]
     pub(crate) set: Vec<String>,
-    /// Leave this one of the source's properties out; may be given several times
+    /// Do not set this property of the source; repeatable
     #[arg(short = 'x', value_name = "NAME", requires = "with_properties")]
     pub(crate) without: Vec<String>,
-    /// Was an option of earlier builds: only to say what to do instead
+    /// An option of earlier builds, kept to print what to do instead
     #[arg(long, hide = true)]
     pub(crate) mount: bool,
-    /// Fail if the backup is older: a cut tail of a store cannot be noticed otherwise
+    /// Fail if the backup is older: only this shows that a store lost its newest backups
     #[arg(long, value_name = "AGE")]
     pub(crate) max_age: Option<Age>,
-    /// Fail if it is not this backup that would be restored
+    /// Fail if a backup other than this one would be restored
     #[arg(long, value_name = "ID")]
     pub(crate) expect: Option<BackupId>,
     #[command(flatten)]
@@ -87,7 +87,7 @@ pub(crate) struct Drill {
     /// Where from: intermediate, remote, or a folder with a copy of a store
     #[arg(long, value_name = "PLACE", conflicts_with = "remote")]
     pub(crate) from: Option<From>,
-    /// As on the day the server burned down: from the remote alone, with the passphrase typed
+    /// Rehearse the loss of this host: use only the remote and a typed passphrase
     #[arg(long, conflicts_with_all = ["from", "remote"])]
     pub(crate) cold: bool,
     #[command(flatten)]

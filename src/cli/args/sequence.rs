@@ -96,7 +96,7 @@ fn parse_step(step: &SequenceStep) -> Result<Args, Refusal> {
         {
             let hint = "run the step by hand once; later runs use the time that it notes";
             Err(refused(
-                "--clock-is-right is a person's word, not for a sequence",
+                "--clock-is-right is for a person, not for a sequence",
                 Some(hint),
             ))
         }
@@ -239,7 +239,7 @@ mod tests {
         zb.toml:16: backup-sequence.step11 is "lock": locks again
           expected: `unlock` before
         zb.toml:17: backup-sequence.step12 is "forget": the following required arguments were not provided: <ID>
-        zb.toml:18: backup-sequence.step13 is "prune-remote -y --clock-is-right": --clock-is-right is a person's word, not for a sequence
+        zb.toml:18: backup-sequence.step13 is "prune-remote -y --clock-is-right": --clock-is-right is for a person, not for a sequence
           hint: run the step by hand once; later runs use the time that it notes
         "#);
     }

@@ -32,7 +32,7 @@ pub(crate) async fn accept_store(context: &Context, args: &AcceptStore) -> Resul
     };
     output.line(format!("{}: {holds}", place.url));
     if before.id.is_random() {
-        output.line(format!("  this host knows it as {} so far", before.id));
+        output.line(format!("  until now this host knew it as {}", before.id));
     }
     if context.global.dry_run {
         output.note("nothing was changed");

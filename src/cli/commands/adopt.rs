@@ -38,7 +38,7 @@ pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
         .iter()
         .find(|selected| selected.stored == adopt.dataset)
     else {
-        let what = format!("{} is no dataset of this configuration", adopt.dataset);
+        let what = format!("{} is not a dataset of this configuration", adopt.dataset);
         return Err(usage(
             &what,
             "name it as it is named in the store (main.store_as)",
@@ -88,7 +88,7 @@ pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
             )?;
         }
     } else if chosen.is_some() {
-        output.note("nothing was taken over; -y does it");
+        output.note("nothing was taken over; -y takes it over");
     }
     output.json(|| {
         let to_json = |holding: &Holding| holding_to_json(holding, chosen == Some(holding));
@@ -107,7 +107,7 @@ fn choose<'a>(adopt: &Adopt, holdings: &'a [Holding]) -> Result<Option<&'a Holdi
             .map(|holding| adopt_command(&adopt.dataset, &holding.holder.to_string()))
             .collect();
         match commands.is_empty() {
-            true => "nothing is there to take over".to_owned(),
+            true => "there is nothing to take over".to_owned(),
             false => format!("choose one: {}", commands.join("; or: ")),
         }
     };
@@ -130,10 +130,7 @@ fn choose<'a>(adopt: &Adopt, holdings: &'a [Holding]) -> Result<Option<&'a Holdi
                 .collect()
         }
         (None, None) if adopt.yes && !holdings.is_empty() => {
-            return Err(usage(
-                "-y alone does not say what is taken over",
-                &commands(),
-            ));
+            return Err(usage("-y needs --origin or --line", &commands()));
         }
         (None, None) => return Ok(None),
     };
@@ -177,7 +174,7 @@ fn refuse_newer(adopt: &Adopt, holding: &Holding) -> Result<(), Failure> {
         adopt.dataset, holding.newest
     );
     let hint = format!(
-        "if two hosts write here, give one another prefix; if that one is gone, make a backup first, or: {command}"
+        "if two hosts write here, give one of them another prefix; if that one is gone, make a backup first, or: {command}"
     );
     Err(RunError::refused(what, hint).into())
 }
@@ -474,7 +471,7 @@ mod tests {
             );
         }
         for (arguments, told) in [
-            ("-y", "-y alone does not say what is taken over"),
+            ("-y", "-y needs --origin or --line"),
             (
                 "--origin 0000000000000008 -y",
                 "no other origin with that guid",

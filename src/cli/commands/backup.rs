@@ -397,7 +397,7 @@ fn print_resume(dataset: &DatasetName, resume: &PlannedResume, config: &Config, 
     let kept = format!("{chunks} chunks ({}) are confirmed", bytes(*stream_bytes));
     match (resumes_at, why_not) {
         (Some(position), _) => {
-            output.line(format!("{dataset} goes on with {id}"));
+            output.line(format!("{dataset} resumes {id}"));
             let next = position / config.split_size.bytes();
             output.line(format!(
                 "  {kept}; ZFS is read again from {}, in chunk {next}",
@@ -406,8 +406,8 @@ fn print_resume(dataset: &DatasetName, resume: &PlannedResume, config: &Config, 
         }
         (None, why) => {
             output.line(format!(
-                "{dataset} does not go on with {id}: {}",
-                why.as_deref().unwrap_or("not known why")
+                "{dataset} does not resume {id}: {}",
+                why.as_deref().unwrap_or("for an unknown reason")
             ));
             output.line(format!("  {kept}"));
         }
@@ -477,7 +477,7 @@ fn report_paused(
     } = paused;
     output.line(format!("{dataset}: paused, {why}"));
     output.line(format!(
-        "  {id}: {chunks} chunks kept ({}); the next run goes on",
+        "  {id}: {chunks} chunks kept ({}); the next run resumes",
         bytes(*stream_bytes)
     ));
     json!({
@@ -516,7 +516,7 @@ fn report_backup(
             .map_or("nothing", |evidence| { tier_words(evidence.tier) }),
     ));
     if !manifest.send.checked {
-        output.note("a record of an unknown type was passed through: checked by END only");
+        output.note("a record of an unknown type was stored; only the END checksum covers it");
     }
     json!({
         "dataset": dataset, "result": "committed", "id": manifest.id, "kind": manifest.kind, "base": base,

@@ -102,7 +102,7 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
     if config.remote.is_none() {
         checks.push(Check::note(
             "remote",
-            "none is configured: all backups lie on this host and go with it",
+            "none is configured: all backups are on this host and are lost with it",
         ));
         match setup
             .open_unidentified(StoreRole::Intermediate, Access::Read)
@@ -134,7 +134,7 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
         "credentials",
         match &endpoint {
             Some(endpoint) => format!("accepted by {endpoint} for {}", store.url()),
-            None => format!("{} is there", store.url()),
+            None => format!("{} exists", store.url()),
         },
     ));
     let mut stores = vec![(StoreRole::Remote, &*store)];
@@ -241,7 +241,7 @@ async fn keyring(setup: &Setup, store: &Arc<dyn ObjectStore>) -> Check {
                 return Check::warning(
                     subject,
                     format!(
-                        "this host has its keys, and {} has no keyring: a bare host could not restore",
+                        "this host has its keys, and {} has no keyring: a new host could not restore",
                         store.url()
                     ),
                     "the next backup puts it back; find out who deleted it",

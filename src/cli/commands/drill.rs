@@ -162,9 +162,12 @@ fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetNa
             oldest = Some((at, stored));
         }
     }
-    oldest
-        .map(|(_, stored)| stored.clone())
-        .ok_or_else(|| usage("no configured dataset is here", "name one: drill DATASET"))
+    oldest.map(|(_, stored)| stored.clone()).ok_or_else(|| {
+        usage(
+            "no configured dataset exists on this host",
+            "name one: drill DATASET",
+        )
+    })
 }
 
 /// Destroys the scratch datasets that killed drills left, or reports why one stays. With

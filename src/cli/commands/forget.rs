@@ -97,7 +97,7 @@ fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
         Ok(())
     };
     if let Err(failure) = release() {
-        tracing::warn!(%id, "what it kept in the pool was not released: {}", failure.reason());
+        tracing::warn!(%id, "its holds and bookmarks in the pool were not released: {}", failure.reason());
     }
 }
 

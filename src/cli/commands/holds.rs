@@ -224,7 +224,7 @@ fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
         .iter()
         .fold(0, |sum, (_, bytes)| u64::saturating_add(sum, *bytes));
     lines.push(format!(
-        "{} of {} may go; prune-snapshots can then free {}",
+        "{} of {} may be released; prune-snapshots can then free {}",
         free.count(),
         all.len(),
         bytes(sum)
@@ -299,7 +299,7 @@ mod tests {
           since 2h, keeps 31.0G, held 2 times
           zfs-backup:20261122T212604Z-full-0123456789abcdef-fedcba9876543210
           stays: a run is at work on the dataset in s3:b
-        1 of 2 may go; prune-snapshots can then free 31.0G
+        1 of 2 may be released; prune-snapshots can then free 31.0G
         -y releases them. An interrupted upload that needs one would start over.
         ");
         assert!(screen.lines().all(|line| line.chars().count() <= 80));

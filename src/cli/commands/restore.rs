@@ -37,7 +37,7 @@ pub(crate) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
     let (dataset, point) = parse_what(restore)?;
     if restore.stdout && std::io::stdout().is_terminal() {
         return Err(usage(
-            "stdout is a terminal, and a stream is not for reading",
+            "stdout is a terminal, and a stream is binary data",
             "pipe it: ... --stdout | zfs receive POOL/NEW",
         ));
     }
@@ -138,7 +138,7 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), 
         let origin = private.and_then(|private| private.clone_origin.clone());
         let origin = origin.unwrap_or_else(|| format!("the snapshot with guid {guid}"));
         output
-            .note(&format!("it was a clone of {origin}; what is restored is none, and takes all of its space itself"));
+            .note(&format!("the source was a clone of {origin}; the restored dataset is not a clone and uses its full size"));
     }
     if let Some(expected) = restore.expect.as_ref().filter(|expected| *expected != id) {
         let hint = "the store may have lost its newest backups, or --expect names an older one";
@@ -156,7 +156,7 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), 
         );
         return Err(RunError::refused(
             what,
-            "the store may have lost its newest backups; look with `show`",
+            "the store may have lost its newest backups; check with `show`",
         )
         .into());
     }
@@ -199,7 +199,7 @@ async fn restore_one(
         say_lost(rollback, yes, output);
         if !yes {
             output.json(|| json!({ "rollback": rollback_json(rollback), "carried_out": false }));
-            let what = format!("{target} would be rolled back, and nothing was done");
+            let what = format!("{target} would be rolled back; nothing was changed");
             let hint = "the same command with -y destroys what is listed, and receives";
             return Err(RunError::refused(what, hint).into());
         }
@@ -265,7 +265,9 @@ fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output
         .iter()
         .for_each(|snapshot| output.line(format!("received {snapshot}")));
     if received.snapshots.is_empty() {
-        output.line(format!("{target} was received whole by an earlier run"));
+        output.line(format!(
+            "{target} was received completely by an earlier run"
+        ));
     }
     match left_readonly(zfs, target) {
         Ok(Some(place)) => {
@@ -293,7 +295,7 @@ fn words_of(resumed: &ResumedReceive) -> String {
     } = resumed;
     let (position, stream) = (bytes(*position), bytes(*stream_bytes));
     format!(
-        "interrupted before; {id} goes on at {position} of {stream}, and {} are fetched",
+        "interrupted before; {id} resumes at {position} of {stream}, and {} are fetched",
         bytes(*fetch_bytes)
     )
 }
@@ -358,7 +360,7 @@ fn lost_lines(rollback: &Rollback) -> Vec<String> {
         Some(0) => "no data: nothing was written since the newest snapshot".to_owned(),
         Some(written) => format!("{} written since the newest snapshot", bytes(written)),
         None => {
-            "whatever was written since the newest snapshot: ZFS does not say how much".to_owned()
+            "all data written since the newest snapshot: ZFS does not report how much".to_owned()
         }
     });
     lines
@@ -435,7 +437,7 @@ pub(crate) fn print_plan(
     ));
     let Some(plan) = plan else { return };
     if plan.gives_up {
-        output.line("to give up: what an interrupted restore has received");
+        output.line("to destroy: what an interrupted restore has received");
     }
     for parent in &plan.parents {
         output.line(format!("to make: {parent}, canmount=off"));
@@ -519,7 +521,7 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
                 .collect();
             Err(usage(
                 &format!(
-                    "a bare stream is of one backup, and {} needs a chain of {}, in this order:{}",
+                    "a bare stream contains one backup, and {} needs a chain of {}, in this order:{}",
                     restore.what,
                     chain.len(),
                     ids.concat()

@@ -254,7 +254,7 @@ fn print(named: &NamedDataset, report: &UploadReport, started: Instant, output: 
         ));
         if *by_size_only > 0 {
             output.note(&format!(
-                "of {by_size_only} chunks that were there already the store confirms the size only"
+                "of {by_size_only} chunks that existed already the store confirms only the size"
             ));
         }
     }

@@ -167,7 +167,7 @@ async fn opening_keys(side: &ReadSide<'_>, verify: &Verify, output: &Output) -> 
         Ok(file) => Some(file),
         Err(failure) => {
             output.note(&format!(
-                "what is read is hashed and not opened, there is no key: {}",
+                "the data is hashed but not decrypted, because there is no key: {}",
                 failure.reason()
             ));
             None
@@ -304,7 +304,7 @@ fn print(
     }
     print_damage(named, report, sources, output);
     for id in &report.pruned_meanwhile {
-        output.line(format!("  {id} was pruned while it was looked at"));
+        output.line(format!("  {id} was pruned during the verification"));
     }
     if let Some(newest) = &report.newest {
         output.line(format!("  newest {newest}"));

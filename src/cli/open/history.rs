@@ -102,7 +102,7 @@ pub(crate) fn verified(
             first.key,
             first.reason
         ),
-        (None, 0) => "no backup is there".to_owned(),
+        (None, 0) => "there is no backup".to_owned(),
         (None, backups) => {
             let read_data = read_data.unwrap_or("none").to_owned();
             return told(records.note_verify(&VerifyNote {

@@ -162,18 +162,18 @@ async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Optio
     let nonce = match getrandom::u64() {
         Ok(nonce) => nonce,
         Err(error) => {
-            tracing::warn!("the store is not tried: {error}");
+            tracing::warn!("the store was not probed: {error}");
             return None;
         }
     };
-    tracing::info!("trying what {} can do (once in 30 days)", store.url());
+    tracing::info!("probing what {} can do (once in 30 days)", store.url());
     match probe_store(store, cache, nonce, now).await {
         Ok(note) => note,
         Err(error) => {
             let error = error_chain(&error);
             tracing::warn!(
                 error,
-                "what the store can do could not be tried; going on as if it were Amazon's"
+                "the probe of the store failed; assuming that it behaves like Amazon's"
             );
             None
         }
@@ -189,7 +189,7 @@ fn forget_when_wrong(cache: ProbeCache) -> Doubt {
             return;
         }
         tracing::warn!(
-            "the store does not do what it was found to do: {what}; the next run tries it again"
+            "the store behaves differently than in its probe: {what}; the next run probes it again"
         );
         if let Err(error) = cache.forget() {
             tracing::warn!("{}", error_chain(&error));
@@ -202,7 +202,7 @@ fn check_parts(config: &Config, note: &ProbeNote) -> Result<(), Failure> {
     match note.probe.parts_max {
         Some(max) if parts > u64::from(max) => Err(usage(
             &format!(
-                "a chunk has up to {parts} parts, and {} takes {max}",
+                "a chunk has up to {parts} parts, and {} accepts {max}",
                 note.store
             ),
             "raise part_size or lower split_size",

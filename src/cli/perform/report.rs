@@ -222,7 +222,7 @@ impl RunReport {
             return format!("{names} ok on {}: {} in {time}\n", self.host, bytes(stored));
         }
         let last = match self.last_success {
-            None => "no run has ended well yet".to_owned(),
+            None => "no run has succeeded yet".to_owned(),
             Some(at) => format!("last good run {} ago", age(self.started_at, at)),
         };
         let mut lines = vec![format!(
@@ -485,7 +485,7 @@ mod tests {
         insta::assert_snapshot!(well.message(), @"tank/photos, tank/films ok on nas1: 0 in 7m 7s");
         let mut never = failed(status::FAILED);
         never.last_success = None;
-        assert!(never.message().contains("no run has ended well yet"));
+        assert!(never.message().contains("no run has succeeded yet"));
     }
 
     #[test]

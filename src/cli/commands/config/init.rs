@@ -34,10 +34,7 @@ pub(crate) fn init(context: &Context, init: &Init) -> Result<(), Failure> {
     let file = std::path::absolute(&file).unwrap_or(file);
     if file.symlink_metadata().is_ok() {
         return Err(usage(
-            &format!(
-                "{} is there already, and is never overwritten",
-                file.display()
-            ),
+            &format!("{} exists already and is never overwritten", file.display()),
             "edit it, or name another file with `-c FILE`",
         ));
     }
@@ -152,7 +149,7 @@ fn look_around(output: &Output) -> Option<Vec<FoundDataset>> {
     found
         .map_err(|failure| {
             failure.print(output);
-            output.always("the datasets of this host could not be looked at: name them by hand");
+            output.always("cannot list the datasets of this host: name them by hand");
         })
         .ok()
 }
@@ -282,7 +279,7 @@ fn ask_passphrase(person: &Person, output: &Output) -> Result<String, Failure> {
     output.line(format!(
         "a passphrase of {PASSPHRASE_BITS} random bits: {proposed}"
     ));
-    person.ask("Enter takes it; or type your own", Some(&proposed))
+    person.ask("press Enter to use it, or type your own", Some(&proposed))
 }
 
 /// The person who answers the questions.

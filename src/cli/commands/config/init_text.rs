@@ -97,7 +97,7 @@ pub(crate) fn config_text(answers: &Answers) -> String {
         "# Written by `zfs-backup config init`. All keys: `zfs-backup config show`.".to_owned(),
         "[main]".to_owned(),
         format!("zfs_fs = {datasets}"),
-        "# Without this passphrase nothing restores. It must be kept somewhere else too."
+        "# Without this passphrase nothing can be restored. Keep a copy in another place."
             .to_owned(),
         format!("encryption_passphrase = {}", text(&answers.passphrase)),
         format!("remote = {}", text(&answers.remote.to_string())),

@@ -54,9 +54,7 @@ pub(crate) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
         output.always(&format!("there is also {}", words_of(other)));
     }
     output.always(&format!("this is {}", words_of(newest)));
-    output.always(
-        "its secrets are not in it: the passphrase and the credentials have to be put in again",
-    );
+    output.always("it contains no secrets: add the passphrase and the credentials again");
     match &recover.output {
         Some(file) => {
             write_new(file, newest.text.as_bytes())?;
@@ -76,7 +74,7 @@ pub(crate) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
 fn hint_for_untrusted(recover: &Recover) -> String {
     let newer = match &recover.identity {
         Some(file) => format!(
-            "{} may be of before a `key rotate`. Use the paper copy that was printed after it, or leave --identity out \
+            "{} may be from before a `key rotate`. Use the paper copy that was printed after it, or leave --identity out \
              and give the passphrase",
             file.display()
         ),

@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 const PASSPHRASE_CHARS_MIN: usize = 16;
 
 const PAPER_HEAD: &str = "\
-# SECRET. Whoever has this page reads every backup and can sign new ones; no
+# SECRET. Anyone who has this page can read every backup and sign new ones; no
 # passphrase protects it. Keep it on paper, where no network is.
 # As a file it works with `zfs-backup restore --remote URL --identity FILE`
 # and, for the chunks alone, with `age -d -i FILE`.
@@ -255,7 +255,7 @@ fn new_passphrase(
     };
     if secret.expose_secret().chars().count() < PASSPHRASE_CHARS_MIN {
         output.always(&format!(
-            "the new passphrase is shorter than {PASSPHRASE_CHARS_MIN} characters: it can be tried out"
+            "the new passphrase is shorter than {PASSPHRASE_CHARS_MIN} characters: it can be found by trying"
         ));
     }
     Ok(secret)

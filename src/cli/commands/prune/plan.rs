@@ -60,7 +60,7 @@ fn lines_of(
     for leftover in &plan.delete_leftovers {
         let why = match leftover.proof {
             Proof::PruneRecord => "a prune record names it",
-            Proof::Journal => "its upload never reached a commit, and was given up",
+            Proof::Journal => "its upload never reached a commit, and was abandoned",
         };
         lines.push(format!("delete {}", leftover.id));
         lines.push(format!(
@@ -126,7 +126,7 @@ fn rows<'a>(facts: &'a [BackupFacts], plan: &'a PrunePlan) -> Vec<Row<'a>> {
             None => {
                 let with_full = backup.id != backup.full_id && !kept.contains_key(&backup.full_id);
                 let reason = if with_full {
-                    "its full goes".to_owned()
+                    "its full is deleted".to_owned()
                 } else {
                     Reason::NoRuleKeepsIt.to_string()
                 };
@@ -156,12 +156,12 @@ fn words(reasons: &[Reason], in_run: bool) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for reason in reasons {
         let text = match reason {
-            Reason::AncestorOf { .. } => "a kept backup follows from it".to_owned(),
+            Reason::AncestorOf { .. } => "a kept backup builds on it".to_owned(),
             Reason::UnfinishedUpload { .. } => {
                 "an unfinished upload builds on its chain".to_owned()
             }
             Reason::Waiting { .. } => {
-                "what waits in the intermediate directory builds on it".to_owned()
+                "a backup in the intermediate directory builds on it".to_owned()
             }
             Reason::Period { .. } | Reason::LastIncremental { .. } if in_run => reason
                 .to_string()
@@ -379,9 +379,9 @@ mod tests {
         keep   2026-10-28 full    9.57T newest chain; last-full 1/3
         keep   10-29..11-18 x21   42.0G newest chain; daily
         delete 2026-08-30 full    9.27T no rule keeps it
-        delete 08-31..09-27 x28   56.0G its full goes
+        delete 08-31..09-27 x28   56.0G its full is deleted
         delete 20260901T000000Z-full-00000000000000ff-00000000000000ff
-               3 objects, 5.00M: its upload never reached a commit, and was given up
+               3 objects, 5.00M: its upload never reached a commit, and was abandoned
         left   20260901T000000Z-full-00000000000000ff-00000000000000ff
                2 objects, 1.00M: an unfinished upload; no proof that it is over
                zfs-backup forget 20260901T000000Z-full-00000000000000ff-00000000000000ff

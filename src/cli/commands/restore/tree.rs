@@ -156,22 +156,22 @@ fn say_apart(tree: &RestoreTree, context: &Context) {
     {
         let at = set.newest().manifest.snapshot.created_at;
         output.always(&format!(
-            "{dataset} has no backup of that moment; its newest before is from {at}"
+            "{dataset} has no backup of that moment; its newest earlier one is from {at}"
         ));
     }
     for dataset in &tree.younger {
         output.always(&format!(
-            "{dataset} has no backup that is as old; it is left out"
+            "{dataset} has no backup from before that moment; it is left out"
         ));
     }
     for (dataset, at) in &tree.gone {
         output.always(&format!(
-            "{dataset} was not there at that moment; it is left out (its newest before is from {at})"
+            "{dataset} did not exist at that moment; it is left out (its newest earlier backup is from {at})"
         ));
     }
     for name in &tree.unstored {
         output.always(&format!(
-            "{name} was there at that moment, and no backup of it was found; it is not restored"
+            "{name} existed at that moment, but no backup of it was found; it is not restored"
         ));
     }
 }

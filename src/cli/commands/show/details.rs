@@ -158,7 +158,7 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
         lines.push(format!("      {}", backup.id));
         if let Some(guid) = backup.clone_origin_guid.filter(|_| backup.position == 0) {
             lines.push(format!(
-                "      was a clone of the snapshot with guid {guid}; its copy is whole and none"
+                "      was a clone of the snapshot with guid {guid}; a restore of it is not a clone"
             ));
         }
         if let Some(flaw) = &backup.flaw {
@@ -199,13 +199,13 @@ fn unfinished_lines(place: &str, view: &StoreView, now: Timestamp) -> Vec<String
         lines.extend(attempt.base.iter().map(|base| format!("      on {base}")));
         lines.extend(attempt.given_up_at.iter().map(|at| {
             format!(
-                "      the next backup goes on with it; given up on {}",
+                "      the next backup resumes it; a prune abandons it on {}",
                 at.strftime("%Y-%m-%d")
             )
         }));
         if let Some(reason) = &attempt.disbelieved {
             lines.extend(wrap(
-                &format!("      NOT BELIEVED: {reason}"),
+                &format!("      INVALID OR UNTRUSTED: {reason}"),
                 WIDTH,
                 "        ",
             ));
@@ -216,7 +216,7 @@ fn unfinished_lines(place: &str, view: &StoreView, now: Timestamp) -> Vec<String
             .started_at
             .map_or_else(String::new, |at| format!(" begun {} ago", age(now, at)));
         lines.extend([
-            format!("  {place}: an upload{begun} was not ended"),
+            format!("  {place}: an upload{begun} was neither completed nor aborted"),
             format!("      {}", upload.key),
         ]);
     }

@@ -186,10 +186,10 @@ fn remarks(dataset: &DatasetView) -> Vec<Line> {
         );
         for attempt in &view.unfinished {
             texts.push(match &attempt.disbelieved {
-                Some(reason) => format!("{} NOT BELIEVED: {reason}", attempt.id),
+                Some(reason) => format!("{} INVALID OR UNTRUSTED: {reason}", attempt.id),
                 None if attempt.was_committed => {
                     format!(
-                        "{}: its manifest is gone, its signature is there",
+                        "{}: its manifest is missing, its signature exists",
                         attempt.id
                     )
                 }

@@ -274,7 +274,7 @@ fn an_unfinished_first_full_and_damage_are_said_from_the_listing() {
       tank/broken: 20270115T020000Z-incr-0000000000000001-000000000000feed: chunk
         112: missing
       tank/broken: 20270115T060000Z-full-0000000000000003-000000000000feed: its
-        manifest is gone, its signature is there
+        manifest is missing, its signature exists
       pinned in the pool: 3.00G by 1 held snapshots
         (tank/media@zfs-backup_20270115T060000Z)
       own snapshots: 1, at least 3.00G freed without them
@@ -386,12 +386,12 @@ fn the_details_name_snapshots_chains_places_and_what_was_not_finished() {
           20270106T080000Z-full-0000000000000001-000000000000feed
       + incr  2027-01-15 02:00   6h   50.0G   51.0G  both
           20270115T020000Z-incr-0000000000000001-000000000000feed
-      intermediate: an upload begun 24h ago was not ended
+      intermediate: an upload begun 24h ago was neither completed nor aborted
           tank/media/@x/00000000-feedbeef.zfs.age
       remote: unfinished, not a backup
           42 objects, 41.0G, begun 1h ago, newest 10m ago
           20270115T060000Z-full-0000000000000009-000000000000feed
-          the next backup goes on with it; given up on 2027-01-29
+          the next backup resumes it; a prune abandons it on 2027-01-29
       remote: 3 objects that are not of this format (12.0M), left alone
     ");
     let none = details::lines(&all, &dataset("tank/a", None)).join("\n");
