@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn rotated_keys_open_all_retire_the_older_ones_and_say_that_they_are_newer() {
+    fn rotated_keyring_retires_older_keys_and_follows_older_keyrings() {
         let first = KeyFile::generate().unwrap();
         let second = parsed(&first.rotated(Believed::default()).unwrap());
         let third = parsed(&second.rotated(Believed::default()).unwrap());
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_keeps_trust_says_so_and_an_early_one_without_a_word_is_told_from_it() {
+    fn kept_trust_is_recorded_and_differs_from_an_early_unmarked_rotation() {
         let first = KeyFile::generate().unwrap();
         let second = first.rotated_keeping_trust().unwrap();
         assert_eq!(trust_in(&parsed(&second), &first), Some(Trust::Kept));
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_for_a_recipient_is_no_keyring() {
+    fn file_sealed_for_a_recipient_is_not_a_keyring() {
         let identity = age::x25519::Identity::generate();
         let sealed = age::encrypt(&identity.to_public(), b"x").unwrap();
         assert!(matches!(

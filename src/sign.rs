@@ -343,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_holds_for_its_bytes_its_place_and_its_type_only() {
+    fn signature_is_valid_only_for_its_bytes_key_and_type() {
         let key = SigningKey::generate().unwrap();
         let trusted = TrustedKeys::new(vec![
             SigningKey::generate().unwrap().verifying_key().clone(),
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_minisign_says_of_a_signature_is_said_here() {
+    fn signature_verdict_equals_that_of_minisign() {
         let (key, other) = (
             SigningKey::generate().unwrap(),
             SigningKey::generate().unwrap(),
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_by_the_program_minisign_is_believed() {
+    fn signature_by_minisign_verifies() {
         // Made by `minisign -S -t "zfs-backup v1 manifest k"`, version 0.11, over the five bytes.
         let key = "RWSBCp37RUgkoe0SRRWAaFScAW9TYRVa/2Dt3Qdrloom+qd2LUrP+FBD"
             .parse()
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_over_the_bytes_themselves_is_refused() {
+    fn legacy_signature_without_prehashing_is_refused() {
         let key = SigningKey::generate().unwrap();
         let trusted = TrustedKeys::new(vec![key.verifying_key().clone()]);
         let text =
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_come_back_from_their_text_and_debug_output_hides_the_secret() {
+    fn signing_keys_round_trip_as_text_and_debug_hides_the_secret() {
         let key = SigningKey::generate().unwrap();
         let text = key.to_secret_text().unwrap();
         assert_eq!(

@@ -120,7 +120,7 @@ fn frozen_archives_of_every_version_restore_to_the_same_bytes() {
 }
 
 #[test]
-fn a_file_is_named_only_once_it_is_whole() {
+fn output_file_is_named_only_when_complete() {
     let (_store, url, backup) = thawed("none");
     let folder = TempDir::new().unwrap();
     let (file, partial) = (
@@ -170,7 +170,7 @@ fn flip(file: &Path) {
 }
 
 #[test]
-fn damage_is_named_and_ends_with_4() {
+fn damaged_chunk_is_named_with_exit_status_4() {
     let (_store, url, backup) = thawed("none");
     let chunk = chunks(&backup).swap_remove(1);
     let name = chunk.file_name().unwrap().to_str().unwrap().to_owned();
@@ -307,7 +307,7 @@ fn an_endpoint_that_does_not_answer_is_named() {
 }
 
 #[test]
-fn who_asks_for_a_mount_hears_what_to_do_instead() {
+fn mount_option_is_refused_with_the_commands_to_use_instead() {
     for to in [&["--to", "tank/b"][..], &["--output", "/tmp/never-made"]] {
         let arguments = [
             &["restore", "tank/a", "--remote", "file:/nowhere", "--mount"],

@@ -159,7 +159,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn a_bare_stream_is_of_one_backup_and_a_chain_says_how_to_get_each() {
+fn bare_stream_output_of_a_chain_is_refused_with_a_command_per_backup() {
     let folder = TempDir::new().unwrap();
     let points = chain(folder.path());
     for (manifest, stream) in &points {
@@ -219,7 +219,7 @@ fn a_bare_stream_is_of_one_backup_and_a_chain_says_how_to_get_each() {
 }
 
 #[test]
-fn two_time_lines_are_a_question_and_each_is_there_for_whoever_names_it() {
+fn restore_of_two_time_lines_needs_a_choice_and_each_is_restorable() {
     let folder = TempDir::new().unwrap();
     let (zfs, file) = begin(folder.path());
     let ours = env(folder.path(), &zfs, &file, "state");

@@ -199,7 +199,7 @@ fn damage_in_the_directory_ends_with_4_names_the_file_and_commits_nothing() {
 }
 
 #[test]
-fn damage_in_the_remote_says_what_it_costs() {
+fn damage_in_the_remote_is_reported_with_its_consequences() {
     let host = Host::new();
     check(&host.run(&["upload-intermediate-to-remote"]), 0, &[]);
     let chunk = chunk(&host.backup("remote"), 2);
@@ -234,7 +234,7 @@ fn damage_in_the_remote_says_what_it_costs() {
 }
 
 #[test]
-fn an_empty_directory_is_nothing_to_do_and_a_missing_one_is_an_error() {
+fn upload_of_an_empty_directory_copies_nothing_and_a_missing_one_is_an_error() {
     let host = Host::new();
     fs::remove_dir_all(host.path("intermediate")).unwrap();
     let lost = host.run(&["upload-intermediate-to-remote"]);
@@ -258,7 +258,7 @@ fn an_empty_directory_is_nothing_to_do_and_a_missing_one_is_an_error() {
 }
 
 #[test]
-fn shares_that_are_none_are_wrong_usage() {
+fn invalid_read_share_is_a_usage_error() {
     let host = Host::new();
     check(
         &host.run(&["verify-checksums", "--read-data=2/7"]),
@@ -309,7 +309,7 @@ const RELIES_ON_TWO: [&[&str]; 7] = [
 const RULES: &str = "[lifecycle-intermediate]\nkeep-last-incremental-only = 1\n[lifecycle-remote]\nkeep-last-chains = 1\n";
 
 #[test]
-fn a_link_to_the_intermediate_directory_is_no_remote() {
+fn link_to_the_intermediate_directory_is_refused_as_remote() {
     let host = Host::new();
     host.configure(RULES);
     let (real, link) = (host.path("intermediate"), host.path("remote"));
@@ -336,7 +336,7 @@ fn a_link_to_the_intermediate_directory_is_no_remote() {
 }
 
 #[test]
-fn a_copy_that_another_program_made_is_no_second_store_until_it_gets_an_identity_of_its_own() {
+fn copied_store_is_refused_as_a_second_store_until_it_has_its_own_id() {
     let host = Host::new();
     host.configure(RULES);
     check(
@@ -419,7 +419,7 @@ fn a_backup_that_this_host_uploaded_and_that_vanished_is_damage() {
 }
 
 #[test]
-fn a_replaced_store_identity_does_not_hide_that_backups_were_cut_off() {
+fn replaced_store_id_does_not_hide_missing_backups() {
     let host = Host::new();
     check(
         &host.run(&["upload-intermediate-to-remote"]),

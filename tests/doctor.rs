@@ -155,7 +155,7 @@ fn states<'c>(checks: &'c [(String, String, String)], subject: &str) -> Vec<&'c 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_looks_at_an_s3_store_and_leaves_nothing_there() {
+async fn doctor_checks_an_s3_store_and_leaves_no_object() {
     let weed = Weed::start("bucket").await;
     let section = format!(
         "[s3]\nendpoint = \"{}\"\nregion = \"us-east-1\"\naccess_key_id_file = \"ID\"\nsecret_access_key_file = \"KEY\"\n",
@@ -247,7 +247,7 @@ async fn doctor_looks_at_an_s3_store_and_leaves_nothing_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_looks_at_b2_its_key_and_its_bucket() {
+async fn doctor_checks_b2_its_key_and_its_bucket() {
     let sim = B2Sim::start();
     let few = sim.add_key(
         "few",

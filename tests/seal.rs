@@ -82,7 +82,7 @@ fn pattern(bytes: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_we_seal_the_age_crate_opens_at_every_border() {
+fn sealed_chunk_of_any_length_opens_with_the_age_crate() {
     let identity = age::x25519::Identity::generate();
     let page = PAGE_BYTES;
     // Of the parts: smaller than a page; one sealed page; pages that end with the part but for the
@@ -132,7 +132,7 @@ fn what_we_seal_the_age_crate_opens_at_every_border() {
 }
 
 #[test]
-fn what_the_age_crate_seals_we_open() {
+fn chunk_sealed_by_the_age_crate_opens() {
     let identity = age::x25519::Identity::generate();
     for bytes in [0, 1, PAGE_BYTES, 3 * PAGE_BYTES + 5] {
         let plain = pattern(bytes);
@@ -165,7 +165,7 @@ fn what_the_age_crate_seals_we_open() {
 }
 
 #[test]
-fn a_compressed_chunk_comes_back_and_age_and_zstd_alone_open_it() {
+fn compressed_chunk_round_trips_and_opens_with_age_and_zstd_alone() {
     let identity = age::x25519::Identity::generate();
     let plain = [pattern(100_000), vec![7; 500_000]].concat();
     let (parts, chunk) = seal(
@@ -233,7 +233,7 @@ fn repetitions_far_apart_are_found_in_a_long_window() {
 }
 
 #[test]
-fn what_expands_a_thousandfold_comes_in_runs() {
+fn highly_compressed_chunk_is_decompressed_in_bounded_pieces() {
     let identity = age::x25519::Identity::generate();
     let plain = vec![0; 8 * RUN_BYTES];
     let (parts, chunk) = seal(
@@ -313,7 +313,7 @@ fn a_self_sealed_chunk_is_refused_before_its_key_is_tried() {
 }
 
 #[test]
-fn another_identity_does_not_open_it() {
+fn chunk_does_not_open_with_another_identity() {
     let plain = pattern(10);
     let (parts, chunk) = seal(
         &plain,
@@ -400,7 +400,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn what_is_sealed_in_place_the_age_crate_opens(
+    fn chunk_sealed_in_place_opens_with_the_age_crate(
         pages in 0usize..5, beside in -2isize..3, part in prop::sample::select(vec![1usize << 14, 65_552, 65_768, 65_769, 131_320, 200_000, 1 << 20]),
         reads in prop::collection::vec(prop::sample::select(vec![1usize << 20, 65_536, 65_535, 100_000, 4_097]), 1..4),
     ) {
@@ -436,7 +436,7 @@ proptest! {
     }
 
     #[test]
-    fn any_damage_is_found_and_only_true_bytes_went_on(
+    fn damaged_chunk_is_detected_and_only_authentic_bytes_are_released(
         bytes in 1usize..300_000, at in any::<prop::sample::Index>(), xor in 1u8.., cut in any::<bool>(), piece in 1usize..200_000,
     ) {
         let identity = age::x25519::Identity::generate();

@@ -109,7 +109,7 @@ impl Host {
 }
 
 #[test]
-fn a_recorded_stream_comes_back_the_same() {
+fn recorded_stream_is_restored_byte_for_byte() {
     for more in ["", "[send]\ncompression = \"zstd:1\"\n"] {
         // Several chunks, of several parts each, none of which ends where a block does.
         let host = Host::new(&format!("split_size = \"9M\"\n{more}"));
@@ -135,7 +135,7 @@ fn a_recorded_stream_comes_back_the_same() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_stream_from_input_is_refused() {
     let host = Host::new("");
     let from = host.text("recorded");
     let arguments = ["stream-to-remote", "--full", "--stream-from", &from];

@@ -237,7 +237,7 @@ fn a_record_of_another_snapshot_is_found_in_every_type() {
 }
 
 #[test]
-fn what_is_not_a_stream_is_refused() {
+fn bytes_that_are_not_a_stream_are_refused() {
     assert!(matches!(
         fault(&[0; 4096]),
         StreamFault::NotAStream { found: 0 }
@@ -299,7 +299,7 @@ fn damage_in_a_payload_is_named_at_the_next_record() {
 }
 
 #[test]
-fn begin_is_its_own_inverse() {
+fn begin_record_round_trips_through_its_header() {
     for order in ORDERS {
         for base_guid in [None, Some(BASE)] {
             let begin = BeginRecord {
@@ -324,7 +324,7 @@ mod unknown_types {
     }
 
     #[test]
-    fn are_accepted_and_end_still_proves_the_stream() {
+    fn unknown_records_are_accepted_and_end_still_proves_the_stream() {
         let bytes = bytes();
         for cuts in [
             vec![],
@@ -342,7 +342,7 @@ mod unknown_types {
     }
 
     #[test]
-    fn do_not_hide_damage() {
+    fn unknown_records_do_not_hide_damage() {
         let mut bytes = bytes();
         for at in 0..bytes.len() {
             bytes[at] ^= 0x20;
@@ -355,7 +355,7 @@ mod unknown_types {
     }
 
     #[test]
-    fn end_resume_points() {
+    fn unknown_records_end_resume_points() {
         let bytes = bytes();
         let mut parser = StreamParser::new(EXPECT);
         parser.note_boundary_at(bytes.len() as u64);
@@ -367,7 +367,7 @@ mod unknown_types {
     }
 
     #[test]
-    fn with_a_wrong_checksum_are_damage() {
+    fn unknown_records_with_a_wrong_checksum_are_damage() {
         let mut bytes = sample(ByteOrder::Little);
         let (_, start, _) = layout(&bytes, ByteOrder::Little)[2];
         bytes[start] = 11;

@@ -85,7 +85,7 @@ fn resume_points_follow_boundaries_through_a_long_stream() {
 /// Metadata alone before the boundary, and a largest record at the very end: an older point, but a
 /// true one.
 #[test]
-fn without_a_block_near_the_boundary_an_older_one_stands() {
+fn resume_point_without_a_block_near_the_boundary_is_an_older_one() {
     let order = ByteOrder::Little;
     let mut records = vec![];
     records.extend(
@@ -103,7 +103,7 @@ fn without_a_block_near_the_boundary_an_older_one_stands() {
 }
 
 #[test]
-fn a_parser_taken_up_at_a_resume_point_ends_the_same() {
+fn parser_resumed_at_a_resume_point_ends_with_the_same_sums() {
     for order in ORDERS {
         let bytes = sample(order);
         let whole = parse(&bytes).unwrap();
@@ -133,7 +133,7 @@ fn a_parser_taken_up_at_a_resume_point_ends_the_same() {
 }
 
 #[test]
-fn a_parser_is_not_taken_up_for_another_snapshot() {
+fn parser_refuses_to_resume_for_another_snapshot() {
     let bytes = sample(ByteOrder::Little);
     let point = expected_point(&bytes, ByteOrder::Little, bytes.len()).unwrap();
     let other = StreamExpectation {

@@ -75,7 +75,7 @@ fn the_first_record_after_any_word_is_found() {
 /// A block may hold a stream: of this very snapshot it cannot be, since its guid came later, but of
 /// any other.
 #[test]
-fn a_stream_within_a_block_is_passed_by() {
+fn stream_stored_inside_a_block_is_not_taken_for_records() {
     let other = BeginRecord {
         snapshot_guid: zfs_backup::model::Guid(99),
         ..begin(ByteOrder::Little)
@@ -102,7 +102,7 @@ fn a_stream_within_a_block_is_passed_by() {
 }
 
 #[test]
-fn what_only_looks_like_a_record_is_passed_by() {
+fn bytes_that_resemble_a_record_are_skipped() {
     let mut bytes = sample(ByteOrder::Little);
     let records = layout(&bytes);
     // A byte of the record behind the first that is found: its header no longer agrees.
@@ -132,7 +132,7 @@ fn gather(bytes: &[u8], object: u64, wanted: Wanted) -> Vec<RecordType> {
 }
 
 #[test]
-fn what_the_kernel_repeats_is_gathered() {
+fn records_that_the_kernel_repeats_are_gathered() {
     use RecordType::{Free, Object, ObjectRange, Spill};
     let records = [
         Rec::ObjectRange(0, 32),
@@ -226,7 +226,7 @@ fn objects() -> Vec<Rec> {
 }
 
 #[test]
-fn what_goes_out_is_what_a_resumed_send_would_be() {
+fn resuming_stream_equals_that_of_a_resumed_send() {
     let (records, saved) = (objects(), begin(ByteOrder::Little));
     let bytes = stream(&saved, &pattern(9, 72), &records);
     let (parsed, _) = opening(&bytes);
@@ -277,7 +277,7 @@ fn what_goes_out_is_what_a_resumed_send_would_be() {
 }
 
 #[test]
-fn a_place_that_is_not_there_is_never_passed_by() {
+fn missing_resume_place_is_an_error() {
     let bytes = stream(&begin(ByteOrder::Little), &[], &objects());
     let (begin, from) = opening(&bytes);
     for place in [
@@ -323,7 +323,7 @@ proptest! {
 }
 
 #[test]
-fn headers_keep_their_fields() {
+fn blank_headers_have_ordered_places() {
     let header = RecordHeader::blank(RecordType::Write, ByteOrder::Little);
     assert_eq!(
         Place::of(&header),

@@ -181,7 +181,7 @@ fn a_backup_goes_to_b2_and_back() {
 }
 
 #[test]
-fn a_server_for_which_nobody_vouches_is_refused_before_it_gets_a_request() {
+fn server_with_an_untrusted_certificate_is_refused_before_any_request() {
     let (mut host, sim) = (Host::new(), B2Sim::start());
     // Another authority than the one that is trusted.
     let front = TlsFront::start(0, &sim.endpoint(), &host.path("other.pem"));

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_for_several_datasets_ends_with_the_worst_of_them() {
+    fn exit_status_of_several_datasets_is_the_worst_of_theirs() {
         let folder = tempfile::tempdir().unwrap();
         let refused = || Failure::Run(RunError::refused("x", "y"));
         let damaged = || {

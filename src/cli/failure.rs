@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_worst_status_is_that_of_the_table_not_the_largest_number() {
+    fn worst_exit_status_follows_the_severity_order_not_the_number() {
         let order = [0, 2, 3, 1, 4, 11, 130];
         for (rank, worse) in order.iter().enumerate() {
             for better in &order[..=rank] {

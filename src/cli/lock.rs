@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kernel_lock_is_waited_for_as_long_as_lock_wait_says() {
+    async fn kernel_lock_is_retried_until_lock_wait_expires() {
         let short = Duration::from_millis(100);
         assert_eq!(wait(Some(60), short, false).await.unwrap(), 7);
         for lock_wait in [None, Some(0), Some(1)] {

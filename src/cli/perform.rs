@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_failure_of_some_datasets_lets_the_sequence_go_on() {
+    fn sequence_continues_only_after_status_0_or_3() {
         let going_on: Vec<u8> = (0..=255)
             .filter(|status| lets_others_run(*status))
             .collect();

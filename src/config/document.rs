@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_secret_is_left_out_and_nothing_else() {
+    fn only_the_secret_is_removed_from_a_printed_configuration() {
         for (text, kept) in [
             (
                 "# hi\n[main]\nencryption_passphrase = \"hunter2\" # x\na = 1\n",

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_prints_what_it_parses() {
+    fn every_form_of_remote_prints_what_it_parses() {
         for text in [
             "s3:bucket",
             "s3:bucket/a/b c",

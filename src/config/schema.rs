@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_stands_twice() {
+    fn schema_has_no_duplicate_key_in_a_section() {
         for section in SECTIONS.iter() {
             let mut names: Vec<_> = section.key_names().collect();
             names.sort_unstable();

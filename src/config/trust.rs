@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_all_can_write_to_must_be_sticky() {
+    fn folder_writable_by_all_is_trusted_only_if_sticky() {
         for (uid, mode, verdict) in [
             (0, 0o040_755, Ok(())),
             (ME, 0o040_700, Ok(())),
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_does_not_exist_is_judged_by_those_above_it() {
+    fn missing_folder_is_judged_by_its_nearest_existing_ancestor() {
         let folder = tempfile::tempdir().unwrap();
         let above = folder.path().canonicalize().unwrap().join("above");
         fs::create_dir(&above).unwrap();

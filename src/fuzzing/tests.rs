@@ -98,7 +98,7 @@ fn run(target: &Target, input: &[u8]) {
 }
 
 #[test]
-fn no_target_fails_on_its_seeds_and_on_what_was_kept() {
+fn every_fuzz_target_passes_on_its_seeds_and_saved_inputs() {
     for target in TARGETS {
         let seeds = (target.seeds)();
         assert!(

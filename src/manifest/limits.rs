@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_entries_that_this_program_writes_fit() {
+    fn longest_manifest_entries_fit_their_byte_limits() {
         let digest = Digest::of(b"");
         let name = format!("{:08}-ffffffff.zfs.zst.age", CHUNKS_MAX - 1);
         let head = HeadEntry {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_list_has_its_limit_and_a_short_one_less() {
+    fn chunk_list_byte_limit_grows_with_the_number_of_chunks() {
         let full = chunk_list_bytes_max(u32::try_from(CHUNKS_PER_LIST).unwrap());
         assert!(full < CHUNK_LIST_BYTES_MAX, "{full}");
         assert!(chunk_list_bytes_max(1) < 1 << 17);

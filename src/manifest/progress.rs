@@ -182,7 +182,7 @@ mod tests {
     use crate::model::BackupKind;
 
     #[test]
-    fn progress_is_read_back_by_the_signing_key_alone_and_in_its_place_alone() {
+    fn progress_is_readable_only_by_its_signing_key_and_at_its_key() {
         let (signing, other) = (
             SigningKey::generate().unwrap(),
             SigningKey::generate().unwrap(),

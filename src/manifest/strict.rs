@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_two_readers_could_understand_differently_is_refused() {
+    fn ambiguous_json_is_refused() {
         assert!(parse_strict::<Value>(br#"{"a":1,"b":[{"c":null}]}"#).is_ok());
         let deep = format!("{}1{}", "[".repeat(20), "]".repeat(20));
         for bad in [

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn malformed_backup_id_is_refused() {
         let good = "20261122T212604Z-full-0123456789abcdef-fedcba9876543210";
         assert!(good.parse::<BackupId>().is_ok());
         for bad in [

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_random_identities_parse_and_a_url_never_is_one() {
+    fn only_random_store_ids_parse_and_a_url_is_refused() {
         let id = StoreId::from_random(0xfe);
         assert_eq!(id.as_str(), "000000000000000000000000000000fe");
         assert_eq!(id.as_str().parse(), Ok(id.clone()));

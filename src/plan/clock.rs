@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_is_held_against_the_note_of_an_earlier_run() {
+    fn clock_is_compared_with_the_note_of_an_earlier_run() {
         let note = |synchronised| reading("a", 0, 1000, synchronised);
         let free = false;
         let kept = true;
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_of_a_store_decides_alone() {
+    fn store_clock_overrides_notes_and_confirmation() {
         let store = |wall| StoreClock {
             store: "s3:b".to_owned(),
             at: at(wall),
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_note_the_newest_of_before_is_what_there_is() {
+    fn clock_without_a_note_is_compared_with_the_newest_earlier_date() {
         let table = [
             (None, false, "confirmed"),
             (Some(0), false, "confirmed"),
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubt_says_how_far_and_how_to_go_on() {
+    fn clock_doubt_names_the_difference_and_the_remedy() {
         let doubt = ClockDoubt::Jumped {
             now: at(14 * YEAR),
             expected: at(0),

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn each_age_has_its_answer() {
+    fn each_backup_age_has_its_health_level_and_reason() {
         use Level::{Critical, Ok, Unknown, Warning};
         let (fresh, recent, drill) = (ago(6 * HOUR), ago(DAY), ago(12 * DAY));
         for (newest, verified, drilled, level, reasons) in [

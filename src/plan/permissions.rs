@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_restore_lacks_by_table() {
+    fn missing_restore_permissions_by_table() {
         let me = Identity {
             uid: 1000,
             gids: vec![1000],
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_by_table() {
+    fn missing_backup_permissions_by_table() {
         let me = Identity {
             uid: 1000,
             gids: vec![1000, 7],

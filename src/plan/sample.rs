@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn by_turns_every_chunk_is_read_exactly_once_in_a_round() {
+    fn turn_sampling_reads_every_chunk_exactly_once_per_round() {
         let names = names(1000);
         let chunks = candidates(&names);
         for first_day in [0, 20_780] {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_as_large_as_asked_and_another_with_each_seed() {
+    fn sampled_share_has_the_requested_size_and_depends_on_the_seed() {
         let names = names(200);
         let chunks = candidates(&names);
         for (share, expected) in [
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_one_chunk_reads_it() {
+    fn any_share_of_a_single_chunk_reads_that_chunk() {
         let names = names(1);
         assert_eq!(
             choose_chunks(&candidates(&names), ReadShare::Percent(1), 0, 0),

@@ -220,7 +220,7 @@ mod tests {
     use crate::store::memory::MemoryStore;
 
     #[test]
-    fn only_a_confirmed_clock_is_noted_and_the_note_comes_back() {
+    fn only_a_confirmed_clock_reading_is_saved_and_read_back() {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("new");
         let check = ClockCheck::read(&folder, false).unwrap();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_backup_notes_a_clock_that_its_store_or_an_earlier_note_confirms() {
+    async fn backup_saves_a_clock_reading_that_store_or_earlier_note_confirms() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path();
         let note = || read_note(state).unwrap();
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_that_cannot_be_understood_is_an_error_that_a_person_can_end() {
+    fn invalid_clock_note_is_an_error_until_a_person_confirms_the_clock() {
         let state = tempfile::tempdir().unwrap();
         for wrong in ["", "{", "{\"format\":2,\"clock\":null}"] {
             std::fs::write(note_path(state.path()), wrong).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_run_made_does_not_confirm_its_clock() {
+    fn backups_made_by_this_run_do_not_confirm_its_clock() {
         let now: Timestamp = "2040-02-10T00:00:00Z".parse().unwrap();
         let before: Timestamp = "2026-02-09T00:00:00Z".parse().unwrap();
         let reading = ClockReading {

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hook_hears_what_it_is_told() {
+    async fn hook_receives_its_variables_and_stdin() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("heard");
         let command = sh(&format!(
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_daemon_that_keeps_the_pipe_open_holds_nobody_up() {
+    async fn daemon_that_keeps_the_pipe_open_does_not_delay_the_hook() {
         let started = Instant::now();
         run(&call(&sh("sleep 20 & exit 0"))).await.unwrap();
         assert!(started.elapsed() < Duration::from_secs(15));
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_made_plain_and_long_values_cut() {
+    fn hook_output_is_sanitised_and_long_values_are_truncated() {
         assert_eq!(plain(b"a\tb\x1b[2J\r\n"), "a b\\u{1b}[2J");
         assert_eq!(plain(b"\xff"), "\u{fffd}");
         assert_eq!(

@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_must_still_be_there_and_equal() {
+    fn recorded_evidence_must_be_present_and_equal() {
         let recorded = evidence(EvidenceTier::Crc64nvmeFull, Some("a"));
         assert_eq!(
             compare(&recorded, Some(&recorded)),

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_comes_back_from_its_bytes_and_names_place_and_content() {
+    fn trusted_list_round_trips_and_matches_key_and_content() {
         let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
         let mut list = Believed::default();
         list.insert("tank/a/@x/receipt.json", two);

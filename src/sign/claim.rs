@@ -65,7 +65,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn claim_of_a_retired_key_holds_for_listed_places_alone() {
+    fn claim_of_a_retired_key_is_valid_only_for_listed_keys() {
         let (old, new) = (
             SigningKey::generate().unwrap(),
             SigningKey::generate().unwrap(),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_holds_for_its_place_its_type_and_its_key_alone() {
+    fn claim_is_valid_only_for_its_object_key_type_and_signing_key() {
         let (ours, theirs) = (
             SigningKey::generate().unwrap(),
             SigningKey::generate().unwrap(),

@@ -262,7 +262,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_retired_key_counts_for_listed_objects_alone_and_never_for_configurations_and_progress() {
+    fn retired_key_verifies_only_listed_objects() {
         let (old, new) = (
             SigningKey::generate().unwrap(),
             SigningKey::generate().unwrap(),
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn unrelated_keyrings_unite_their_lists_and_a_replacement_keeps_its_own() {
+    fn merging_unites_trusted_lists_and_a_replacement_keeps_its_own() {
         let with_lists = |lists| TrustedKeys {
             keys: Vec::new(),
             lists,
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retired_key_is_not_brought_back_by_the_configuration_or_by_an_older_keyring() {
+    fn retired_key_stays_retired_after_merge_with_older_keys() {
         let key = SigningKey::generate().unwrap().verifying_key().clone();
         let mut trusted = TrustedKeys::default();
         trusted.add(key.clone(), Trust::Retired);

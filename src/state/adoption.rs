@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_adopted_is_known_to_its_adopter_alone() {
+    fn adopted_origins_apply_only_to_the_adopting_origin_and_store() {
         let state = tempfile::tempdir().unwrap();
         let (a, b): (DatasetName, DatasetName) =
             ("tank/a".parse().unwrap(), "tank/b".parse().unwrap());
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn backups_of_another_time_line_are_taken_over_beside_origins() {
+    fn adopted_backups_are_recorded_in_addition_to_adopted_origins() {
         let state = tempfile::tempdir().unwrap();
         let stored: DatasetName = "tank/a".parse().unwrap();
         let id = |nonce| {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_an_error() {
+    fn unreadable_adoption_file_is_an_error() {
         let state = tempfile::tempdir().unwrap();
         let stored: DatasetName = "tank/a".parse().unwrap();
         let store = KnownStore::of_url("s3:b");

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_stores_need_is_known_and_what_cannot_be_read_is_not_nothing() {
+    fn bookmark_notes_return_needs_of_other_stores_or_an_error() {
         let state = tempfile::tempdir().unwrap();
         let notes = BookmarkNotes::new(state.path(), Guid(7));
         let (ours, theirs) = (store(1, "s3:b"), store(2, "s3:b"));

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_whole_and_is_for_us_alone() {
+    fn state_file_is_replaced_atomically_with_mode_0600() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a file.json");
         for (replace, text) in [
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_leaves_what_was_there_and_nothing_beside_it() {
+    fn failed_replacement_keeps_the_old_content_and_leaves_no_temporary_file() {
         let folder = tempfile::tempdir().unwrap();
         // A file cannot replace a folder that is not empty.
         let path = folder.path().join("taken");
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_or_link_that_somebody_laid_is_neither_followed_nor_kept() {
+    fn replace_file_does_not_follow_planted_links() {
         use std::os::unix::fs::symlink;
         let folder = tempfile::tempdir().unwrap();
         let (path, target) = (folder.path().join("file"), folder.path().join("target"));
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_crashed_runs_left_goes_and_what_is_young_or_of_another_name_stays() {
+    fn only_old_temporary_files_are_swept() {
         let folder = tempfile::tempdir().unwrap();
         let old = std::time::SystemTime::now() - LEFTOVER_AGE - Duration::from_secs(60);
         create_folder(&folder.path().join("below")).unwrap();

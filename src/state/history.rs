@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_is_remembered_and_a_success_ends_a_failure() {
+    fn history_keeps_notes_and_a_success_clears_the_failure() {
         let state = tempfile::tempdir().unwrap();
         let records = records(state.path());
         assert_eq!(records.read().unwrap(), Record::default());
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_moved_to_an_identity_is_read_under_every_later_url() {
+    fn record_of_a_store_id_is_read_under_every_url() {
         let state = tempfile::tempdir().unwrap();
         let dataset = "tank/a b".parse().unwrap();
         let old = records(state.path());
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_understood_is_named_and_never_nothing() {
+    fn unreadable_history_file_is_an_error_that_names_it() {
         let state = tempfile::tempdir().unwrap();
         let records = records(state.path());
         records.note_failure(&failure("backup", 5)).unwrap();

@@ -149,7 +149,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_state_folder_has_one_mark_for_ever_and_another_has_another() {
+    fn each_state_folder_has_its_own_permanent_host_mark() {
         let (state, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let folder = state.path().join("new");
         assert_eq!(known_host_mark(&folder).unwrap(), None);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_without_hard_links_gets_a_mark_too() {
+    fn host_mark_is_created_without_hard_links() {
         let refused: Publish = |_, _| Err(Error::from_raw_os_error(libc::EPERM));
         let rename = WITHOUT_REPLACING[1];
         for ways in [[refused, rename], [refused, refused]] {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_at_once_agree_on_one_id() {
+    fn concurrent_runs_agree_on_one_host_mark() {
         let state = tempfile::tempdir().unwrap();
         let marks: Vec<HostMark> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_something_else_is_named_with_what_to_do() {
+    fn invalid_host_id_file_is_reported_with_its_remedy() {
         let state = tempfile::tempdir().unwrap();
         for text in [
             "",

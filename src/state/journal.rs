@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_attempt_that_never_came_near_its_commit_is_told() {
+    fn never_committing_lists_only_attempts_that_began_no_commit() {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = |nonce| BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_logged_attempt_is_read_back_until_it_is_committed_or_given_up() {
+    fn logged_attempt_is_read_back_until_it_is_committed() {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_is_gone_on_with_keeps_its_state_and_its_receipt() {
+    fn reopened_attempt_keeps_its_state_and_receipt() {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);

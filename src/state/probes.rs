@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_is_kept_by_store_and_endpoint_and_one_that_cannot_be_read_is_no_absence() {
+    fn probe_is_cached_by_store_and_endpoint_and_unreadable_is_an_error() {
         let state = tempfile::tempdir().unwrap();
         let cache = ProbeCache::new(state.path(), "s3:b", "http://e");
         assert_eq!(cache.load().unwrap(), None);

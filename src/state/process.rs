@@ -119,7 +119,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
-    fn this_process_is_here_and_now() {
+    fn own_process_is_identified_by_id_start_time_and_boot() {
         let own = std::process::id();
         let started = process_started(own).unwrap();
         assert!(started > 0);

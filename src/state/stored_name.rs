@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_kept_and_one_that_cannot_be_read_is_no_absence() {
+    fn stored_name_is_recorded_and_an_unreadable_record_is_an_error() {
         let state = tempfile::tempdir().unwrap();
         let (guid, name): (_, DatasetName) = (Guid(7), "tank/a b".parse().unwrap());
         assert_eq!(recorded_place(state.path(), guid).unwrap(), None);

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_asked_is_expected() {
+    fn response_length_and_range_must_match_the_request() {
         for (length, content_range, range, good) in [
             (Some(5), None, None, true),
             (Some(10), None, None, true),

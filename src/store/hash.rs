@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sha1_is_that_of_everybody() {
+    async fn sha1_of_known_bytes_is_reproduced() {
         let hash = HashKind::Sha1.hash_blocking(Bytes::from_static(b"abc"));
         assert_eq!(hash.await.hex(), "a9993e364706816aba3e25717850c26c9cd0d89d");
     }
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_etag_may_be_opaque() {
+    fn different_checksum_text_is_tolerated_only_for_an_etag() {
         use EvidenceTier::SizeOnly;
         for kind in KINDS {
             let tier = kind.tier();

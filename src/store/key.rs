@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_not_exactly_ours_are_refused() {
+    fn malformed_object_names_and_keys_are_refused() {
         for name in [
             "1-0000abcd.zfs.age",
             "00000001-ABCD0000.zfs.age",

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_kept_whatever_it_is_and_though_timers_are_late() {
+    fn limiter_keeps_each_rate_despite_late_timers() {
         for (rate, total, seconds) in [
             (1024, 60 * 1024, 60),
             (512 * 1024, 30 << 20, 60),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timetable_holds_from_the_next_piece_on() {
+    fn changed_rate_applies_from_the_next_piece() {
         let rate = Arc::new(AtomicU64::new(1000));
         let asked = Arc::clone(&rate);
         let limiter = Limiter::new(1000, move || {
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_share_the_line_and_lose_nothing() {
+    async fn concurrent_paced_bodies_share_the_rate_and_arrive_complete() {
         let limiter = Arc::new(Limiter::new(1, || Some(2_000_000)));
         let begun = Instant::now();
         let whole: Bytes = (0..300_000_u32)

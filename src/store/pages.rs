@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_longer_than_any_of_ours_is_refused() {
+    fn listing_above_five_million_objects_is_refused() {
         assert_eq!(check_count(LISTED_MAX), Ok(()));
         assert!(
             check_count(LISTED_MAX + 1)
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_do_not_go_on_are_noticed() {
+    fn repeated_or_missing_page_marker_is_an_error() {
         let mut marks = Marks::default();
         for mark in ["a", "b"] {
             assert_eq!(marks.pass(Some(mark.to_owned())), Ok(()));

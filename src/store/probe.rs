@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_of_a_later_version_is_read_as_far_as_it_is_known() {
+    fn probe_of_a_later_version_is_read_with_unknown_values() {
         let text = r#"{"tier": "quantum", "checksum": "sha256", "conditional_put": "sometimes",
             "conditional_complete": "works", "list_uploads": "refused", "abort_uploads": "ignored",
             "deleting": "evaporates", "parts_max": 10000, "part_bytes_min": null, "clock_ahead_seconds": -3}"#;

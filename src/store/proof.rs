@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stores_say_of_known_bytes_is_reproduced_in_any_pieces() {
+    fn store_checksums_of_known_bytes_are_proved_in_any_pieces() {
         use EvidenceTier::{Crc32c, Crc64nvmeFull, IdPin, Md5Etag, ReadBack, Sha256Composite};
         // By parts of 4 bytes, as two runs of `openssl dgst -sha256 -binary` compute it.
         let parts_of_4 = "RWtJBRAdYQ9Y6rETLya5JMkap8fADJo5biSsdBWQ50E=-3";

@@ -426,7 +426,7 @@ mod tests {
     use std::net::UdpSocket;
 
     #[test]
-    fn an_address_of_this_host_under_another_name_is_found() {
+    fn endpoint_on_this_host_is_recognised_under_another_name() {
         // The address from which this host speaks to others, where it has one.
         let own = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
             socket.connect("192.0.2.1:9")?;

@@ -142,7 +142,7 @@ mod tests {
     use tokio::time::sleep;
 
     #[test]
-    fn the_date_of_an_answer_is_a_time_or_nothing() {
+    fn invalid_http_date_is_ignored() {
         let time = |text| http_date(text).map(|time| time.to_string());
         assert_eq!(
             time("Sun, 22 Nov 2026 21:26:04 GMT").as_deref(),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_many_are_in_flight_and_a_failure_is_told() {
+    async fn in_flight_work_is_bounded_and_a_failure_is_returned() {
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let part = |n: usize| {
             let (now, most) = (Arc::clone(&now), Arc::clone(&most));

@@ -317,7 +317,7 @@ mod tests {
         }
 
         #[test]
-        fn words_can_be_taken_off_again(
+        fn fletcher4_without_a_suffix_equals_the_sum_of_the_prefix(
             first in prop::collection::vec(any::<[u8; 4]>(), 0..60),
             second in prop::collection::vec(any::<[u8; 4]>(), 0..60),
             order in order(),

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn every_length_around_leaves_and_pairs_of_them_has_the_hash_of_the_whole() {
+    fn leaf_hash_equals_blake3_at_every_length_around_leaf_borders() {
         let whole = content(9 * LEAF_BYTES + 2);
         for leaves in 0..=9 {
             for length in [-2_i64, -1, 0, 1, 2, 1023, 1024, 1025] {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_of_another_place_or_that_are_not_hashed_yet_are_not_taken() {
+    fn leaves_at_another_offset_or_not_hashed_yet_are_not_joined() {
         let whole = content(3 * LEAF_BYTES);
         let joins = |before: &[u8], ready: usize| {
             let mut leaves = Leaves::of(0, whole.len());
@@ -268,7 +268,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn however_an_object_is_cut_into_runs_its_hash_is_that_of_the_whole(
+        fn leaf_hash_of_any_runs_equals_blake3_of_the_whole_object(
             length in 0_usize..40 * LEAF_BYTES,
             lengths in prop::collection::vec(prop_oneof![0_usize..200_000, Just(2 * LEAF_BYTES), Just(1 << 20)], 0..12),
             step in 1000_usize..300_000,

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn packed_nvlist_round_trips_and_every_truncation_is_refused() {
         let values = BTreeMap::from([
             (
                 "toname".to_owned(),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resume_point_goes_into_an_empty_payload_and_beside_what_is_there() {
+    fn resume_point_is_added_to_empty_and_existing_payloads() {
         let point = |list: &[u8]| {
             let values = read_packed(list).unwrap();
             (
@@ -201,7 +201,7 @@ mod tests {
     /// As `nvlist_pack` of libnvpair 2.1.11 writes `{"n" -> 5}` in XDR, preceded by the two added
     /// pairs.
     #[test]
-    fn xdr_gets_xdr_pairs() {
+    fn resume_point_is_added_in_xdr_to_an_xdr_nvlist() {
         let tail = [
             0, 0, 0, 32, 0, 0, 0, 32, 0, 0, 0, 1, b'n', 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0,
             0, 0, 0, 0, 5,

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_for_which_there_is_no_memory_is_an_error_each_time_and_never_a_wait() {
+    fn part_buffer_that_cannot_be_allocated_is_an_error_and_never_a_wait() {
         let pool = PartPool::new(1, isize::MAX.unsigned_abs());
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || (0..3).for_each(|_| sender.send(pool.take().is_err()).unwrap()));

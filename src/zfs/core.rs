@@ -490,7 +490,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn host_without_the_library_is_told_what_to_install() {
+    fn missing_libzfs_core_is_reported_with_the_package_to_install() {
         let Err(error) = Libraries::open("libzfs_core.so.3-of-no-host", LIBNVPAIR) else {
             panic!("it opened")
         };

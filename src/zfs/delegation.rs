@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_the_kernel_is_taken_apart() {
+    fn kernel_delegations_are_parsed() {
         let answer: NvMap = [
             (
                 "tank".to_owned(),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_an_error_and_never_nothing() {
+    fn unknown_delegation_key_is_an_error() {
         for key in ["x", "zl$1", "ux$1", "ul$one", "ull$1"] {
             let answer: NvMap = [("tank".to_owned(), on(&[(key, &["send"])]))].into();
             let error = delegations(&Attempt::new("read", "tank"), &answer).unwrap_err();

@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_listed_once_and_zfs_has_no_gap() {
+    fn errno_table_has_no_duplicate_and_no_gap_in_zfs_numbers() {
         let mut numbers: Vec<i32> = OF_THE_SYSTEM.iter().map(|row| row.0).collect();
         numbers.sort_unstable();
         numbers.dedup();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn sentences_say_what_it_means_to_zfs() {
+    fn errno_sentences_explain_the_zfs_meaning() {
         assert_eq!(
             sentence(1040),
             "the stream ends before its END record (ZFS_ERR_STREAM_TRUNCATED, 1040)"

@@ -95,7 +95,7 @@ no line at all
 ";
 
     #[test]
-    fn the_table_is_taken_apart() {
+    fn mount_table_is_parsed() {
         let mount = |device, file_system: &str, source: &str, place: &str, readonly| Mount {
             device,
             file_system: file_system.into(),
@@ -116,7 +116,7 @@ no line at all
     }
 
     #[test]
-    fn this_process_has_a_root() {
+    fn mount_table_of_this_process_has_a_root() {
         assert!(
             mounts()
                 .unwrap()

@@ -412,7 +412,7 @@ mod tests {
 
         /// Our own reader of packed lists and the library must agree.
         #[test]
-        fn library_reads_what_we_pack(values in values()) {
+        fn libnvpair_reads_every_list_that_this_program_packs(values in values()) {
             let expected: NvMap = values.clone().into_iter().map(|(name, value)| (name, as_ours(value))).collect();
             prop_assert_eq!(unpacked(write_packed(&values)), Ok(expected));
         }
@@ -420,7 +420,7 @@ mod tests {
         /// Only a broken kernel would return such bytes; they must be read or refused without a
         /// crash.
         #[test]
-        fn changed_bytes_are_refused_or_read_alike(
+        fn changed_nvlist_is_refused_or_read_equally_by_libnvpair_and_this_program(
             values in values(),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             cut in any::<prop::sample::Index>(),

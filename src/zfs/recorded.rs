@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_sent_as_often_as_it_must_and_says_what_it_is_of() {
+    fn recorded_stream_file_is_sent_repeatedly_and_names_its_snapshot() {
         let (file, bytes) = recorded(None);
         let zfs = RecordedZfs::open(file.path()).unwrap();
         for _ in 0..2 {
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_a_pool_can_do_is_refused() {
+    fn recorded_stream_refuses_operations_that_need_a_pool() {
         let (incremental, _) = recorded(Some(Guid(3)));
         assert!(
             RecordedZfs::open(incremental.path())

@@ -36,7 +36,7 @@ fn records(folder: &TempDir) -> Vec<PathBuf> {
 const PATIENT: [&str; 3] = ["health", "--max-age", "100y"];
 
 #[test]
-fn health_is_never_good_before_it_knows() {
+fn health_is_not_ok_before_a_verified_backup_is_known() {
     let (_store, folder, file) = host("");
     let health = || zb(&["-c", &file, PATIENT[0], PATIENT[1], PATIENT[2]], "");
     check(
@@ -163,7 +163,7 @@ fn glob(folder: &Path, suffix: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn show_says_what_it_did_not_ask_and_fits_a_terminal() {
+fn show_names_stores_not_queried_and_fits_a_terminal() {
     let (_store, _folder, file) = host("");
     let unasked = zb(&["-c", &file, "show"], "");
     check(
@@ -223,7 +223,7 @@ fn show_says_what_it_did_not_ask_and_fits_a_terminal() {
 }
 
 #[test]
-fn include_remote_without_a_remote_is_said_and_nothing_is_shown_twice() {
+fn include_remote_without_a_remote_is_reported_and_lists_no_backup_twice() {
     let (store, _, _) = thawed("none");
     let text = format!(
         "[main]\nzfs_fs = \"frozen/data\"\nencryption_passphrase = \"{PASSPHRASE}\"\nintermediate_basedir = \"{}\"\n",
@@ -248,7 +248,7 @@ fn include_remote_without_a_remote_is_said_and_nothing_is_shown_twice() {
 }
 
 #[test]
-fn a_configuration_of_the_older_tool_is_told_how_to_come_over_and_does() {
+fn ini_configuration_is_refused_with_the_convert_command_that_works() {
     let folder = TempDir::new().unwrap();
     let ini = folder.path().join("old.ini");
     let conf = folder.path().join("rclone.conf");
@@ -289,7 +289,7 @@ fn a_configuration_of_the_older_tool_is_told_how_to_come_over_and_does() {
 }
 
 #[test]
-fn a_first_configuration_is_written_once_and_closed() {
+fn config_init_writes_a_new_file_once_with_mode_0600() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("new/zb.toml");
     let name = file.display().to_string();
@@ -359,7 +359,7 @@ fn a_first_configuration_is_written_once_and_closed() {
 }
 
 #[test]
-fn the_paper_copy_is_closed_and_restores_without_a_passphrase() {
+fn paper_copy_has_mode_0600_and_restores_without_a_passphrase() {
     let (_store, folder, file) = host("");
     let paper = folder.path().join("paper").display().to_string();
     check(
@@ -403,7 +403,7 @@ fn the_paper_copy_is_closed_and_restores_without_a_passphrase() {
 }
 
 #[test]
-fn an_old_paper_copy_that_recovers_no_configuration_says_what_does() {
+fn outdated_paper_copy_cannot_recover_the_configuration_and_names_the_remedy() {
     let (store, folder, file) = host("");
     let paper = folder.path().join("paper").display().to_string();
     let export = ["-c", &file, "key", "export", "--output"];

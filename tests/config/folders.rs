@@ -26,7 +26,7 @@ fn folder_of_mode(folder: &Path, name: &str, mode: u32) -> String {
 }
 
 #[test]
-fn a_folder_that_others_can_write_in_is_named_with_its_key_and_the_command() {
+fn folder_writable_by_others_is_named_with_its_key_and_chmod_command() {
     for (key, name, line, mode, refused) in [
         ("state_dir", "state", "", 0o700, false),
         ("state_dir", "state", "", 0o755, false),

@@ -126,7 +126,7 @@ keep-last-full-only = 3
 "#;
 
 #[test]
-fn the_full_example_parses_to_what_it_says() {
+fn full_example_parses_to_its_documented_values() {
     let config = parse(EXAMPLE).unwrap();
     assert_eq!(config.datasets.names, ["data/photos".parse().unwrap()]);
     assert_eq!(
@@ -308,7 +308,7 @@ impl Scene {
 }
 
 #[test]
-fn a_file_with_a_passphrase_must_be_closed() {
+fn file_with_a_passphrase_must_not_be_readable_by_others() {
     let scene = Scene::new();
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"file:/x\"\n";
     let closed = scene.write("closed.toml", text, 0o600);
@@ -333,7 +333,7 @@ fn a_file_with_a_passphrase_must_be_closed() {
 }
 
 #[test]
-fn key_files_and_hooks_are_checked_when_they_are_there() {
+fn existing_key_files_and_hooks_are_checked_for_permissions() {
     let scene = Scene::new();
     let key = scene.write("key", "passphrase\n", 0o640);
     let hook = scene.write("hook", "#!/bin/sh\n", 0o777);

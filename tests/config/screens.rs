@@ -20,7 +20,7 @@ fn an_empty_file_lacks_everything() {
 }
 
 #[test]
-fn all_problems_come_together_in_the_order_of_their_lines() {
+fn all_configuration_problems_are_reported_in_line_order() {
     let text = "[main]\nzfs_fs = \"tank@x\"\nsplit_sise = \"1G\"\nremote = 7\nsplit_size = \"1X\"\n\
         [send]\nraw = \"sometimes\"\ncompressed = \"yes\"\nconcurrency = 4\n[sned]\n";
     assert_snapshot!(screen(text), @r#"
@@ -72,7 +72,7 @@ fn a_key_given_twice_is_named() {
 }
 
 #[test]
-fn keys_outside_sections_and_unknown_sections() {
+fn keys_outside_sections_and_unknown_sections_are_refused() {
     assert_snapshot!(screen(&format!("zfs_fs = \"tank\"\nfrobnicate = 1\nsend = 2\n{}", with("", "[backup_sequence]\n[foo]"))), @r"
     zb.toml:1: zfs_fs is outside all sections
       hint: it belongs in [main]
@@ -96,7 +96,7 @@ fn names_with_dots_are_reported_with_their_lines() {
 }
 
 #[test]
-fn a_key_of_another_section() {
+fn key_in_the_wrong_section_is_refused_with_its_right_section() {
     assert_snapshot!(screen(&with("part_size = \"16M\"\nprofile = \"x\"", "[send]\nbwlimit = \"1M\"")), @r"
     zb.toml:5: main.part_size is not a known key
       hint: it belongs in [s3] or [b2]
@@ -108,7 +108,7 @@ fn a_key_of_another_section() {
 }
 
 #[test]
-fn sizes_out_of_range() {
+fn sizes_out_of_range_are_refused_with_the_range() {
     let text = with(
         "split_size = 0",
         "[s3]\npart_size = \"4M\"\nconcurrency = 0",
@@ -137,7 +137,7 @@ fn sizes_out_of_range() {
 }
 
 #[test]
-fn too_many_parts_for_one_chunk() {
+fn too_many_parts_per_chunk_are_refused() {
     assert_snapshot!(screen(&with("split_size = \"1T\"", "")), @r#"
     zb.toml:5: main.split_size makes 131617 parts of 8M for one chunk
       expected: at most 10000
@@ -151,7 +151,7 @@ fn too_many_parts_for_one_chunk() {
 }
 
 #[test]
-fn no_way_to_encrypt_and_no_store() {
+fn configuration_without_encryption_and_store_is_refused() {
     assert_snapshot!(screen("[main]\nzfs_fs = \"tank\"\n"), @r#"
     zb.toml:1: main.encryption_passphrase_file is missing
       expected: a way to encrypt: encryption_passphrase (or _file, or _command), or encryption_recipients
@@ -163,7 +163,7 @@ fn no_way_to_encrypt_and_no_store() {
 }
 
 #[test]
-fn two_ways_to_encrypt() {
+fn two_ways_to_encrypt_are_refused() {
     let text = with(
         &format!("encryption_passphrase = \"x\"\nencryption_recipients = [\"{RECIPIENT}\"]"),
         "",
@@ -240,7 +240,7 @@ fn a_passphrase_of_the_wrong_type_is_not_repeated() {
 }
 
 #[test]
-fn rclone_keys_without_rclone() {
+fn rclone_keys_without_an_rclone_remote_are_refused() {
     let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"--transfers=2\"]";
     assert_snapshot!(screen(&with(main, "")), @r"
     zb.toml:5: main.rclone_conf is only for a remote of the form rclone:REMOTE:PATH
@@ -264,7 +264,7 @@ fn forbidden_arguments_for_rclone() {
 }
 
 #[test]
-fn remotes_in_other_forms() {
+fn malformed_remotes_are_refused_with_a_hint() {
     let remote = |remote: &str| {
         screen(&format!(
             "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"{remote}\"\n"
@@ -341,7 +341,7 @@ fn a_lock_has_days_and_a_mode() {
 }
 
 #[test]
-fn relative_paths_and_programs() {
+fn relative_paths_and_programs_are_refused() {
     let main = "intermediate_basedir = \"x\"\nstate_dir = \"~/x\"\nlock_file = \"/a/../b\"\n\
         on_failure = \"mail -s failed root\"\npre_snapshot = \"/bin/sh -c 'x\"\nhook_timeout = \"10\"";
     assert_snapshot!(screen(&with(main, "")), @r#"
@@ -362,7 +362,7 @@ fn relative_paths_and_programs() {
 }
 
 #[test]
-fn names_that_zfs_would_refuse() {
+fn names_that_zfs_would_refuse_are_refused() {
     let main =
         "snapshot_prefix = \"a/b@\"\nstore_as = \"x@y\"\nexclude = [\"[\"]\nuse_snapshots = \"{\"";
     assert_snapshot!(screen(&with(main, "")), @r#"
@@ -385,7 +385,7 @@ fn names_that_zfs_would_refuse() {
 }
 
 #[test]
-fn limits_of_pace() {
+fn invalid_bandwidth_and_time_limits_are_refused() {
     let main = "bwlimit = \"fast\"\nwindow = \"23-07\"\nmax_runtime = \"0s\"\nresume_days = 0";
     assert_snapshot!(screen(&with(main, "")), @r#"
     zb.toml:5: main.bwlimit is "fast"
@@ -400,7 +400,7 @@ fn limits_of_pace() {
 }
 
 #[test]
-fn retention_that_keeps_nothing() {
+fn retention_rules_that_keep_nothing_are_refused() {
     let rest = "[lifecycle-remote]\nkeep-last-chains = 0\nkeep-full-with-age-closest-to = []";
     assert_snapshot!(screen(&with("", rest)), @r"
     zb.toml:6: [lifecycle-remote] has rules that keep nothing
@@ -410,7 +410,7 @@ fn retention_that_keeps_nothing() {
 }
 
 #[test]
-fn retention_in_the_wrong_place_or_form() {
+fn misplaced_or_malformed_retention_rules_are_refused() {
     let rest = "[lifecycle-remote]\nkeep-last-incremental-only = 1\nkeep-last-chain = 1\n\
         keep-full-with-age-closest-to = [\"6M\", \"1y\"]\nkeep-within = 90";
     assert_snapshot!(screen(&with("", rest)), @r#"
@@ -451,7 +451,7 @@ fn invalid_steps() {
 }
 
 #[test]
-fn both_stores_in_one_folder() {
+fn both_stores_in_one_folder_are_refused() {
     let text = "[main]\nzfs_fs = [\"t\", \"t\"]\nencryption_passphrase = \"x\"\n\
         intermediate_basedir = \"/srv\"\nremote = \"file:/srv/backup\"\n";
     assert_snapshot!(screen(text), @r#"
@@ -463,13 +463,13 @@ fn both_stores_in_one_folder() {
 }
 
 #[test]
-fn no_key_is_without_effect() {
+fn keys_with_an_effect_cause_no_notice() {
     assert_snapshot!(notices(EXAMPLE), @"");
     assert_snapshot!(notices(&with("recursive = true\nexclude = [\"t/*\"]\nuse_snapshots = \"auto_*\"\nstore_as = \"x\"\nmax_runtime = \"8h\"", "")), @"");
 }
 
 #[test]
-fn a_limit_of_speed_is_not_for_folders() {
+fn bandwidth_limit_for_a_folder_causes_a_notice() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"file:/srv/x\"\nbwlimit = \"1M\"\n";
     assert_snapshot!(notices(text), @"main.bwlimit has no effect: what is written into a folder is not limited");
 }

@@ -229,7 +229,7 @@ fn ids_in(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_bucket_and_a_passphrase_are_enough_after_the_fire() {
+fn restore_needs_only_bucket_and_passphrase_after_the_host_is_lost() {
     let burned = Burned::new();
     let (guids, tree) = (burned.guids(), describe(&burned.file("two words")));
     let config = fs::read_to_string(burned.bench.path("zb.toml")).unwrap();

@@ -65,7 +65,7 @@ fn stream_of(bench: &Bench, dataset: &str, id: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
+fn restored_chain_is_complete_and_each_stream_equals_zfs_send() {
     let bench = Bench::small("chains");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);
@@ -190,7 +190,7 @@ fn by_hand(bench: &Bench, dataset: &str, ids: &[String]) {
 }
 
 #[test]
-fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
+fn chain_continues_after_rename_rollback_and_reused_snapshot_name() {
     let bench = Bench::small("renamed");
     let stored = bench.dataset();
     bench.good(&["snapshot"]);
@@ -283,7 +283,7 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
 }
 
 #[test]
-fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
+fn base_destroyed_between_plan_and_send_causes_a_new_plan() {
     let pool = crate::pool::Pool::new("replan");
     pool.create("data");
     pool.write("data/file", 1 << 20, 1);

@@ -162,7 +162,7 @@ fn killed_and_interrupted_runs_leave_no_backup() {
 }
 
 #[test]
-fn a_send_that_the_kernel_gives_up_leaves_no_backup() {
+fn send_aborted_by_the_kernel_leaves_no_backup() {
     let bench = Bench::small("cutpipe");
     bench.good(&["snapshot"]);
     // A block of the second large file cannot be read any more: lzc_send ends in the middle of the

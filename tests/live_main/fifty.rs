@@ -114,7 +114,7 @@ fn moment(dataset: &str, folder: &Path) -> Moment {
 }
 
 #[test]
-fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() {
+fn tree_of_fifty_datasets_is_restored_to_the_third_of_five_snapshots() {
     let begun = Instant::now();
     let mut fifty = Fifty::new();
     let mut counts = vec![fifty.night()];

@@ -17,7 +17,7 @@ fn begin(bench: &Bench) -> Vec<u8> {
 }
 
 #[test]
-fn interrupted_killed_uploads_go_on_under_their_hold() {
+fn interrupted_by_kill_uploads_resume_and_hold_their_snapshot() {
     let bench = Bench::parts("reskill");
     let reference = begin(&bench);
     let snapshot = newest(&bench.dataset());
@@ -53,7 +53,7 @@ fn interrupted_killed_uploads_go_on_under_their_hold() {
 }
 
 #[test]
-fn interrupted_by_a_request_to_stop_and_by_a_pause_of_the_whole_process() {
+fn interrupted_by_stop_signals_or_a_paused_process_uploads_complete() {
     let bench = Bench::small("resterm");
     let mut reference = begin(&bench);
     for (signal_name, stop_name) in [("TERM", "STOP"), ("INT", "TSTP")] {
@@ -74,7 +74,7 @@ fn interrupted_by_a_request_to_stop_and_by_a_pause_of_the_whole_process() {
 }
 
 #[test]
-fn interrupted_by_a_store_that_is_away_or_answers_500_from_some_request_on() {
+fn interrupted_by_an_unreachable_or_failing_store_uploads_resume() {
     let bench = Bench::small("resaway");
     let reference = begin(&bench);
     let gate = Gate::new(&bench, At::Chunks(2), Passage::Held);
@@ -101,7 +101,7 @@ fn interrupted_by_a_store_that_is_away_or_answers_500_from_some_request_on() {
 
 /// With the state folder gone, what lies in the store and is held in the pool is enough.
 #[test]
-fn interrupted_and_the_state_folder_is_lost() {
+fn interrupted_upload_resumes_without_its_state_folder() {
     let bench = Bench::small("reswipe");
     let reference = begin(&bench);
     interrupt(&bench, "--full", 2, "KILL");
@@ -110,7 +110,7 @@ fn interrupted_and_the_state_folder_is_lost() {
 }
 
 #[test]
-fn interrupted_incrementals_from_a_bookmark_go_on() {
+fn interrupted_incrementals_from_a_bookmark_resume() {
     let bench = Bench::small("resincr");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);
@@ -133,7 +133,7 @@ fn interrupted_incrementals_from_a_bookmark_go_on() {
 }
 
 #[test]
-fn interrupted_raw_sends_and_volumes_go_on() {
+fn interrupted_raw_sends_and_volumes_resume() {
     let bench = Bench::small("resraw");
     let secret = add_secret(&bench);
     let (volume, device) = add_volume(&bench);

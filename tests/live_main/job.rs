@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use zfs_backup::manifest::{ChunkList, Manifest, parse_strict};
 
 #[test]
-fn what_was_backed_up_comes_back_to_the_byte() {
+fn restored_stream_and_files_equal_the_source_byte_for_byte() {
     let bench = Bench::new("mainjob");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);
@@ -154,7 +154,7 @@ fn b3sums(folder: &Path) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_intermediate_directory_is_a_store_like_any_other() {
+fn intermediate_directory_exports_verifies_and_restores_like_a_remote() {
     let bench = Bench::small("interm");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);

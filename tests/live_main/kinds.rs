@@ -192,7 +192,7 @@ fn device_of(dataset: &str) -> PathBuf {
 }
 
 #[test]
-fn every_kind_of_dataset_comes_back_by_full_and_incremental() {
+fn every_kind_of_dataset_is_restored_from_full_and_incremental() {
     let kinds = Kinds::new();
     let bench = &kinds.bench;
     kinds.write(1);

@@ -59,7 +59,7 @@ fn check_gone_after_prune(bench: &Bench) {
 }
 
 #[test]
-fn matrix_a_full_state_disk_stops_an_upload_and_room_lets_it_go_on() {
+fn matrix_full_state_disk_stops_an_upload_that_resumes_after_space_is_freed() {
     let bench = Bench::small("fullstate");
     bench.good(&["snapshot"]);
     let reference = run("zfs", &["send", "-L", "-c", &newest(&bench.dataset())]);
@@ -104,7 +104,7 @@ fn matrix_a_full_state_disk_stops_an_upload_and_room_lets_it_go_on() {
 }
 
 #[test]
-fn matrix_a_full_intermediate_directory_leaves_no_backup_and_room_lets_it_go_on() {
+fn matrix_full_intermediate_disk_stops_an_export_that_resumes_with_space() {
     let bench = Bench::small("fullinter");
     bench.good(&["snapshot"]);
     let reference = run("zfs", &["send", "-L", "-c", &newest(&bench.dataset())]);
@@ -143,7 +143,7 @@ fn matrix_a_full_intermediate_directory_leaves_no_backup_and_room_lets_it_go_on(
 }
 
 #[test]
-fn matrix_a_snapshot_that_a_person_destroyed_begins_anew_and_what_is_left_goes_by_prune() {
+fn matrix_destroyed_snapshot_restarts_the_upload_and_prune_removes_the_old() {
     let bench = Bench::small("destroyed");
     bench.good(&["snapshot"]);
     let snapshot = newest(&bench.dataset());
@@ -191,7 +191,7 @@ fn check_ended_but_left(bench: &Bench, said: &str, reference: &[u8]) {
 }
 
 #[test]
-fn matrix_a_dataset_that_was_renamed_goes_on_in_its_place() {
+fn matrix_renamed_dataset_resumes_its_upload_under_its_stored_name() {
     let bench = Bench::small("moved");
     bench.good(&["snapshot"]);
     let reference = run("zfs", &["send", "-L", "-c", &newest(&bench.dataset())]);
@@ -209,7 +209,7 @@ fn matrix_a_dataset_that_was_renamed_goes_on_in_its_place() {
 }
 
 #[test]
-fn matrix_a_key_that_is_unloaded_or_changed_between_the_halves() {
+fn matrix_raw_upload_resumes_after_its_key_is_unloaded_or_changed() {
     let bench = Bench::small("rekeyed");
     let secret = add_secret(&bench);
     bench.use_dataset(&secret);

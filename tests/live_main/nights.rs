@@ -208,7 +208,7 @@ fn kinds(found: &BTreeMap<u64, (BackupKind, BackupId)>) -> Vec<(u64, BackupKind)
 }
 
 #[test]
-fn the_example_runs_for_thirteen_nights_without_anybody_watching() {
+fn example_configuration_runs_thirteen_nights_and_keeps_the_expected_backups() {
     use BackupKind::{Full, Incr};
     let mut nights = Nights::new("nights");
     for night in 0..=12 {

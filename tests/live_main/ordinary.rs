@@ -95,7 +95,7 @@ impl Drop for Nobody {
 }
 
 #[test]
-fn an_ordinary_user_makes_backups_and_restores_with_what_zfs_allow_gives() {
+fn unprivileged_user_backs_up_and_restores_with_zfs_allow_permissions() {
     let nobody = Nobody::new();
     let (dataset, user) = (nobody.bench.dataset(), UID.to_string());
     nobody.bad(

@@ -75,7 +75,7 @@ fn a_drill_compares_every_stream_and_leaves_nothing() {
 }
 
 #[test]
-fn properties_come_back_and_a_rollback_goes_on_from_what_is_in_common() {
+fn properties_are_restored_and_rollback_continues_from_the_common_snapshot() {
     let bench = Bench::tiny("ways");
     let dataset = bench.dataset();
     let set = [
@@ -198,7 +198,7 @@ fn properties_come_back_and_a_rollback_goes_on_from_what_is_in_common() {
 }
 
 #[test]
-fn a_tree_comes_back_at_one_moment_and_so_does_the_configuration() {
+fn tree_is_restored_at_one_time_and_its_configuration_is_recovered() {
     let bench = Bench::tiny("grove");
     let data = bench.dataset();
     for child in ["a", "a/deep", "b"] {

@@ -251,7 +251,7 @@ fn assert_same_dataset(source: &str, target: &str, flags: &[&str]) {
 }
 
 #[test]
-fn resumed_full_after_kill_term_and_a_store_that_is_away() {
+fn resumed_full_after_kill_term_and_an_unreachable_store() {
     let bench = Bench::large_chunks("rrfull");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);
@@ -347,7 +347,7 @@ fn resumed_full_after_kill_term_and_a_store_that_is_away() {
 }
 
 #[test]
-fn resumed_incremental_within_a_chain_and_onto_what_is_rolled_back() {
+fn resumed_incremental_within_a_chain_and_after_a_rollback() {
     let bench = Bench::large_chunks("rrincr");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);
@@ -540,7 +540,7 @@ fn write_volume(volume: &str) {
 }
 
 #[test]
-fn resumed_never_what_is_not_ours_and_restarted_when_told() {
+fn resumed_only_for_own_receives_and_restarted_on_request() {
     let bench = Bench::large_chunks("rrother");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);

@@ -16,7 +16,7 @@ const REQUESTS_MAX: usize = 2 * DATASETS + 12;
 const MORE_BYTES: u64 = 1500 << 20;
 
 #[test]
-fn planning_with_ten_thousand_snapshots_asks_little() {
+fn planning_with_ten_thousand_snapshots_makes_few_requests() {
     let bench = Bench::tiny("thousands");
     let dataset = bench.dataset();
     // Snapshots of a hundred datasets take some space.

@@ -41,7 +41,7 @@ fn newest(dataset: &str) -> Option<String> {
 }
 
 #[test]
-fn a_tree_is_snapshotted_at_once_and_what_cannot_be_is_named() {
+fn tree_snapshot_is_atomic_and_names_datasets_that_cannot_be_snapshotted() {
     let bench = Bench::tiny("trees");
     let data = bench.dataset();
     for child in ["a", "a/deep", "b", "skip"] {

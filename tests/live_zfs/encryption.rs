@@ -38,7 +38,7 @@ fn lock(pool: &Pool) {
 }
 
 #[test]
-fn listing_tells_encryption_and_key() {
+fn listing_reports_encryption_and_key_status() {
     let pool = encrypted("crypt");
     zfs(&["create", "-s", "-V", "8M", "crypt/e/vol"]);
     let state = |path: &str| {

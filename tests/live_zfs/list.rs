@@ -19,7 +19,7 @@ fn module_version_is_the_kernels() {
 }
 
 #[test]
-fn dataset_has_what_zfs_get_says() {
+fn dataset_properties_equal_zfs_get() {
     let pool = Pool::new("getds");
     let name = pool.create("a");
     zfs(&["set", "my:own=value of mine", "quota=1G", name.as_str()]);
@@ -60,7 +60,7 @@ fn dataset_has_what_zfs_get_says() {
 }
 
 #[test]
-fn pool_root_is_a_dataset_and_what_is_not_there_is_none() {
+fn pool_root_is_a_dataset_and_a_missing_dataset_is_none() {
     let pool = Pool::new("absent");
     assert!(
         pool.zfs
@@ -100,7 +100,7 @@ fn children_are_direct_and_sorted() {
 }
 
 #[test]
-fn listing_what_is_not_there_is_an_error_and_not_empty() {
+fn listing_a_missing_dataset_is_an_error_and_not_empty() {
     let pool = Pool::new("notthere");
     let name = pool.dataset("nothing");
     assert_eq!(errno(pool.zfs.children(&name)), libc::ENOENT);
@@ -109,7 +109,7 @@ fn listing_what_is_not_there_is_an_error_and_not_empty() {
 }
 
 #[test]
-fn snapshots_come_oldest_first_with_what_zfs_get_says() {
+fn snapshots_are_listed_oldest_first_with_zfs_get_properties() {
     let pool = Pool::new("snaps");
     let name = pool.create("a");
     assert_eq!(pool.zfs.snapshots(&name).unwrap(), []);

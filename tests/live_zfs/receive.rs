@@ -273,7 +273,7 @@ fn early_refusal_gives_the_kernels_reason() {
 }
 
 #[test]
-fn what_is_no_stream_or_damaged_is_refused() {
+fn kernel_receive_refuses_invalid_packaged_or_damaged_streams() {
     let (pool, mut whole, _) = source("nostream");
     let request = into(pool.snapshot("r@1"));
     let error = pool

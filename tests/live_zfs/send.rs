@@ -92,7 +92,7 @@ fn streams_are_those_of_zfs_send() {
 }
 
 #[test]
-fn resumed_stream_goes_on_with_the_same_records() {
+fn resumed_kernel_stream_continues_with_the_same_records() {
     let pool = filled("resume");
     let request = full(&pool.snapshot("a@2"));
     let whole = pool.send(&request);

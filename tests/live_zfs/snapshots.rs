@@ -74,7 +74,7 @@ fn snapshots_of_two_pools_or_twice_of_one_dataset_are_refused() {
 }
 
 #[test]
-fn destroying_names_what_is_held_or_cloned_and_ignores_what_is_gone() {
+fn destroy_names_held_or_cloned_snapshots_and_ignores_missing_ones() {
     let pool = Pool::new("destroy");
     let a = pool.create("a");
     for short in ["held", "cloned", "free"] {

@@ -16,7 +16,7 @@ fn failing(script: &str) -> Scene {
 }
 
 #[test]
-fn on_failure_is_told_everything_in_its_environment_and_on_stdin() {
+fn on_failure_hook_receives_the_report_in_environment_and_stdin() {
     let scene =
         failing("cat > $D/stdin; env > $D/env; test ! -e $D/zb.lock && echo free > $D/lock");
     let run = scene.run(&["perform"]);
@@ -94,7 +94,7 @@ fn on_failure_is_told_everything_in_its_environment_and_on_stdin() {
 }
 
 #[test]
-fn on_success_runs_after_a_good_run_and_is_remembered() {
+fn on_success_hook_runs_after_a_good_run_whose_time_is_recorded() {
     let scene = Scene::new(&[]);
     let hooks = scene.hook(
         "on_success",
@@ -126,7 +126,7 @@ fn on_success_runs_after_a_good_run_and_is_remembered() {
 }
 
 #[test]
-fn a_hook_that_fails_is_told_and_changes_nothing() {
+fn failed_hook_is_reported_and_keeps_the_exit_status() {
     let scene = failing("echo to stdout; echo to stderr >&2; exit 3");
     let run = scene.run(&["perform"]);
     run.check(

@@ -27,7 +27,7 @@ fn plant_stale(scene: &Scene) {
 }
 
 #[test]
-fn a_lock_by_hand_stops_whoever_changes_something_until_unlock() {
+fn manual_lock_stops_changing_commands_until_unlock() {
     let scene = Scene::new(&["lock", "snapshot"]);
     scene
         .run(&["unlock"])
@@ -80,7 +80,7 @@ fn a_lock_by_hand_stops_whoever_changes_something_until_unlock() {
 }
 
 #[test]
-fn a_lock_by_hand_outlives_a_reboot() {
+fn manual_lock_survives_a_reboot() {
     let scene = Scene::new(&["lock"]);
     plant(&scene, 1, |lock| {
         lock["kind"] = "manual".into();
@@ -90,7 +90,7 @@ fn a_lock_by_hand_outlives_a_reboot() {
 }
 
 #[test]
-fn the_stale_lock_of_a_dead_run_is_taken_over() {
+fn stale_lock_of_an_ended_run_is_replaced_by_perform() {
     let scene = Scene::new(&["lock", "unlock"]);
     plant_stale(&scene);
     scene
@@ -111,7 +111,7 @@ fn the_stale_lock_of_a_dead_run_is_taken_over() {
 }
 
 #[test]
-fn what_cannot_be_seen_to_be_over_is_a_lock() {
+fn lock_of_another_host_or_invalid_lockfile_stops_perform() {
     let scene = Scene::new(&["lock"]);
     plant(&scene, 1, |lock| lock["host"] = "other".into());
     let refused = scene.run(&["perform"]);
@@ -143,7 +143,7 @@ fn what_cannot_be_seen_to_be_over_is_a_lock() {
 }
 
 #[test]
-fn of_two_runs_at_once_the_second_is_refused_and_the_first_ends_in_order_when_told() {
+fn second_concurrent_perform_is_refused_and_the_first_stops_cleanly() {
     let scene = Scene::with_silent_remote(
         |scene| {
             scene.hook(
@@ -190,7 +190,7 @@ fn of_two_runs_at_once_the_second_is_refused_and_the_first_ends_in_order_when_to
 }
 
 #[test]
-fn a_second_request_ends_the_run_at_once_and_its_lock_goes() {
+fn second_interrupt_ends_the_run_at_once_and_removes_its_lock() {
     let scene = Scene::with_silent_remote(|_| String::new(), &["lock", "verify-checksums"]);
     let run = scene.start(&["perform"]);
     wait_until("the run has its lock", || scene.lock().exists());
@@ -226,7 +226,7 @@ fn a_killed_run_leaves_a_stale_lock() {
 }
 
 #[test]
-fn a_lock_is_waited_for_as_long_as_was_said() {
+fn lock_wait_limits_the_time_waiting_for_the_lockfile() {
     let scene = Scene::new(&["lock"]);
     scene.run(&["lock"]).check(0, &[]);
     let begun = Instant::now();
@@ -249,7 +249,7 @@ fn a_lock_is_waited_for_as_long_as_was_said() {
 }
 
 #[test]
-fn ignoring_a_lock_that_is_not_there_may_be_meant_otherwise() {
+fn ignore_lock_without_a_lock_suggests_the_option_after_the_command() {
     let scene = Scene::new(&["lock"]);
     let needle = "there was no lock to ignore";
     scene

@@ -31,7 +31,7 @@ fn a_mistake_in_a_step_is_found_before_anything_runs() {
 }
 
 #[test]
-fn the_summary_comes_as_a_table_or_as_one_document() {
+fn perform_summary_is_a_table_or_one_json_document() {
     let scene = Scene::new(&["lock", "unlock", "snapshot", "verify-checksums"]);
     let run = scene.run(&["perform"]);
     run.check(
@@ -73,7 +73,7 @@ fn the_summary_comes_as_a_table_or_as_one_document() {
 }
 
 #[test]
-fn a_dry_run_goes_through_the_steps_and_locks_nothing() {
+fn dry_run_of_perform_runs_every_step_and_takes_no_lock() {
     let scene = Scene::new(&["lock", "unlock", "lock", "snapshot"]);
     scene.run(&["lock"]).check(0, &[]);
     let before = scene.read("zb.lock");

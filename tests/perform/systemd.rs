@@ -49,7 +49,7 @@ fn one<'u>(unit: &'u Unit, key: &str) -> &'u str {
 }
 
 #[test]
-fn services_run_perform_and_let_it_end_in_good_order() {
+fn systemd_services_run_perform_and_allow_a_clean_stop() {
     for (name, command) in [
         ("zfs-backup.service", "/usr/local/bin/zfs-backup perform"),
         (
@@ -120,6 +120,6 @@ fn timers_make_up_for_a_missed_night() {
 
 #[test]
 #[should_panic(expected = "is no assignment")]
-fn a_line_that_is_no_assignment_is_found() {
+fn unit_parser_panics_on_a_line_without_an_assignment() {
     parse("[Unit]\nAfter zfs.target\n");
 }

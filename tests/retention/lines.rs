@@ -34,7 +34,7 @@ fn rewound() -> (Shelf, [BackupId; 4]) {
 }
 
 #[test]
-fn another_time_line_keeps_everything_and_says_the_command_that_ends_it() {
+fn other_time_line_keeps_every_backup_and_names_the_adopt_command() {
     let (mut shelf, ids) = rewound();
     let mark: HostMark = "0123456789abcdef-fedcba9876543210".parse().unwrap();
     ids[1..3]
@@ -67,7 +67,7 @@ fn another_time_line_keeps_everything_and_says_the_command_that_ends_it() {
 }
 
 #[test]
-fn without_a_pool_to_ask_the_orders_that_differ_are_the_doubt() {
+fn conflicting_orders_without_a_pool_keep_every_backup() {
     let (mut shelf, _) = rewound();
     shelf.pool = None;
     let plan = shelf.plan();
@@ -83,7 +83,7 @@ fn without_a_pool_to_ask_the_orders_that_differ_are_the_doubt() {
 }
 
 #[test]
-fn what_was_taken_over_goes_by_its_time_whatever_its_transaction_groups() {
+fn adopted_backups_are_ordered_by_time_not_by_transaction_group() {
     let (mut shelf, ids) = rewound();
     let pool = shelf.pool.as_mut().unwrap();
     pool.adopted = ids[1..3].iter().cloned().collect();
@@ -108,7 +108,7 @@ fn what_was_taken_over_goes_by_its_time_whatever_its_transaction_groups() {
 }
 
 #[test]
-fn a_line_that_the_pool_followed_to_its_end_is_silent() {
+fn time_line_fully_known_to_the_pool_is_no_other_line() {
     let (mut shelf, ids) = rewound();
     shelf
         .pool

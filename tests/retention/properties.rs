@@ -119,7 +119,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn nothing_that_is_needed_goes(shelf in any_shelf()) {
+    fn prune_plan_never_deletes_a_needed_backup(shelf in any_shelf()) {
         let plan = shelf.plan();
         let kept = kept_ids(&plan);
         // Every backup is kept or goes, none both.
@@ -165,7 +165,7 @@ proptest! {
     /// Ages are left out, because they look for neighbours that went; and chains that grow side by
     /// side, because they may change places when one loses its newest incrementals.
     #[test]
-    fn the_same_again_deletes_nothing_more(mut shelf in shelves(true)) {
+    fn second_identical_prune_plan_deletes_nothing_more(mut shelf in shelves(true)) {
         shelf.rules.full_ages.clear();
         let plan = shelf.plan();
         let mut after = shelf.clone();
@@ -180,7 +180,7 @@ proptest! {
     }
 
     #[test]
-    fn beside_a_remote_everything_kept_restores_from_both_together(
+    fn with_a_remote_every_kept_backup_restores_from_both_stores_together(
         shelf in any_shelf(),
         there in proptest::collection::vec(any::<bool>(), 20),
     ) {

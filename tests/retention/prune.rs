@@ -51,7 +51,7 @@ fn assert_nothing_goes(plan: &PrunePlan, doubt: &str, damage: bool) {
 }
 
 #[test]
-fn descendants_go_before_their_ancestors() {
+fn descendants_are_deleted_before_their_ancestors() {
     let (shelf, _) = three_chains();
     let plan = shelf.plan();
     assert_eq!(doubts(&plan), [""; 0]);
@@ -91,7 +91,7 @@ fn kept_sets_have_all_their_ancestors() {
 }
 
 #[test]
-fn the_newest_usable_chain_stays_whatever_the_rules_say() {
+fn newest_usable_chain_is_kept_regardless_of_the_rules() {
     let (mut shelf, chains) = three_chains();
     shelf.rules = RetentionRules {
         full_ages: vec!["10y".parse().unwrap()],
@@ -122,7 +122,7 @@ fn a_backup_to_be_kept_that_is_not_usable_keeps_everything() {
 }
 
 #[test]
-fn when_nothing_is_usable_nothing_goes() {
+fn no_backup_is_deleted_if_none_is_usable() {
     let (mut shelf, chains) = three_chains();
     shelf.rules = RetentionRules {
         within: Some("1h".parse().unwrap()),
@@ -133,14 +133,14 @@ fn when_nothing_is_usable_nothing_goes() {
 }
 
 #[test]
-fn damage_that_the_rules_do_not_keep_may_go() {
+fn damaged_backups_outside_the_rules_are_deleted() {
     let (mut shelf, chains) = three_chains();
     shelf.damage(&chains[0][1]);
     assert_eq!(deleted(&shelf.plan()), "i12 i11 F10 i22 i21 F20");
 }
 
 #[test]
-fn a_manifest_that_is_not_believed_keeps_everything() {
+fn untrusted_manifest_stops_every_deletion() {
     let (mut shelf, _) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", None);
     for damage in [true, false] {
@@ -161,7 +161,7 @@ fn a_manifest_that_is_not_believed_keeps_everything() {
 }
 
 #[test]
-fn a_signature_without_its_manifest_keeps_everything_unless_a_record_explains_it() {
+fn missing_manifest_with_a_signature_stops_deletion_unless_recorded_as_pruned() {
     let (mut shelf, _) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", None);
     shelf.leftover(&id).was_committed = true;
@@ -276,7 +276,7 @@ fn another_origin_keeps_everything_until_it_is_adopted() {
 }
 
 #[test]
-fn an_unfinished_upload_of_anyone_pins_the_chain_of_its_base() {
+fn unfinished_upload_of_any_host_keeps_the_chain_of_its_base() {
     let (mut shelf, chains) = three_chains();
     let id = shelf.attempt(40, "2020-01-01", Some(&chains[0][1]));
     let plan = shelf.plan();
@@ -298,7 +298,7 @@ fn an_unfinished_upload_of_anyone_pins_the_chain_of_its_base() {
 }
 
 #[test]
-fn an_unfinished_upload_pins_what_may_stand_in_for_its_base() {
+fn unfinished_upload_keeps_twins_of_its_base() {
     let (mut shelf, chains) = three_chains();
     // The base lies in another store; this store has backups of the same snapshot.
     let elsewhere = |txg: u64, kind| BackupId::new(at("2026-01-01"), kind, Guid(txg), 0x99);
@@ -326,7 +326,7 @@ fn an_unfinished_upload_pins_what_may_stand_in_for_its_base() {
 }
 
 #[test]
-fn a_doubtful_clock_keeps_everything_that_would_go_and_is_said_only_then() {
+fn doubtful_clock_stops_deletion_and_is_reported_only_if_needed() {
     let (mut shelf, _) = three_chains();
     shelf.clock = Some(ClockDoubt::Jumped {
         now: at("2040-04-01"),
@@ -347,7 +347,7 @@ fn a_doubtful_clock_keeps_everything_that_would_go_and_is_said_only_then() {
 }
 
 #[test]
-fn a_prune_of_another_host_keeps_everything_that_would_go_and_is_said_only_then() {
+fn prune_by_another_host_stops_deletion_and_is_reported_only_if_needed() {
     let (mut shelf, chains) = three_chains();
     shelf.other_prune = Some(OtherPrune {
         id: chains[0][0].clone(),
@@ -390,7 +390,7 @@ fn found_waiting(here: &Shelf, remote: &Shelf, id: &BackupId) -> Option<BackupId
 }
 
 #[test]
-fn what_waits_needs_a_backup_of_the_remote_where_nothing_else_serves() {
+fn uncopied_backup_needs_its_base_in_the_remote_if_no_other_replaces_it() {
     let (remote, here, base, waits) = waiting();
     let full = remote.facts[0].id.clone();
     assert_eq!(found_waiting(&here, &remote, &base), Some(waits.clone()));
@@ -421,7 +421,7 @@ fn what_waits_needs_a_backup_of_the_remote_where_nothing_else_serves() {
 }
 
 #[test]
-fn an_attempt_in_the_intermediate_directory_needs_its_base_in_the_remote() {
+fn unfinished_export_needs_its_base_in_the_remote() {
     let (remote, mut here, base, _) = waiting();
     here.facts.clear();
     let full = here.attempt(39, "2026-03-20", None);
@@ -433,7 +433,7 @@ fn an_attempt_in_the_intermediate_directory_needs_its_base_in_the_remote() {
 }
 
 #[test]
-fn objects_of_before_a_record_go_and_those_of_after_it_stay_until_they_are_old() {
+fn leftover_objects_newer_than_the_prune_record_are_kept_until_old() {
     for (recorded, now, goes) in [
         ("2026-03-20T12:00:00Z", "2026-03-21", true),
         ("2026-03-20T11:59:59Z", "2026-03-21", false),
@@ -477,7 +477,7 @@ fn an_upload_that_cannot_be_read_pins_everything() {
 }
 
 #[test]
-fn leftovers_go_only_on_positive_proof() {
+fn leftovers_are_deleted_only_with_proof() {
     struct Case {
         what: &'static str,
         journal: bool,
@@ -623,7 +623,7 @@ fn leftovers_go_only_on_positive_proof() {
 }
 
 #[test]
-fn a_leftover_that_a_backup_follows_from_stays_whatever_a_record_says() {
+fn leftover_that_is_the_base_of_a_backup_is_kept_despite_a_prune_record() {
     let (mut shelf, chains) = three_chains();
     // The manifest of a base is hidden: it looks like an attempt, and an old record names it.
     let hidden = chains[2][0].clone();
@@ -636,7 +636,7 @@ fn a_leftover_that_a_backup_follows_from_stays_whatever_a_record_says() {
 }
 
 #[test]
-fn a_backup_that_a_receipt_saw_and_that_is_gone_keeps_everything() {
+fn missing_backup_listed_in_a_receipt_stops_every_deletion() {
     let (mut shelf, chains) = three_chains();
     let gone = BackupId::new(
         at("2026-02-20"),
@@ -669,7 +669,7 @@ fn a_backup_that_a_receipt_saw_and_that_is_gone_keeps_everything() {
 }
 
 #[test]
-fn what_is_locked_or_may_be_is_not_planned() {
+fn backup_with_an_unknown_object_lock_is_kept() {
     let (mut shelf, chains) = three_chains();
     shelf
         .locks
@@ -695,7 +695,7 @@ fn intermediate() -> (Shelf, Vec<Vec<BackupId>>) {
 }
 
 #[test]
-fn beside_a_remote_only_what_it_has_committed_goes() {
+fn export_is_pruned_only_if_committed_in_the_remote() {
     let (shelf, chains) = intermediate();
     let none = Default::default();
     let plan = |remote: &Shelf| {
@@ -726,7 +726,7 @@ fn beside_a_remote_only_what_it_has_committed_goes() {
 }
 
 #[test]
-fn beside_a_remote_a_backup_that_is_not_usable_there_is_not_committed() {
+fn backup_unusable_in_the_remote_does_not_count_as_committed() {
     let (shelf, chains) = intermediate();
     let none = Default::default();
     let mut remote = shelf.clone();
@@ -747,7 +747,7 @@ fn beside_a_remote_a_backup_that_is_not_usable_there_is_not_committed() {
 }
 
 #[test]
-fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor() {
+fn twin_in_the_remote_counts_as_committed_but_not_as_an_ancestor() {
     let (shelf, chains) = intermediate();
     let none = Default::default();
     let mut remote = shelf.clone();
@@ -798,7 +798,7 @@ fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor
 }
 
 #[test]
-fn what_the_remote_had_and_pruned_may_go_here_and_its_absence_keeps_ancestors() {
+fn export_pruned_in_the_remote_is_deleted_but_missing_bases_are_kept() {
     let (shelf, chains) = intermediate();
     let mut remote = shelf.clone();
     remote
@@ -840,7 +840,7 @@ fn an_unreachable_remote_keeps_everything() {
 }
 
 #[test]
-fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
+fn kept_export_without_its_local_base_is_usable_only_with_the_remote() {
     let (mut shelf, chains) = intermediate();
     let none = Default::default();
     let remote = shelf.clone();
@@ -874,7 +874,7 @@ fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
 }
 
 #[test]
-fn beside_a_remote_that_has_them_whole_damaged_backups_may_all_go() {
+fn damaged_exports_are_deleted_if_complete_in_the_remote() {
     let (mut shelf, chains) = intermediate();
     let remote = shelf.clone();
     shelf.rules = last_chains(0);
@@ -888,7 +888,7 @@ fn beside_a_remote_that_has_them_whole_damaged_backups_may_all_go() {
 }
 
 #[test]
-fn a_base_with_another_place_in_the_chain_keeps_everything() {
+fn base_with_a_different_chain_position_stops_every_deletion() {
     type Change = fn(&mut zfs_backup::plan::BackupFacts, &BackupId);
     let changes: [Change; 2] = [
         |base, other_full| base.full_id = other_full.clone(),
@@ -910,7 +910,7 @@ fn a_base_with_another_place_in_the_chain_keeps_everything() {
 }
 
 #[test]
-fn what_waits_in_the_intermediate_directory_pins_its_chain_in_the_remote() {
+fn uncopied_export_keeps_the_chain_of_its_base_in_the_remote() {
     let (mut remote, chains) = three_chains();
     let mut here = remote.clone();
     here.incr(13, "2026-03-20", &chains[0][2]);
@@ -923,7 +923,7 @@ fn what_waits_in_the_intermediate_directory_pins_its_chain_in_the_remote() {
 }
 
 #[test]
-fn what_is_being_written_into_the_intermediate_directory_pins_its_chain_in_the_remote() {
+fn unfinished_export_keeps_the_chain_of_its_base_in_the_remote() {
     let (mut remote, chains) = three_chains();
     let mut here = remote.clone();
     let id = here.attempt(40, "2026-03-20", Some(&chains[0][2]));
@@ -936,7 +936,7 @@ fn what_is_being_written_into_the_intermediate_directory_pins_its_chain_in_the_r
 }
 
 #[test]
-fn without_rules_backups_stay_and_proved_leftovers_go() {
+fn without_rules_only_proved_leftovers_are_deleted() {
     let (mut shelf, _) = three_chains();
     shelf.rules = RetentionRules::default();
     let id = shelf.attempt(40, "2026-03-01", None);

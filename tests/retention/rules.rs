@@ -139,7 +139,7 @@ fn each_rule_by_table() {
 }
 
 #[test]
-fn a_chain_stands_where_its_newest_member_stands() {
+fn chain_order_follows_the_newest_backup_of_each_chain() {
     let mut shelf = two_chains();
     // The older full got the newest incremental.
     let old = shelf.facts[0].id.clone();
@@ -156,7 +156,7 @@ fn a_chain_stands_where_its_newest_member_stands() {
 }
 
 #[test]
-fn for_each_age_the_fulls_on_both_its_sides_are_kept() {
+fn fulls_on_both_sides_of_each_wanted_age_are_kept() {
     let mut shelf = Shelf::new("2026-12-31");
     for (txg, time) in [
         (1, "2025-12-01"),
@@ -183,7 +183,7 @@ fn for_each_age_the_fulls_on_both_its_sides_are_kept() {
 }
 
 #[test]
-fn the_younger_neighbour_of_an_age_grows_into_its_place() {
+fn monthly_fulls_always_leave_one_near_the_wanted_age() {
     // A full every month, for two years: in each month there is a full not younger than half a
     // year.
     let mut shelf = Shelf::new("2026-01-01");
@@ -210,7 +210,7 @@ fn the_younger_neighbour_of_an_age_grows_into_its_place() {
 }
 
 #[test]
-fn a_verdict_tells_the_wanted_and_the_real_age() {
+fn retention_verdict_shows_the_wanted_and_the_actual_age() {
     let mut shelf = Shelf::new("2026-11-22");
     shelf.full(1, "2026-05-20");
     let verdicts = decide_retention(&shelf.facts, &ages(&["6m"]), shelf.now);
@@ -279,7 +279,7 @@ fn two_backups_of_one_snapshot_do_not_depend_on_the_order_of_a_listing() {
 }
 
 #[test]
-fn bases_in_a_circle_end() {
+fn cyclic_bases_do_not_hang_the_retention_rules() {
     let mut shelf = Shelf::new("2026-03-01");
     let full = shelf.full(1, "2026-01-01");
     let a = shelf.incr(2, "2026-01-02", &full);

@@ -121,7 +121,7 @@ impl Case {
 }
 
 #[test]
-fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
+fn only_old_own_snapshots_that_nothing_needs_are_destroyed() {
     let attempt = |guid: u64, base: Option<u64>| {
         let kind = if base.is_some() {
             BackupKind::Incr
@@ -365,7 +365,7 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
 }
 
 #[test]
-fn a_doubt_about_the_snapshots_of_a_dataset_is_told_once_with_what_to_do() {
+fn doubt_about_old_snapshots_is_reported_with_its_remedy() {
     let doubt = |case: &Case| find_snapshots_doubt(&case.plan(), "prune-snapshots");
     let mut case = Case::new();
     assert_eq!(doubt(&case), None);

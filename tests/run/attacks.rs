@@ -101,7 +101,7 @@ fn seal(world: &World, plain: &[u8]) -> Bytes {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chunk_that_he_sealed_himself_is_refused() {
+async fn chunk_sealed_by_an_attacker_is_refused() {
     for index in [0, 1, 3] {
         let (world, manifest) = world_with_backup().await;
         let chunk = &world.chunks(&manifest).await[index];
@@ -213,7 +213,7 @@ async fn a_backup_of_another_dataset_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_manifest_without_a_signature_for_exactly_it_is_refused() {
+async fn manifest_without_its_own_valid_signature_is_refused() {
     for forgery in [
         "none",
         "another key",
@@ -323,7 +323,7 @@ async fn a_manifest_that_contradicts_itself_is_refused_even_if_it_is_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_chunk_list_is_refused_and_a_changed_private_file_passed_over() {
+async fn changed_chunk_list_is_refused_and_a_changed_private_file_is_ignored() {
     let target = name("tank/back");
     let (world, manifest) = world_with_backup().await;
     let list = key_of(&manifest, "chunks-0000.json");
@@ -387,7 +387,7 @@ async fn a_changed_chunk_list_is_refused_and_a_changed_private_file_passed_over(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_planted_monster_does_not_hide_the_true_backups() {
+async fn planted_oversized_manifest_does_not_hide_valid_backups() {
     let (world, manifest) = world_with_backup().await;
     let mut monster = manifest.clone();
     monster.id = of_a_newer_snapshot(&manifest.id);

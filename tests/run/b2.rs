@@ -106,7 +106,7 @@ async fn a_backup_survives_a_bad_night_of_b2() {
 }
 
 #[tokio::test]
-async fn a_chunk_that_another_wrote_over_is_damage_though_its_size_is_the_same() {
+async fn overwritten_chunk_of_equal_size_is_damage() {
     for part_bytes in PART_BYTES {
         let sim = B2Sim::start_with(SimOptions {
             part_bytes_min: part_bytes,

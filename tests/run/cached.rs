@@ -80,7 +80,7 @@ pub(crate) fn prune_task(world: &World) -> PruneTask {
 }
 
 #[tokio::test]
-async fn what_was_read_once_is_never_fetched_again_to_plan() {
+async fn planning_fetches_no_cached_manifest_again() {
     let world = stocked(SNAPSHOTS, BACKUPS).await;
     asked(&world);
     // A plan that shall change nothing keeps nothing.
@@ -146,7 +146,7 @@ async fn what_was_read_once_is_never_fetched_again_to_plan() {
 }
 
 #[tokio::test]
-async fn every_answer_is_the_same_with_and_without_what_is_kept() {
+async fn catalog_is_equal_with_and_without_the_cache() {
     let world = stocked(12, 6).await;
     catalog(&world).await;
     let (kept, flaws) = catalog(&world).await;
@@ -199,7 +199,7 @@ async fn every_answer_is_the_same_with_and_without_what_is_kept() {
 
 /// Whoever can write the state folder, but has no key, makes nothing believed.
 #[tokio::test]
-async fn a_kept_manifest_that_was_changed_is_fetched_anew_and_never_believed() {
+async fn changed_cached_manifest_is_fetched_again_and_never_trusted() {
     let world = stocked(6, 3).await;
     catalog(&world).await;
     let path = cache_file(&world.settings.state_dir);

@@ -171,7 +171,7 @@ fn destroy_bookmark(world: &World, manifest: &Manifest) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_point_of_a_chain_comes_back_to_the_byte() {
+async fn every_backup_of_a_chain_is_restored_byte_for_byte() {
     let world = World::new();
     let points = chain(&world, 4).await;
     use BackupKind::{Full, Incr};
@@ -279,7 +279,7 @@ fn readonly_of(zfs: &FakeZfs, dataset: &DatasetName) -> Option<PropertyValue> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restore_that_fails_within_the_chain_leaves_nothing_and_a_stopped_one_goes_on() {
+async fn failed_chain_restore_leaves_nothing_and_a_stopped_one_resumes() {
     let world = World::new();
     let points = chain(&world, 2).await;
     let target = name("tank/back");
@@ -338,7 +338,7 @@ async fn a_restore_that_fails_within_the_chain_leaves_nothing_and_a_stopped_one_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dataset_that_somebody_else_makes_meanwhile_is_not_touched() {
+async fn dataset_created_concurrently_at_the_target_is_not_touched() {
     let world = World::new();
     chain(&world, 1).await;
     let target = name("tank/back");
@@ -375,7 +375,7 @@ async fn a_bookmark_is_a_base_when_its_snapshot_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_rollback_the_chain_goes_on_from_what_is_left() {
+async fn chain_continues_from_the_remaining_base_after_a_rollback() {
     let world = World::new();
     let before = world.zfs.files(&world.dataset);
     let mut points = chain(&world, 2).await;
@@ -485,7 +485,7 @@ async fn a_renamed_dataset_keeps_its_place_and_its_chain() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_taken_anew_under_the_same_name_is_another_one() {
+async fn new_snapshot_of_a_reused_name_is_distinguished_by_guid() {
     let mut world = World::new();
     world.settings.source = SnapshotSource::Matching("daily*".into());
     let daily = world.dataset.snapshot("daily").unwrap();
@@ -548,7 +548,7 @@ async fn a_snapshot_taken_anew_under_the_same_name_is_another_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_base_that_goes_at_any_moment_makes_no_wrong_backup() {
+async fn base_destroyed_at_any_zfs_call_never_causes_a_wrong_backup() {
     let (keys, writer) = quick_keys();
     let calls = {
         let world = World::with_keys(keys.clone(), writer.clone());
@@ -593,7 +593,7 @@ async fn a_base_that_goes_at_any_moment_makes_no_wrong_backup() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_incremental_whose_base_goes_is_refused_and_never_made_full() {
+async fn incremental_with_a_destroyed_base_is_refused_and_never_made_full() {
     let world = World::new();
     let points = chain(&world, 0).await;
     let base_name = world.newest_snapshot();
@@ -620,7 +620,7 @@ async fn an_incremental_whose_base_goes_is_refused_and_never_made_full() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chain_that_lost_a_chunk_is_not_built_on() {
+async fn backup_with_a_lost_chunk_is_not_used_as_base() {
     let world = World::new();
     let mut points = chain(&world, 2).await;
     let (damaged, _) = points[1].clone();
@@ -851,7 +851,7 @@ fn forget_what_was_read(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_call_fails_during_an_incremental_there_is_a_whole_backup_or_none() {
+async fn any_failed_call_of_an_incremental_leaves_a_complete_backup_or_none() {
     let (keys, writer) = quick_keys();
     let (store_calls, zfs_calls) = {
         let world = World::with_keys(keys.clone(), writer.clone());
@@ -899,7 +899,7 @@ async fn whichever_call_fails_during_an_incremental_there_is_a_whole_backup_or_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_base_that_another_host_prunes_meanwhile_stops_the_commit() {
+async fn base_pruned_concurrently_by_another_host_stops_the_commit() {
     for (what, object) in [
         ("chain", "CHUNK"),
         ("base", "manifest.json"),

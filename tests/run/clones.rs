@@ -90,7 +90,7 @@ async fn a_clone_is_a_full_of_its_own_with_its_origin_noted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_redacted_is_refused_and_a_redaction_bookmark_is_no_base() {
+async fn redacted_snapshot_and_redaction_bookmark_as_base_are_refused() {
     let world = World::new();
     let first = nightly(&world).await;
     let snapshot = world.newest_snapshot();

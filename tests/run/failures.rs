@@ -99,7 +99,7 @@ where
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_store_call_fails_there_is_a_whole_backup_or_none() {
+async fn any_failed_store_call_leaves_a_complete_backup_or_none() {
     let (keys, writer) = quick_keys();
     let clean = World::with_keys(keys.clone(), writer.clone());
     clean.back_up().await;
@@ -141,7 +141,7 @@ async fn a_manifest_whose_reply_was_lost_is_a_committed_backup() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_passing_failure_of_a_small_object_does_not_lose_the_upload() {
+async fn temporary_failure_of_a_small_object_does_not_abort_the_upload() {
     let (keys, writer) = quick_keys();
     let objects = [
         "started.json",
@@ -193,7 +193,7 @@ async fn chunks_that_are_confirmed_are_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_goes_on_failing_is_given_up_by_the_name_of_the_chunk() {
+async fn permanent_store_failure_is_reported_with_the_chunk_name() {
     let (keys, writer) = quick_keys();
     let operations = [Operation::Create, Operation::PutPart, Operation::Finish];
     for_all(operations.to_vec(), |operation| {
@@ -215,7 +215,7 @@ async fn a_store_that_goes_on_failing_is_given_up_by_the_name_of_the_chunk() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_zfs_call_fails_there_is_a_whole_backup_or_none() {
+async fn any_failed_zfs_call_leaves_a_complete_backup_or_none() {
     let (keys, writer) = quick_keys();
     let clean = World::with_keys(keys.clone(), writer.clone());
     let (env, selected, before) = (clean.env(), clean.selected(), clean.zfs.calls());

@@ -146,7 +146,7 @@ impl Read for Counting {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "prints figures: minutes, and 10 GiB of memory"]
-async fn figures_of_an_interruption() {
+async fn resumed_upload_repeats_at_most_one_chunk() {
     let mib: u64 = std::env::var("ZFS_BACKUP_TEST_MIB").map_or(2048, |text| text.parse().unwrap());
     let (keys, writer) = quick_keys();
     let mut world = World::empty(keys, writer);

@@ -205,7 +205,7 @@ async fn an_incremental_is_refused_rather_than_made_full() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dataset_that_is_not_there_is_named_with_a_similar_one() {
+async fn missing_dataset_is_reported_with_a_similar_name() {
     let world = World::new();
     let mut selected = world.selected();
     selected.dataset.name = name("tank/a c");
@@ -310,7 +310,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn whatever_the_files_and_sizes_the_restored_stream_is_the_one_that_was_sent(shape in shapes()) {
+    fn restored_stream_equals_the_sent_stream_for_any_files_and_sizes(shape in shapes()) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (keys, writer) = quick_keys();
         let mut world = World::empty(keys, writer);

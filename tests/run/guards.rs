@@ -12,7 +12,7 @@ use zfs_backup::state::StateError;
 use zfs_backup::store::ObjectStore;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_runs_at_once_one_is_told_that_the_dataset_is_locked() {
+async fn second_concurrent_backup_is_refused_because_the_dataset_is_locked() {
     let world = World::new();
     let (env, selected) = (world.env(), world.selected());
     let (one, other) = tokio::join!(

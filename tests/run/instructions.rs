@@ -109,7 +109,7 @@ async fn the_instructions_fail_with_a_key_that_does_not_fit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn minisign_accepts_our_signatures_and_the_first_line_says_how() {
+async fn minisign_verifies_stored_signatures_with_the_command_of_the_first_line() {
     let (world, manifest, folder) = backed_up(Compression::None).await;
     let key = world.writer.signing.verifying_key().to_string();
     for object in [

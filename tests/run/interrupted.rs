@@ -113,7 +113,7 @@ async fn assert_nothing_is_left(world: &World, backups: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_that_is_dropped_at_any_store_call_is_gone_on_with() {
+async fn full_interrupted_at_any_store_call_is_resumed() {
     let (keys, writer) = quick_keys();
     let clean = World::with_keys(keys.clone(), writer.clone());
     let calls = store_calls(&clean, clean.env(), RequestedKind::Full).await;
@@ -141,7 +141,7 @@ async fn a_full_that_is_dropped_at_any_store_call_is_gone_on_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_incremental_that_is_dropped_at_any_store_call_is_gone_on_with() {
+async fn incremental_interrupted_at_any_store_call_is_resumed() {
     let (keys, writer) = quick_keys();
     let begin = |world: World| async move {
         let points = chain(&world, 1).await;
@@ -182,7 +182,7 @@ async fn an_incremental_that_is_dropped_at_any_store_call_is_gone_on_with() {
 
 /// `--full` makes a full, whatever an interrupted incremental left to be finished.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_requested_full_is_made_after_an_incremental_was_dropped_at_any_store_call() {
+async fn requested_full_is_made_after_an_interrupted_incremental() {
     let (keys, writer) = quick_keys();
     let begin = |world: World| async move {
         chain(&world, 1).await;
@@ -223,7 +223,7 @@ async fn a_requested_full_is_made_after_an_incremental_was_dropped_at_any_store_
 /// Interrupted twice: whichever run it is that ends the commit, it also removes what only the
 /// uploads needed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_an_upload_needs_goes_whoever_ends_its_commit() {
+async fn run_that_ends_a_commit_removes_all_progress_objects_and_holds() {
     let (keys, writer) = quick_keys();
     let clean = World::with_keys(keys.clone(), writer.clone());
     interrupted_late(&clean).await;
@@ -260,7 +260,7 @@ async fn what_only_an_upload_needs_goes_whoever_ends_its_commit() {
 
 /// A crash inside a call of ZFS, by a panic that nobody catches.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_that_is_dropped_at_any_zfs_call_is_gone_on_with() {
+async fn run_crashed_at_any_zfs_call_is_followed_by_one_complete_backup() {
     let (keys, writer) = quick_keys();
     let clean = World::with_keys(keys.clone(), writer.clone());
     let (env, selected, before) = (clean.env(), clean.selected(), clean.zfs.calls());
@@ -290,7 +290,7 @@ async fn a_run_that_is_dropped_at_any_zfs_call_is_gone_on_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_confirmed_is_neither_sent_nor_read_again() {
+async fn confirmed_chunks_are_neither_sent_nor_read_again() {
     let world = World::new();
     // Between the last chunk's parts.
     let finishes = Arc::new(Mutex::new(0));
@@ -384,7 +384,7 @@ pub(crate) async fn interrupted_late(world: &World) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_torn_journal_costs_at_most_what_is_torn() {
+async fn truncated_journal_never_prevents_a_complete_backup() {
     let (keys, writer) = quick_keys();
     let sample = World::with_keys(keys.clone(), writer.clone());
     interrupted_late(&sample).await;
@@ -410,7 +410,7 @@ async fn a_torn_journal_costs_at_most_what_is_torn() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_its_journal_an_upload_goes_on_from_what_lies_in_the_store() {
+async fn upload_without_a_current_journal_resumes_from_the_store() {
     for rolled_back in [false, true] {
         let world = World::new();
         let mut env = world.env();
@@ -465,7 +465,7 @@ async fn without_its_journal_an_upload_goes_on_from_what_lies_in_the_store() {
 /// The dataset's pool is what says that an upload goes on: without a hold nobody takes it up from
 /// the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_nothing_is_held_for_is_not_taken_up_from_the_store() {
+async fn upload_without_a_hold_and_journal_is_not_resumed() {
     let world = World::new();
     interrupted_late(&world).await;
     std::fs::remove_dir_all(world.settings.state_dir.join("journal")).unwrap();
@@ -477,7 +477,7 @@ async fn an_upload_that_nothing_is_held_for_is_not_taken_up_from_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_newest_snapshot_follows_a_finished_upload_in_the_same_run() {
+async fn newest_snapshot_is_backed_up_after_a_resumed_upload_in_the_same_run() {
     let world = World::new();
     interrupted_late(&world).await;
     let unfinished: BackupId = ids(&world)
@@ -505,7 +505,7 @@ async fn the_newest_snapshot_follows_a_finished_upload_in_the_same_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_commit_is_ended_with_the_bytes_of_then() {
+async fn interrupted_commit_is_completed_without_changing_stored_objects() {
     let names = [
         "receipt.json.minisig",
         "receipt.json",
@@ -549,7 +549,7 @@ async fn an_interrupted_commit_is_ended_with_the_bytes_of_then() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_gives_up_what_was_interrupted() {
+async fn restart_abandons_the_interrupted_upload() {
     let mut world = World::new();
     interrupted_late(&world).await;
     let held = pinned(&world.zfs, &world.dataset).unwrap();
@@ -574,7 +574,7 @@ async fn a_restart_gives_up_what_was_interrupted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_held_snapshot_is_not_destroyed_and_one_that_is_gone_begins_anew() {
+async fn held_snapshot_cannot_be_destroyed_and_a_missing_one_restarts_the_upload() {
     let world = World::new();
     interrupted_late(&world).await;
     let snapshot = world.newest_snapshot();
@@ -600,7 +600,7 @@ async fn a_held_snapshot_is_not_destroyed_and_one_that_is_gone_begins_anew() {
 type Change = fn(&mut World);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_goes_on_only_as_what_it_began() {
+async fn upload_is_resumed_only_with_the_same_stream_and_settings() {
     let cases: [(&str, Change, bool); 8] = [
         ("nothing", |_| {}, true),
         (
@@ -751,7 +751,7 @@ async fn a_rolled_back_journal_never_touches_a_backup() {
 /// A recording store: no manifest before all its chunks are confirmed and all that it pins is
 /// there, a signature before what it signs, and the journal before each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_put_before_what_it_follows_from() {
+async fn every_object_is_put_after_the_objects_it_depends_on() {
     let world = World::new();
     let (store, state_dir) = (world.store.clone(), world.settings.state_dir.clone());
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -851,7 +851,7 @@ async fn nothing_is_put_before_what_it_follows_from() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_pauses_between_two_chunks_and_goes_on() {
+async fn upload_pauses_between_chunks_at_its_time_limit_and_resumes() {
     let mut world = World::new();
     let paused = |run: BackupRun| match run.end {
         Ok(BackupEnd::Paused(paused)) => paused,
@@ -905,7 +905,7 @@ fn elsewhen() -> zfs_backup::config::Window {
 /// A full that takes many nights does not hold up the nightly incrementals, and is what follows
 /// once it is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_nightly_incremental_goes_before_an_unfinished_full() {
+async fn nightly_incremental_is_made_before_an_unfinished_full_is_resumed() {
     let mut world = World::new();
     let points = chain(&world, 1).await;
     world
@@ -947,7 +947,7 @@ async fn the_nightly_incremental_goes_before_an_unfinished_full() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_prune_gives_up_is_held_no_longer() {
+async fn pruned_upload_ends_in_the_journal_and_a_prune_record_proves_it() {
     let world = World::new();
     let begun: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
     world.store.set_clock(Some(begun));
@@ -1021,7 +1021,7 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
 
 /// A stopped process goes on, and the kernel has given the send up meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_send_that_is_interrupted_goes_on_in_the_same_run() {
+async fn send_interrupted_by_the_kernel_is_resumed_in_the_same_run() {
     const EINTR: i32 = 4;
     let world = World::new();
     world.zfs.fail_next_send(SendFault {

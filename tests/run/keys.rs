@@ -27,7 +27,7 @@ async fn first_keys(store: &MemoryStore, state: &TempDir) -> WriterKeys {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_made_keys_seal_the_passphrase_alone_restores() {
+async fn backup_with_generated_keys_is_restored_with_the_passphrase_alone() {
     let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
     let writer = first_keys(&store, &state).await;
     let opened = open_keyrings(&store, &passphrase("ours").unwrap())
@@ -70,7 +70,7 @@ async fn what_the_made_keys_seal_the_passphrase_alone_restores() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_keyring_that_is_not_ours_is_refused_and_no_new_one_is_made() {
+async fn foreign_keyring_is_refused_and_no_new_one_is_made() {
     let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
     let writer = first_keys(&store, &state).await;
     let key = main_keyring_key(&writer);
@@ -148,7 +148,7 @@ async fn a_keyring_that_is_not_ours_is_refused_and_no_new_one_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_keyring_is_told_from_a_wrong_passphrase_and_a_key_file_still_restores() {
+async fn damaged_keyring_is_not_a_wrong_passphrase_and_its_copy_still_opens() {
     let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
     let writer = first_keys(&store, &state).await;
     let opened = open_keyrings(&store, &passphrase("ours").unwrap())
@@ -197,7 +197,7 @@ async fn a_damaged_keyring_is_told_from_a_wrong_passphrase_and_a_key_file_still_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_that_was_set_up_again_takes_the_keys_of_its_remote() {
+async fn reinstalled_host_takes_the_keys_of_its_remote() {
     let remote = memory_store(PART_BYTES);
     let (directory, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
     let cache = KeyCache::new(state.path());
@@ -250,7 +250,7 @@ async fn a_host_that_was_set_up_again_takes_the_keys_of_its_remote() {
 }
 
 #[tokio::test]
-async fn the_configuration_is_kept_once_a_change_and_comes_back_only_if_it_is_ours() {
+async fn configuration_is_stored_once_per_change_and_recovered_only_if_signed() {
     let (file, writer) = crate::world::quick_keys();
     let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
     let kept = |host: &str, text: &str, second: i64| {

@@ -105,7 +105,7 @@ async fn each_commit_extends_the_locks_of_its_chain_and_keyring_to_its_own() {
 }
 
 #[tokio::test]
-async fn an_ancestor_that_cannot_be_locked_on_leaves_no_new_backup() {
+async fn failed_lock_extension_of_an_ancestor_stops_the_commit() {
     let world = world(true, false);
     let full = world.back_up().await.manifest.id;
     world.store.fail(
@@ -122,8 +122,7 @@ async fn an_ancestor_that_cannot_be_locked_on_leaves_no_new_backup() {
 }
 
 #[tokio::test]
-async fn a_store_that_cannot_extend_is_refused_before_anything_is_sent_unless_the_days_cover_every_chain()
- {
+async fn store_without_lock_extension_is_refused_unless_days_cover_chains() {
     let refused = world(false, false);
     let error = refused.try_back_up().await.unwrap_err();
     assert!(error.to_string().contains("cannot extend locks"), "{error}");
@@ -142,7 +141,7 @@ async fn a_store_that_cannot_extend_is_refused_before_anything_is_sent_unless_th
 }
 
 #[tokio::test]
-async fn an_upload_of_many_days_is_locked_from_its_end_with_all_that_it_sent_before() {
+async fn long_upload_has_every_object_locked_from_its_end() {
     let world = world(true, false);
     let count = std::sync::atomic::AtomicI64::new(0);
     let store = world.store.clone();

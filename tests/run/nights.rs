@@ -145,7 +145,7 @@ impl Host {
 }
 
 #[tokio::test]
-async fn three_nights_whose_upload_fails_break_nothing() {
+async fn three_nights_of_failed_uploads_lose_no_backup() {
     // Where in the copy each night fails: at once, in the middle of a backup, just before a
     // manifest.
     use Operation::{Create, PutNew};
@@ -205,7 +205,7 @@ async fn three_nights_whose_upload_fails_break_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_chain_lets_the_old_one_go_but_for_its_full() {
+async fn new_chain_prunes_the_old_one_except_its_full() {
     let mut host = Host::new();
     for night in 0..8 {
         host.next_day();
@@ -266,7 +266,7 @@ async fn destroy(world: &World, oldest_days: u32) -> Result<Vec<Option<String>>,
 }
 
 #[tokio::test]
-async fn own_old_snapshots_are_destroyed_and_nobody_elses() {
+async fn only_own_old_snapshots_are_destroyed() {
     let world = World::new();
     let others = world.dataset.snapshot("autosnap_2020").unwrap();
     world
@@ -323,7 +323,7 @@ async fn without_its_bookmark_the_base_of_the_next_incremental_stays() {
 }
 
 #[tokio::test]
-async fn held_and_cloned_snapshots_stay_and_do_not_keep_the_others() {
+async fn held_and_cloned_snapshots_are_kept_and_others_destroyed() {
     let world = World::new();
     for _ in 0..3 {
         world.snapshot();

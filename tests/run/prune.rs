@@ -42,7 +42,7 @@ async fn chains(old: usize, new: usize) -> (Yard, Vec<BackupId>, Vec<BackupId>) 
 }
 
 #[tokio::test]
-async fn a_backup_goes_in_the_order_that_leaves_no_backup_with_holes() {
+async fn prune_deletes_objects_in_an_order_that_leaves_no_incomplete_backup() {
     let (yard, old, new) = two_chains().await;
     yard.store.clear_events();
     let outcome = yard.prune(&last_chains(1)).await;
@@ -110,7 +110,7 @@ async fn a_backup_goes_in_the_order_that_leaves_no_backup_with_holes() {
 }
 
 #[tokio::test]
-async fn the_record_names_what_goes_with_its_manifest() {
+async fn prune_record_names_each_deleted_backup_with_its_manifest_digest() {
     let (yard, old, _) = two_chains().await;
     yard.prune(&last_chains(1)).await;
     let keys = yard.record_keys();
@@ -135,7 +135,7 @@ async fn the_record_names_what_goes_with_its_manifest() {
 }
 
 #[tokio::test]
-async fn looking_changes_nothing() {
+async fn reading_the_prune_view_changes_nothing() {
     let (yard, old, _) = two_chains().await;
     let before = yard.store.keys();
     let view = yard.read_view(&last_chains(1)).await;
@@ -149,7 +149,7 @@ async fn looking_changes_nothing() {
 /// Every store call of a prune fails, before and after its effect, and goes on failing. Whatever is
 /// kept restores; the next prune ends where an uninterrupted one does.
 #[tokio::test]
-async fn whichever_call_fails_the_next_prune_finishes() {
+async fn prune_failed_at_any_store_call_is_completed_by_the_next() {
     let (yard, ..) = chains(2, 1).await;
     yard.store.clear_events();
     yard.prune(&last_chains(1)).await;
@@ -219,7 +219,7 @@ async fn a_prune_stops_between_backups() {
 }
 
 #[tokio::test]
-async fn another_run_on_this_host_keeps_a_prune_out() {
+async fn prune_is_refused_while_another_run_locks_the_dataset() {
     let (yard, ..) = two_chains().await;
     let _held = zfs_backup::state::dataset_lock::lock_dataset(
         yard.state(0),
@@ -234,7 +234,7 @@ async fn another_run_on_this_host_keeps_a_prune_out() {
 }
 
 #[tokio::test]
-async fn whatever_cannot_be_read_deletes_nothing() {
+async fn unreadable_object_stops_the_prune_before_any_deletion() {
     for (operation, part) in [
         (Operation::List, "tank/a/@"),
         (Operation::List, "@prune/"),
@@ -320,7 +320,7 @@ async fn a_manifest_that_is_damaged_forged_or_hidden_keeps_everything() {
 }
 
 #[tokio::test]
-async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() {
+async fn failed_upload_is_pruned_only_when_proved_abandoned() {
     let (mut yard, _, new) = two_chains().await;
     yard.store.fail(
         Fault::before(StoreErrorKind::Full)
@@ -355,7 +355,7 @@ async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() 
 }
 
 #[tokio::test]
-async fn an_attempt_near_its_commit_is_never_taken_for_dead() {
+async fn attempt_that_began_its_commit_is_never_pruned_as_abandoned() {
     for object in [
         "receipt.json.minisig",
         "receipt.json",
@@ -380,7 +380,7 @@ async fn an_attempt_near_its_commit_is_never_taken_for_dead() {
 }
 
 #[tokio::test]
-async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_manifest() {
+async fn rolled_back_journal_is_no_proof_against_a_hidden_manifest() {
     let (mut yard, _, new) = two_chains().await;
     let newest = new.last().unwrap();
     // What the state folder said before the commit, and a manifest that somebody put delete markers
@@ -442,7 +442,7 @@ async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_of_the_stores_deletes_nothing() {
+async fn clock_ahead_of_the_store_stops_every_deletion() {
     let (mut yard, ..) = two_chains().await;
     let within = RetentionRules {
         within: Some(Age::days(30)),
@@ -485,7 +485,7 @@ async fn a_clock_that_is_ahead_of_the_stores_deletes_nothing() {
 }
 
 #[tokio::test]
-async fn unfinished_uploads_of_the_dead_are_removed_and_others_stay() {
+async fn open_uploads_of_abandoned_attempts_are_removed_and_others_kept() {
     let (mut yard, old, new) = two_chains().await;
     let dataset = yard.dataset.clone();
     let chunk = |id: &BackupId, n: u32| {
@@ -546,7 +546,7 @@ async fn unfinished_uploads_of_the_dead_are_removed_and_others_stay() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_backup_that_stays_is_made_void() {
+async fn prune_record_of_a_kept_backup_is_withdrawn() {
     let (yard, old, new) = two_chains().await;
     // A prune that fails before it deletes anything leaves its record.
     yard.store.fail(
@@ -570,7 +570,7 @@ async fn a_record_of_a_backup_that_stays_is_made_void() {
 }
 
 #[tokio::test]
-async fn a_record_keeps_what_else_it_names_when_a_part_is_made_void() {
+async fn partly_withdrawn_prune_record_keeps_its_other_backups() {
     let (yard, old, new) = two_chains().await;
     // Interrupted after the first backup.
     yard.store.fail(
@@ -595,7 +595,7 @@ async fn a_record_keeps_what_else_it_names_when_a_part_is_made_void() {
 /// At every call of a prune another host begins to build on a backup that goes. Either the prune
 /// sees it and stops, or the other sees the record and does not go on.
 #[tokio::test]
-async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
+async fn concurrent_upload_of_another_host_never_uses_a_pruned_base() {
     let (mut resumed, mut stopped) = (0, 0);
     for n in 1.. {
         let (yard, old, new) = two_chains().await;
@@ -744,7 +744,7 @@ async fn prune_intermediate_asks_the_remote_for_each_backup() {
 }
 
 #[tokio::test]
-async fn forget_deletes_one_backup_that_nothing_follows_from() {
+async fn forget_deletes_only_a_backup_without_descendants() {
     let (mut yard, old, new) = two_chains().await;
     let env = |yard: &Yard| yard.env(0, Arc::new(yard.store.clone()), never());
     for id in [&old[0], &old[1], &new[0]] {
@@ -821,7 +821,7 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
 /// The other half of what a prune relies on: a real run does not build on what a fresh record
 /// names.
 #[tokio::test]
-async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
+async fn incremental_on_a_base_in_a_recent_prune_record_is_refused() {
     let world = World::new();
     let full = world.back_up().await.manifest;
     world.zfs.write_file(&world.dataset, 20, b"more");

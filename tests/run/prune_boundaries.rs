@@ -15,7 +15,7 @@ use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, ObjectStore, StoreError
 
 /// `started.json` says what an attempt is, so it goes when all else is gone, whatever takes long.
 #[tokio::test]
-async fn objects_that_take_long_to_delete_are_gone_before_the_next_kind_goes() {
+async fn slow_deletes_end_before_the_next_kind_of_object_is_deleted() {
     let (yard, old, _) = two_chains().await;
     yard.store.clear_events();
     let env = yard.env(0, Arc::new(Hooked::new(&yard.store, |_, _| {})), never());
@@ -37,7 +37,7 @@ async fn objects_that_take_long_to_delete_are_gone_before_the_next_kind_goes() {
 }
 
 #[tokio::test]
-async fn what_the_store_locked_is_not_pruned_until_the_lock_ends() {
+async fn locked_backup_is_not_pruned_until_its_object_lock_ends() {
     let mut yard = Yard::new();
     let lock = ObjectLock {
         days: 30,
@@ -64,7 +64,7 @@ async fn what_the_store_locked_is_not_pruned_until_the_lock_ends() {
 }
 
 #[tokio::test]
-async fn a_prune_of_the_remote_keeps_the_chain_of_what_waits_to_be_copied() {
+async fn prune_of_the_remote_keeps_the_chain_of_an_uncopied_export() {
     let (mut yard, old, _) = two_chains().await;
     let intermediate = memory_store(64 * 1024);
     intermediate.set_clock(Some(yard.clock));
@@ -85,7 +85,7 @@ async fn a_prune_of_the_remote_keeps_the_chain_of_what_waits_to_be_copied() {
 }
 
 #[tokio::test]
-async fn a_store_that_cannot_list_unfinished_uploads_is_pruned_and_one_that_is_away_is_an_error() {
+async fn prune_works_without_listing_of_open_uploads_and_fails_if_unreachable() {
     for (kind, deleted) in [
         (StoreErrorKind::Unsupported, Some(3)),
         (StoreErrorKind::Unavailable, None),
@@ -101,7 +101,7 @@ async fn a_store_that_cannot_list_unfinished_uploads_is_pruned_and_one_that_is_a
 
 /// The same boundary as for a store that tells its clock: a day.
 #[tokio::test]
-async fn a_clock_that_is_a_day_ahead_of_the_stores_prunes() {
+async fn clock_one_day_ahead_of_the_store_does_not_stop_a_prune() {
     let (mut yard, old, _) = two_chains().await;
     yard.hosts[0].1 = hours(24);
     let silent = Arc::new(Hooked::new(&yard.store, |_, _| {}));
@@ -113,7 +113,7 @@ async fn a_clock_that_is_a_day_ahead_of_the_stores_prunes() {
 }
 
 #[tokio::test]
-async fn a_manifest_that_comes_while_its_leftover_goes_stays() {
+async fn manifest_put_while_its_leftover_is_deleted_is_kept() {
     let (yard, old, _) = two_chains().await;
     let manifest = yard.key(&old[2], "manifest.json");
     let bytes = yard.store.object(&manifest).unwrap();
@@ -141,7 +141,7 @@ async fn a_manifest_that_comes_while_its_leftover_goes_stays() {
 }
 
 #[tokio::test]
-async fn an_unfinished_upload_of_an_attempt_that_may_go_on_stays() {
+async fn open_upload_of_a_resumable_attempt_is_kept() {
     let (mut yard, ..) = two_chains().await;
     yard.store.fail(
         Fault::before(StoreErrorKind::Full)

@@ -347,7 +347,7 @@ fn cases() -> u32 {
 }
 
 #[test]
-fn every_backup_that_no_plan_gave_up_restores_after_any_sequence() {
+fn every_backup_not_planned_for_deletion_restores_after_any_sequence() {
     let (keys, writer) = quick_keys();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

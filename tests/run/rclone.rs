@@ -38,7 +38,7 @@ async fn open(folder: &Path) -> Arc<dyn ObjectStore> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chain_goes_through_rclone_and_comes_back() {
+async fn chain_is_stored_verified_and_restored_through_rclone() {
     let (world, folder) = (World::new(), TempDir::new().unwrap());
     let store = open(folder.path()).await;
     let keyring = world.writer.keyring.as_ref().unwrap().bytes.clone();

@@ -120,7 +120,7 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_passphrase_opens_the_same_keys_and_the_old_one_still_does() {
+async fn new_and_old_passphrase_open_the_same_keys() {
     let host = Host::new().await;
     let before: Vec<_> = host.stores[0]
         .keys()
@@ -222,7 +222,7 @@ async fn rotated_keys_open_old_backups_and_every_host_takes_the_newest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_host_of_the_store_takes_rotated_keys_over() {
+async fn other_host_of_the_store_adopts_rotated_keys() {
     let host = Host::new().await;
     let other = Host {
         stores: host.stores.clone(),
@@ -322,7 +322,7 @@ async fn a_wrong_passphrase_foreign_keys_and_a_full_folder_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_store_call_fails_the_old_keys_stay_or_the_new_ones_are_whole() {
+async fn any_failed_store_call_leaves_old_keys_or_complete_new_ones() {
     for change in [Change::Passphrase, Change::Keys] {
         for store in [0, 1] {
             for after in [false, true] {

@@ -113,7 +113,7 @@ async fn each_backup_comes_from_the_nearest_store_that_has_it_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_cannot_be_asked_is_named_and_none_at_all_is_an_error() {
+async fn unreachable_store_is_listed_and_is_an_error_if_no_other_answers() {
     let world = World::new();
     chain(&world, 1).await;
     let near = copy_of(&world.store);
@@ -142,7 +142,7 @@ async fn a_store_that_cannot_be_asked_is_named_and_none_at_all_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_store_lost_and_the_other_has_is_not_lost() {
+async fn backup_lost_in_one_store_is_found_in_the_other() {
     let world = World::new();
     let points = chain(&world, 1).await;
     let near = copy_of(&world.store);
@@ -165,7 +165,7 @@ async fn what_one_store_lost_and_the_other_has_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_time_gives_the_newest_that_is_not_after_it() {
+async fn restore_time_selects_the_newest_backup_not_after_it() {
     let world = World::empty_with_nights(3).await;
     let backups = world.catalog().await.backups;
     let at = |number: usize| backups[number].manifest.snapshot.created_at;
@@ -229,7 +229,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rollback_keeps_what_is_in_common_and_says_what_goes() {
+async fn rollback_keeps_common_snapshots_and_lists_the_destroyed_ones() {
     let world = World::new();
     let points = chain(&world, 3).await;
     let target = name("tank/back");
@@ -312,7 +312,7 @@ async fn a_rollback_keeps_what_is_in_common_and_says_what_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn missing_parents_are_made_and_go_again_when_the_restore_fails() {
+async fn missing_parents_are_created_and_destroyed_if_the_restore_fails() {
     let world = World::new();
     let manifest = world.back_up().await.manifest;
     let (target, set) = (
@@ -458,7 +458,7 @@ fn members(tree: &RestoreTree) -> Vec<(&str, &str, bool)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tree_comes_back_as_it_was_at_one_moment() {
+async fn tree_restore_selects_one_transaction_group_for_all_datasets() {
     let world = World::new();
     let root = world.dataset.as_str().to_owned();
     let child = |short: &str| format!("{root}/{short}");
@@ -712,7 +712,7 @@ async fn a_drill_restores_compares_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drill_tells_a_stream_that_is_not_the_pools() {
+async fn drill_detects_a_stream_that_differs_from_the_pool() {
     // Two pools whose snapshots have one name and one guid, and other files.
     let world = World::new();
     let other = World::empty(world.keys.clone(), world.writer.clone());
@@ -757,7 +757,7 @@ async fn a_drill_tells_a_stream_that_is_not_the_pools() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drill_that_fails_at_any_call_leaves_nothing() {
+async fn drill_failed_at_any_call_leaves_no_unreported_scratch_dataset() {
     const EIO: i32 = 5;
     let world = World::new();
     let points = chain(&world, 1).await;
@@ -808,7 +808,7 @@ async fn a_drill_that_fails_at_any_call_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dataset_that_was_restored_and_goes_on_is_one_line_and_two_that_go_on_are_not() {
+async fn restored_dataset_continues_its_line_unless_its_source_continues_too() {
     let world = World::new();
     world.back_up().await;
     let target = name("tank/again");

@@ -183,7 +183,7 @@ fn worlds() -> Vec<(&'static str, World)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restore_cut_at_any_byte_goes_on_and_ends_in_the_same() {
+async fn restore_cut_at_any_byte_resumes_to_the_same_result() {
     for (what, world) in worlds() {
         let (points, _, streams) = chain_and_streams(&world, 1).await;
         let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
@@ -213,7 +213,7 @@ async fn a_restore_cut_at_any_byte_goes_on_and_ends_in_the_same() {
 /// A store that is away, chunk by chunk: the first run leaves what it has, the second does not
 /// fetch it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_received_is_not_fetched_again() {
+async fn resumed_restore_does_not_fetch_received_chunks_again() {
     let mut world = World::new();
     world.settings.split_bytes = 64 * 1024;
     world
@@ -294,7 +294,7 @@ async fn what_was_received_is_not_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chain_goes_on_between_two_backups_and_ends_its_readonly() {
+async fn chain_restore_resumes_between_backups_and_ends_writable() {
     let world = World::new();
     let points = chain(&world, 3).await;
     for number in 0..4 {
@@ -337,7 +337,7 @@ async fn a_chain_goes_on_between_two_backups_and_ends_its_readonly() {
 
 /// An end of the process after the last receive, before its marks are taken away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restore_that_was_received_whole_only_ends() {
+async fn fully_received_restore_only_removes_its_marks() {
     let world = World::new();
     let points = chain(&world, 1).await;
     let target = name("tank/back");
@@ -358,7 +358,7 @@ async fn a_restore_that_was_received_whole_only_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rollback_that_failed_with_one_backup_left_ends_its_readonly() {
+async fn resumed_rollback_with_one_backup_left_ends_its_readonly() {
     let world = World::new();
     let points = chain(&world, 2).await;
     let target = name("tank/back");
@@ -431,7 +431,7 @@ async fn a_rollback_that_failed_with_one_backup_left_ends_its_readonly() {
 /// Onto a dataset that was there the kernel puts back what was set before, so that nothing marks
 /// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_rollback_goes_on_when_it_is_asked_for_again() {
+async fn interrupted_rollback_resumes_only_with_force_rollback() {
     let world = World::new();
     let (points, _, streams) = chain_and_streams(&world, 1).await;
     let target = name("tank/back");
@@ -445,7 +445,7 @@ async fn an_interrupted_rollback_goes_on_when_it_is_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restart_gives_up_what_is_ours_and_nothing_else() {
+async fn restart_abandons_only_the_own_partial_restore() {
     let world = World::new();
     let (points, set, streams) = chain_and_streams(&world, 1).await;
     let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
@@ -499,7 +499,7 @@ async fn restart_gives_up_what_is_ours_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receive_of_something_else_is_named_and_left_alone() {
+async fn partial_receive_of_another_stream_is_reported_and_not_touched() {
     let mut world = World::new();
     let (points, _, streams) = chain_and_streams(&world, 1).await;
     let target = name("tank/back");
@@ -541,7 +541,7 @@ async fn a_receive_of_something_else_is_named_and_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_kernel_refuses_it_starts_over_if_that_is_ours() {
+async fn refused_resume_restarts_the_receive_only_with_the_own_mark() {
     let world = World::new();
     let (points, _, streams) = chain_and_streams(&world, 1).await;
     let target = name("tank/back");
@@ -584,7 +584,7 @@ async fn where_the_kernel_refuses_it_starts_over_if_that_is_ours() {
 
 /// Damage in what is still to come keeps what came before: it was authentic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
+async fn damage_found_by_a_resumed_restore_keeps_the_received_data() {
     let world = World::new();
     let (points, _, streams) = chain_and_streams(&world, 0).await;
     let target = name("tank/back");
@@ -615,7 +615,7 @@ async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
 /// Every call of ZFS and of the store fails once in a run that goes on: the next one ends in the
 /// same all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_that_goes_on_and_fails_anywhere_can_be_gone_on_with() {
+async fn resumed_restore_that_fails_at_any_call_can_be_resumed_again() {
     let world = World::new();
     let (points, set, streams) = chain_and_streams(&world, 1).await;
     let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
@@ -654,7 +654,7 @@ async fn a_run_that_goes_on_and_fails_anywhere_can_be_gone_on_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_night_in_between_is_received_behind_the_one_that_goes_on() {
+async fn resumed_restore_also_receives_a_backup_made_since() {
     let world = World::new();
     let (mut points, _, streams) = chain_and_streams(&world, 0).await;
     let target = name("tank/back");

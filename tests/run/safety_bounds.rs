@@ -228,7 +228,7 @@ async fn records(world: &World, store: &dyn ObjectStore) -> Vec<ObjectKey> {
 }
 
 #[tokio::test]
-async fn an_object_without_a_signature_of_ours_is_never_fetched() {
+async fn object_without_a_trusted_signature_is_never_fetched() {
     let world = World::new();
     let manifest = world.back_up().await.manifest;
     let true_signature = world
@@ -278,7 +278,7 @@ async fn an_object_without_a_signature_of_ours_is_never_fetched() {
 }
 
 #[tokio::test]
-async fn large_objects_in_the_place_of_signed_ones_are_held_one_at_a_time() {
+async fn replaced_large_objects_are_held_in_memory_one_at_a_time() {
     let world = World::new();
     let large = 6 * MIB;
     for number in 0..24 {
@@ -298,7 +298,7 @@ async fn large_objects_in_the_place_of_signed_ones_are_held_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_prune_record_may_be_as_long_as_the_longest_of_ours() {
+async fn prune_record_longer_than_the_limit_is_ignored() {
     let world = World::new();
     let limit = usize::try_from(PRUNE_RECORD_BYTES_MAX).unwrap();
     let longest = plant_record(&world, 1, limit);
@@ -356,7 +356,7 @@ async fn catalog_through(world: &World) -> Catalog {
 }
 
 #[tokio::test]
-async fn what_is_not_trusted_is_not_fetched_again_until_it_changes() {
+async fn untrusted_object_is_not_fetched_again_until_it_changes() {
     let world = World::new();
     world.back_up().await;
     for number in 0..20 {
@@ -407,7 +407,7 @@ async fn what_is_not_trusted_is_not_fetched_again_until_it_changes() {
 }
 
 #[tokio::test]
-async fn more_untrusted_backups_than_this_program_leaves_are_an_error_that_names_the_dataset() {
+async fn too_many_untrusted_backups_are_an_error_that_names_the_dataset() {
     let world = World::new();
     world.back_up().await;
     for number in 0..UNTRUSTED_MAX {

@@ -77,7 +77,7 @@ async fn world_of_nights(count: u64) -> World {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_store_under_two_names_is_refused_by_all_that_relies_on_two() {
+async fn one_store_under_two_names_is_refused_by_commands_that_need_two() {
     let world = world_of_nights(3).await;
     let at: jiff::Timestamp = "2026-02-10T00:00:00Z".parse().unwrap();
     world.store.set_clock(Some(at));
@@ -166,7 +166,7 @@ async fn open(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folder_has_one_identity_under_all_its_names() {
+async fn folder_has_one_store_id_under_every_path() {
     let (folder, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let (real, link) = (folder.path().join("real"), folder.path().join("link"));
     fs::create_dir(&real).unwrap();
@@ -206,7 +206,7 @@ async fn a_folder_has_one_identity_under_all_its_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_store_at_a_place_is_not_written_to_until_somebody_accepts_it() {
+async fn different_store_at_a_known_url_is_not_written_until_accepted() {
     let (folder, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let root = folder.path().join("mount");
     let (disk, spare) = (folder.path().join("disk"), folder.path().join("spare"));
@@ -290,7 +290,7 @@ fn shared(store: &MemoryStore) -> Arc<dyn ObjectStore> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_identity_that_cannot_be_read_is_never_none() {
+async fn unreadable_store_id_is_an_error_and_never_replaced() {
     let here = place("memory:", "");
     let good = StoreId::from_random(7);
     let text = |id: &str| format!("{{\"format\": 1, \"type\": \"store-id\", \"id\": \"{id}\"}}");
@@ -353,7 +353,7 @@ async fn an_identity_that_cannot_be_read_is_never_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hosts_that_begin_at_once_agree_on_one_identity() {
+async fn concurrent_first_runs_agree_on_one_store_id() {
     for conditional_put in [true, false] {
         let traits = StoreTraits {
             part_bytes: PART_BYTES,
@@ -395,7 +395,7 @@ impl Watch for Unwatched {
 
 /// B2 has no conditional put. Two hosts begin with it, in every order of their calls.
 #[tokio::test]
-async fn hosts_of_a_store_without_conditional_puts_settle_one_identity() {
+async fn hosts_of_a_store_without_conditional_puts_agree_on_one_store_id() {
     let traits = StoreTraits {
         part_bytes: PART_BYTES,
         concurrency: 1,
@@ -443,7 +443,7 @@ async fn hosts_of_a_store_without_conditional_puts_settle_one_identity() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_bucket_name_elsewhere_leaves_the_upload_alone() {
+async fn same_bucket_name_at_another_endpoint_does_not_touch_the_upload() {
     let world = World::new();
     world.store.fail(
         Fault::before(StoreErrorKind::Denied)
@@ -489,7 +489,7 @@ async fn the_same_bucket_name_elsewhere_leaves_the_upload_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn holds_of_another_remote_stay_until_they_are_named() {
+async fn holds_of_another_remote_are_kept_until_released_by_id() {
     let world = World::new();
     let (state, selected) = (&world.settings.state_dir, world.selected());
     let id = |nonce| BackupId::new(now(), BackupKind::Full, Guid(1), nonce);
@@ -596,7 +596,7 @@ async fn bookmarks_that_another_configuration_needs_survive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_bookmark_goes_while_another_store_has_not_said_what_it_needs() {
+async fn bookmarks_are_kept_while_needs_of_another_store_are_unknown() {
     let world = World::new();
     let first = world.back_up().await.manifest;
     // As a version without notes left it.
@@ -635,7 +635,7 @@ async fn damage_of(world: &World, own_commits: Vec<OwnCommit>) -> Vec<Damage> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_tail_is_found_by_the_host_that_made_it() {
+async fn unrecorded_loss_of_the_newest_backup_is_found_by_its_host() {
     let world = world_of_nights(2).await;
     let newest = world.catalog().await.newest().unwrap().manifest.clone();
     let records = Records::new(
@@ -702,7 +702,7 @@ async fn a_cut_tail_is_found_by_the_host_that_made_it() {
 /// A host as an earlier version left it: state by URL, here of two stores with one URL at two
 /// endpoints.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn old_state_moves_only_to_the_store_that_proves_to_be_meant() {
+async fn old_state_moves_only_to_the_store_proved_by_its_backups() {
     let world = World::new();
     let state = world.settings.state_dir.clone();
     let (ours, theirs) = (memory_store(PART_BYTES), memory_store(PART_BYTES));
@@ -837,7 +837,7 @@ async fn a_move_of_old_state_that_was_interrupted_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_deletes_the_identity_and_nobody_reports_it() {
+async fn store_id_is_neither_pruned_nor_reported_as_extra() {
     let world = world_of_nights(2).await;
     let text = format!(
         "{{\"format\": 1, \"type\": \"store-id\", \"id\": \"{}\"}}\n",

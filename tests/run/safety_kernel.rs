@@ -32,7 +32,7 @@ fn odd_module_version_is_quoted_in_the_command() {
 }
 
 #[test]
-fn host_without_sysfs_is_told_how_to_mount_it() {
+fn missing_sysfs_is_reported_with_the_mount_command() {
     let source = std::io::Error::from_raw_os_error(2);
     let error = ZfsError::System {
         operation: "read",

@@ -197,7 +197,7 @@ fn forget_state(world: &mut World) -> TempDir {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn backups_say_who_made_them_and_what_they_come_after() {
+async fn backups_record_their_host_mark_and_previous_backup() {
     let world = World::new();
     let first = world.back_up().await.manifest;
     let mark = host_mark(&world.settings.state_dir).unwrap();
@@ -215,7 +215,7 @@ async fn backups_say_who_made_them_and_what_they_come_after() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copied_pool_is_a_doubt_on_both_hosts_and_a_question() {
+async fn copied_pool_causes_doubts_on_both_hosts_and_an_ambiguous_newest() {
     let world = World::new();
     world.back_up().await;
     let copy = copied_pool(&world);
@@ -261,7 +261,7 @@ async fn a_clone_that_stores_an_older_snapshot_after_our_newest_is_a_doubt() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clone_with_the_state_folder_of_its_model_is_found_by_what_each_pool_knows() {
+async fn clone_with_a_copied_state_folder_is_detected_from_the_pool_snapshots() {
     let world = World::new();
     world.back_up().await;
     let clone = cloned_machine(&world);
@@ -279,7 +279,7 @@ async fn a_clone_with_the_state_folder_of_its_model_is_found_by_what_each_pool_k
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_taken_over_is_pruned_and_what_its_host_makes_later_is_a_doubt_again() {
+async fn adopted_backups_are_pruned_and_later_ones_of_that_host_cause_a_doubt() {
     let world = World::new();
     let shared = world.back_up().await.manifest;
     let copy = copied_pool(&world);
@@ -299,7 +299,7 @@ async fn what_was_taken_over_is_pruned_and_what_its_host_makes_later_is_a_doubt_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_next_backup_ends_the_question_for_hosts_without_a_pool() {
+async fn backup_after_an_adoption_makes_the_newest_unambiguous_again() {
     let world = World::new();
     world.back_up().await;
     let copy = copied_pool(&world);
@@ -312,7 +312,7 @@ async fn the_next_backup_ends_the_question_for_hosts_without_a_pool() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_rewound_to_a_checkpoint_is_a_doubt_and_a_question_until_it_is_taken_over() {
+async fn rewound_pool_causes_a_doubt_until_the_abandoned_line_is_adopted() {
     let world = World::new();
     let shared = world.back_up().await.manifest;
     let checkpoint = world.zfs.copy_pools();
@@ -348,7 +348,7 @@ async fn a_pool_rewound_to_a_checkpoint_is_a_doubt_and_a_question_until_it_is_ta
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_that_moved_and_a_host_that_was_installed_anew_go_on_silently() {
+async fn moved_pool_and_reinstalled_host_continue_without_a_doubt() {
     let mut world = World::new();
     world.back_up().await;
     incremental(&world, 1).await;
@@ -370,7 +370,7 @@ async fn a_pool_that_moved_and_a_host_that_was_installed_anew_go_on_silently() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_upload_goes_on_on_another_host_silently() {
+async fn interrupted_upload_resumed_on_another_host_causes_no_doubt() {
     let mut world = World::new();
     world.store.fail(
         Fault::before(StoreErrorKind::Denied)
@@ -399,7 +399,7 @@ async fn an_interrupted_upload_goes_on_on_another_host_silently() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn manifests_of_older_builds_are_followed_silently() {
+async fn manifests_of_older_versions_cause_no_doubt() {
     let world = World::new();
     let old = [world.back_up().await.manifest, full(&world, 1).await];
     for manifest in &old {
@@ -420,7 +420,7 @@ async fn manifests_of_older_builds_are_followed_silently() {
 
 /// A restored dataset has another guid and continues its chain; the pool knows its snapshots.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restored_dataset_that_goes_on_is_the_same_line() {
+async fn restored_dataset_continues_the_same_time_line() {
     let mut world = World::new();
     world.back_up().await;
     incremental(&world, 1).await;
@@ -511,7 +511,7 @@ async fn two_hosts_never_commit_one_upload() {
 
 /// K of the review: the clone's chains took the place of ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chains_of_a_cloned_machine_do_not_push_ours_out() {
+async fn chains_of_a_cloned_machine_do_not_displace_own_chains() {
     let world = World::new();
     let ours = world.back_up().await.manifest;
     // Same guids, same mark, and snapshots that this pool has never had.
@@ -544,7 +544,7 @@ async fn chains_of_a_cloned_machine_do_not_push_ours_out() {
 
 /// E of the review: after the pool was rewound the abandoned time line was the newest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_newest_is_never_silently_of_the_abandoned_time_line() {
+async fn newest_backup_is_ambiguous_if_an_abandoned_time_line_exists() {
     let world = World::new();
     let full = world.back_up().await.manifest;
     let abandoned = plant(&world, &full, 10, None);
@@ -565,7 +565,7 @@ async fn the_newest_is_never_silently_of_the_abandoned_time_line() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_name_that_two_time_lines_have_is_a_question() {
+async fn snapshot_name_in_two_time_lines_is_ambiguous() {
     let world = World::new();
     world.back_up().await;
     let copy = copied_pool(&world);
@@ -578,7 +578,7 @@ async fn a_snapshot_name_that_two_time_lines_have_is_a_question() {
 /// A dataset and the one that was restored from it both have a snapshot of that name. Their
 /// transaction groups may be of two pools, so the greater one is not the newer one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_name_that_two_datasets_have_is_a_question() {
+async fn snapshot_name_in_two_datasets_is_ambiguous() {
     let world = World::new();
     world.back_up().await;
     let target = name("tank/again");

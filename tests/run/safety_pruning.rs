@@ -138,7 +138,7 @@ async fn is_restorable(pair: &Pair, id: &BackupId) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn forget_keeps_what_a_backup_follows_from_as_a_twin() {
+async fn forget_refuses_a_twin_that_is_the_base_of_a_backup() {
     let (pair, twin, child) = child_of_a_twin().await;
     pair.try_upload().await.unwrap();
     assert!(is_restorable(&pair, &child.id).await);
@@ -174,7 +174,7 @@ async fn forget_keeps_what_a_backup_follows_from_as_a_twin() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_under_way_keeps_the_twin_that_it_will_follow_from() {
+async fn forget_refuses_a_twin_that_an_unfinished_copy_needs_as_base() {
     let (pair, twin, child) = child_of_a_twin().await;
     pair.remote.fail(
         Fault::before(StoreErrorKind::Full)
@@ -248,7 +248,7 @@ async fn a_clock_years_ahead_destroys_no_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
+async fn clock_of_a_folder_store_is_judged_by_saved_clock_readings() {
     let world = World::new();
     let first = world.back_up().await.manifest;
     for number in 1..4 {
@@ -402,7 +402,7 @@ async fn the_remotes_clock_decides_for_the_intermediate_directory_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unfinished_uploads_stay_while_the_clock_is_doubtful() {
+async fn open_uploads_are_kept_while_the_clock_is_doubtful() {
     let world = World::new();
     let first = world.back_up().await.manifest;
     let ahead = time("2040-01-20T00:00:00Z");
@@ -429,7 +429,7 @@ async fn unfinished_uploads_stay_while_the_clock_is_doubtful() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_property_alone_makes_no_snapshot_ours() {
+async fn snapshot_with_the_user_property_but_another_name_is_not_own() {
     let world = world_of_nights(2).await;
     let guid = world.zfs.dataset(&world.dataset).unwrap().unwrap().guid;
     let names = [
@@ -504,7 +504,7 @@ async fn a_user_property_alone_makes_no_snapshot_ours() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_planted_object_keeps_no_snapshot() {
+async fn planted_object_does_not_prevent_snapshot_pruning() {
     let world = world_of_nights(4).await;
     let later = time("2026-12-08T00:00:00Z");
     let view = async || verdicts(&world, later, ClockCheck::vouched_at(later)).await;
@@ -592,7 +592,7 @@ fn pruned_before_its_commit(world: &World, store: &MemoryStore) -> Arc<Hooked> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_that_is_pruned_meanwhile_is_not_committed() {
+async fn copy_pruned_during_its_upload_is_not_committed() {
     let world = World::new();
     let full = world.back_up().await.manifest;
     let pair = Pair::new(world);
@@ -621,7 +621,7 @@ async fn a_copy_that_is_pruned_meanwhile_is_not_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_that_is_pruned_meanwhile_is_not_committed_and_the_next_run_begins_anew() {
+async fn backup_pruned_during_its_upload_is_not_committed_and_not_resumed() {
     let world = World::new();
     let env = BackupEnv {
         store: pruned_before_its_commit(&world, &world.store),
@@ -644,7 +644,7 @@ async fn a_backup_that_is_pruned_meanwhile_is_not_committed_and_the_next_run_beg
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn objects_that_are_newer_than_the_record_by_the_stores_clock_are_of_somebody_else() {
+async fn objects_newer_than_the_prune_record_by_store_clock_are_kept() {
     let world = World::new();
     let full = world.back_up().await.manifest;
     let again = plant(&world, &full, 1, None);

@@ -138,7 +138,7 @@ async fn lose_a_race(world: &World, options: &ReceiveOptions) -> (RunError, bool
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_loser_of_two_restores_leaves_what_the_winner_received() {
+async fn failed_concurrent_restore_keeps_the_data_of_the_other() {
     for resume in [
         ResumeChoice::Resume,
         ResumeChoice::Restart,
@@ -169,7 +169,7 @@ async fn the_loser_of_two_restores_leaves_what_the_winner_received() {
 /// A dataset under the target's name without our token stays untouched, whichever error the first
 /// receive returns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_error_of_the_first_receive_removes_what_is_not_marked_as_ours() {
+async fn failed_first_receive_never_destroys_an_unmarked_dataset() {
     for errno in [EEXIST, EBUSY, ETXTBSY, 5, 22] {
         let world = World::new();
         chain(&world, 1).await;
@@ -222,7 +222,7 @@ fn replicate(zfs: &zfs_backup::zfs::fake::FakeZfs, from: &DatasetName, to: &Data
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_with_other_snapshots_loses_none() {
+async fn failed_restore_keeps_foreign_snapshots_of_its_target() {
     let world = World::new();
     let points = chain(&world, 1).await;
     let set = world.find(&RestorePoint::Newest).await.unwrap();
@@ -253,7 +253,7 @@ async fn a_replica_with_other_snapshots_loses_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_restore_leaves_what_has_a_child_a_bookmark_or_a_hold() {
+async fn failed_restore_keeps_a_target_with_a_child_bookmark_or_hold() {
     for keeper in ["child", "bookmark", "hold"] {
         let world = World::new();
         let points = chain(&world, 1).await;
@@ -318,7 +318,7 @@ async fn a_mark_of_an_older_build_is_resumed_and_never_destroyed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_took_the_place_of_a_restore_is_not_given_up_for_it() {
+async fn restart_keeps_a_dataset_that_replaced_the_planned_partial_restore() {
     let world = World::new();
     let points = chain(&world, 1).await;
     let set = world.find(&RestorePoint::Newest).await.unwrap();
@@ -360,7 +360,7 @@ async fn what_took_the_place_of_a_restore_is_not_given_up_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rollback_destroys_what_its_list_says_and_ends_as_the_chain() {
+async fn rollback_destroys_only_listed_snapshots_and_ends_equal_to_the_chain() {
     let world = World::new();
     let (points, set, target) = diverged(&world, 3, 2).await;
     let mark = target.bookmark("of-mine").unwrap();
@@ -415,7 +415,7 @@ async fn a_rollback_destroys_what_its_list_says_and_ends_as_the_chain() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_changed_since_the_list_was_shown_is_not_destroyed() {
+async fn rollback_refuses_if_the_target_changed_after_the_list_was_shown() {
     for change in [
         "a snapshot",
         "data",
@@ -477,7 +477,7 @@ async fn what_changed_since_the_list_was_shown_is_not_destroyed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_call_of_a_rollback_that_fails_loses_no_more_than_was_listed() {
+async fn rollback_that_fails_at_any_call_loses_only_listed_snapshots() {
     let world = World::new();
     let (points, set, target) = diverged(&world, 1, 1).await;
     let mut done = false;
@@ -540,7 +540,7 @@ async fn held_and_cloned_snapshots_are_named_before_a_byte_is_fetched() {
 
 /// The kernel's forced receive would destroy it at the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_appears_while_a_rollback_receives_stops_it_and_stays() {
+async fn rollback_stops_at_a_concurrent_change_and_keeps_it() {
     for change in ["a snapshot", "data"] {
         let world = World::new();
         let (points, set, target) = diverged(&world, 1, 1).await;
@@ -603,7 +603,7 @@ async fn what_appears_while_a_rollback_receives_stops_it_and_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_between_two_backups_of_a_new_dataset_stops_the_restore_and_stays() {
+async fn concurrent_snapshot_of_a_new_dataset_stops_the_restore_and_is_kept() {
     let world = World::new();
     chain(&world, 1).await;
     let (set, target) = (
@@ -723,7 +723,7 @@ fn scratch_of(world: &World) -> Option<DatasetName> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes_it() {
+async fn drill_reports_a_remaining_scratch_dataset_and_the_next_removes_it() {
     let (world, locks) = (World::new(), TempDir::new().unwrap());
     chain(&world, 1).await;
     assert!(rehearse(&world, &locks).await.unwrap().is_none());
@@ -813,7 +813,7 @@ async fn a_scratch_mark_on_a_dataset_with_another_name_destroys_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_left_scratch_dataset_that_was_written_to_stays() {
+async fn modified_scratch_dataset_of_an_earlier_drill_is_kept() {
     let (world, locks) = (World::new(), TempDir::new().unwrap());
     chain(&world, 1).await;
     let calls = world.zfs.calls();
@@ -893,7 +893,7 @@ async fn a_restart_destroys_no_data_that_was_written_after_the_restore() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_complete_restore_can_end_although_a_snapshot_was_taken_since() {
+async fn complete_restore_ends_despite_a_later_snapshot() {
     let world = World::new();
     let (set, target) = killed_at_the_end(&world).await;
     world.zfs.write_file(&target, 900, b"in use");

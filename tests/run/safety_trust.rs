@@ -187,7 +187,7 @@ fn tag(keys: &WriterKeys) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leaked_key_signs_nothing_that_counts_after_a_rotation() {
+async fn objects_signed_by_a_leaked_key_after_a_rotation_are_untrusted() {
     let mut site = Site::new().await;
     let before = site.world.back_up().await.manifest;
     let leaked = site.rotate(OldKeys::Retire).await;
@@ -399,7 +399,7 @@ async fn configurations_signed_by_an_old_key_are_not_recovered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prune_records_of_before_still_explain_a_gap_and_later_ones_by_an_old_key_do_not() {
+async fn prune_records_of_a_retired_key_count_only_if_listed_by_the_rotation() {
     let mut site = Site::new().await;
     let full = site.world.back_up().await.manifest;
     let gone = BackupId::new(now(), BackupKind::Full, Guid(0x60), 1);
@@ -423,7 +423,7 @@ async fn prune_records_of_before_still_explain_a_gap_and_later_ones_by_an_old_ke
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unfinished_upload_begins_anew_with_the_new_keys() {
+async fn unfinished_upload_restarts_with_rotated_keys() {
     let mut site = Site::new().await;
     site.world.store.fail(
         Fault::before(StoreErrorKind::Denied)
@@ -463,7 +463,7 @@ async fn an_unfinished_upload_begins_anew_with_the_new_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_rotation_carries_over_what_the_first_one_listed_and_retires_its_key_too() {
+async fn second_rotation_keeps_earlier_lists_and_retires_the_second_key() {
     let mut site = Site::new().await;
     let first = site.world.back_up().await.manifest;
     let leaked = site.rotate(OldKeys::Retire).await;
@@ -499,7 +499,7 @@ async fn a_second_rotation_carries_over_what_the_first_one_listed_and_retires_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keep_trust_keeps_it_and_a_later_rotation_takes_it() {
+async fn old_key_is_trusted_after_keep_trust_until_a_retiring_rotation() {
     let mut site = Site::new().await;
     let full = site.world.back_up().await.manifest;
     let old = site.rotate(OldKeys::KeepTrust).await;
@@ -658,7 +658,7 @@ async fn planted_older_keyrings_and_forged_lists_give_no_trust() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_rotation_loses_nothing_that_was_signed_until_it_is_ended() {
+async fn interrupted_rotation_loses_no_backup_signed_before_it_is_completed() {
     let mut site = Site::new().await;
     let full = site.world.back_up().await.manifest;
     // After the keyring, before the successor object and the cache.
@@ -698,7 +698,7 @@ async fn an_interrupted_rotation_loses_nothing_that_was_signed_until_it_is_ended
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_host_with_old_keys_refuses_to_back_up_until_it_takes_the_new_ones() {
+async fn host_with_retired_keys_refuses_to_back_up_until_it_adopts_the_new_ones() {
     for old_keys in [OldKeys::Retire, OldKeys::KeepTrust] {
         let mut site = Site::new().await;
         let full = site.world.back_up().await.manifest;
@@ -746,7 +746,7 @@ async fn another_host_with_old_keys_refuses_to_back_up_until_it_takes_the_new_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_successor_that_others_signed_stops_nobody() {
+async fn only_a_successor_object_signed_by_the_own_key_stops_a_host() {
     let site = Site::new().await;
     let stranger = SigningKey::generate().unwrap();
     let tag = tag(&site.world.writer);
@@ -969,7 +969,7 @@ async fn keyring_planted_under_the_last_or_the_next_number_does_not_stop_a_new_p
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotation_after_one_that_kept_trust_stops_a_host_that_missed_both() {
+async fn retiring_rotation_after_keep_trust_stops_a_host_that_missed_both() {
     let mut site = Site::new().await;
     let state = TempDir::new().unwrap();
     let other = KeyCache::new(state.path());
@@ -1021,7 +1021,7 @@ async fn rotation_after_one_that_kept_trust_stops_a_host_that_missed_both() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_a_rotation_did_not_read_keeps_its_keyring_and_its_backups() {
+async fn store_omitted_from_a_rotation_keeps_its_keyring_and_backups() {
     let mut site = Site::new().await;
     let elsewhere = site.world.store.clone();
     let full = site.world.back_up().await.manifest;
@@ -1078,7 +1078,7 @@ async fn an_overwritten_list_of_retired_keys_stops_a_backup_with_the_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_a_rotation_also_lists_keeps_its_backups_under_the_new_keys() {
+async fn backups_of_an_also_listed_store_are_trusted_under_rotated_keys() {
     let mut site = Site::new().await;
     let elsewhere = site.world.store.clone();
     let full = site.world.back_up().await.manifest;

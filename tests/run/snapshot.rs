@@ -84,7 +84,7 @@ fn leave_half_received(zfs: &FakeZfs, target: &str) {
 }
 
 #[test]
-fn one_call_a_pool_takes_all_in_one_transaction_group() {
+fn one_call_per_pool_snapshots_all_datasets_in_one_transaction_group() {
     let zfs = pools(&["tank/a", "tank/b", "other/c"]);
     let chosen = datasets(&zfs, &["tank/a", "other/c", "tank/b"]);
     let calls = zfs.calls();
@@ -143,7 +143,7 @@ fn a_dataset_in_the_middle_of_a_receive_is_left_out_and_named() {
 }
 
 #[test]
-fn a_dataset_that_went_away_and_a_taken_name_do_not_stop_the_others() {
+fn missing_dataset_or_used_name_does_not_stop_other_snapshots() {
     let zfs = pools(&["tank/a", "tank/b", "tank/c"]);
     let chosen = datasets(&zfs, &["tank/a", "tank/b", "tank/c"]);
     zfs.destroy_dataset(&name("tank/b")).unwrap();
@@ -162,7 +162,7 @@ fn a_dataset_that_went_away_and_a_taken_name_do_not_stop_the_others() {
 }
 
 #[test]
-fn an_error_that_names_nobody_fails_its_pool_and_no_other() {
+fn snapshot_error_without_a_dataset_name_fails_its_pool_only() {
     let zfs = pools(&["tank/a", "tank/b", "other/c"]);
     let chosen = datasets(&zfs, &["tank/a", "tank/b", "other/c"]);
     // The pools go by name: the second call is tank's.
@@ -188,7 +188,7 @@ fn libc_eperm() -> i32 {
 }
 
 #[test]
-fn a_dataset_that_went_away_behind_an_error_that_names_nobody_is_left_out_alone() {
+fn missing_dataset_behind_an_unnamed_error_is_the_only_one_skipped() {
     let zfs = pools(&["tank/a", "tank/b"]);
     let chosen = datasets(&zfs, &["tank/a", "tank/b"]);
     zfs.destroy_dataset(&name("tank/b")).unwrap();
@@ -234,7 +234,7 @@ async fn run(zfs: &FakeZfs, hooks: &Hooks, stop: &Stop) -> SnapshotsTaken {
 }
 
 #[tokio::test]
-async fn hooks_run_around_the_snapshot_and_a_failing_first_one_means_none() {
+async fn snapshot_hooks_run_and_a_failing_pre_hook_prevents_the_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let cases: &[(&str, &str, usize, &[&str], &str)] = &[
         (
@@ -281,7 +281,7 @@ async fn hooks_run_around_the_snapshot_and_a_failing_first_one_means_none() {
 }
 
 #[tokio::test]
-async fn a_request_to_stop_ends_the_first_hook_and_the_second_runs_all_the_same() {
+async fn stop_request_ends_the_pre_hook_and_still_runs_the_post_hook() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let zfs = pools(&["tank/a"]);

@@ -58,7 +58,7 @@ fn b3sum(folder: &Path) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b3sum_checks_every_object_of_a_backup_and_finds_what_rotted() {
+async fn b3sum_verifies_every_object_of_a_backup_and_detects_corruption() {
     let (world, folder) = (World::new(), TempDir::new().unwrap());
     let manifest = exported(&world, folder.path()).await;
     let backup = folder.path().join(key_of(&manifest, ""));
@@ -98,7 +98,7 @@ async fn b3sum_checks_every_object_of_a_backup_and_finds_what_rotted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_file_is_no_unknown_object_is_written_once_and_is_not_copied() {
+async fn b3sums_file_is_a_known_object_written_once_and_not_copied() {
     let (world, folder) = (World::new(), TempDir::new().unwrap());
     let manifest = exported(&world, folder.path()).await;
     let store = open(folder.path());

@@ -33,7 +33,7 @@ fn intermediate(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
+async fn export_uses_a_base_in_the_remote_even_if_it_is_unreachable() {
     let mut world = World::new();
     let points = chain(&world, 1).await;
     let remote = world.store.clone();
@@ -149,7 +149,7 @@ async fn a_night_without_the_remote_makes_no_second_time_line() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_remote_that_was_never_read_is_not_an_empty_one() {
+async fn unread_remote_is_not_treated_as_empty() {
     let mut world = World::new();
     world.settings.lifecycle.auto_full_bytes_max = 1000;
     let known = KnownStore::of_url("memory:away");
@@ -233,7 +233,7 @@ async fn a_remembered_manifest_is_verified_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bookmarks_stay_for_the_newest_two_chains_and_whatever_cannot_be_read() {
+async fn bookmarks_are_kept_for_the_newest_two_chains_and_for_unreadable_stores() {
     let world = World::new();
     let mut manifests = Vec::new();
     for number in 1..=3 {

@@ -26,7 +26,7 @@ async fn planned(world: &World) -> Vec<PlannedResume> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_says_what_would_go_on_and_from_where_and_changes_nothing() {
+async fn backup_plan_shows_the_resume_point_and_changes_nothing() {
     let mut world = World::new();
     assert_eq!(planned(&world).await, []);
     let kept = interrupted_late(&world).await;
@@ -66,7 +66,7 @@ async fn a_plan_says_what_would_go_on_and_from_where_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_goes_on_tells_at_once_how_far_it_is_and_of_how_much() {
+async fn resumed_upload_reports_its_progress_and_total_at_once() {
     let world = World::new();
     let kept = interrupted_late(&world).await;
     let told: Arc<Mutex<Vec<Progress>>> = Arc::default();
@@ -93,7 +93,7 @@ async fn an_upload_that_goes_on_tells_at_once_how_far_it_is_and_of_how_much() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failure_after_an_ended_upload_does_not_hide_it() {
+async fn failure_after_a_completed_upload_still_reports_that_upload() {
     let world = World::new();
     interrupted_late(&world).await;
     night(&world, 1);
@@ -130,7 +130,7 @@ async fn a_failure_after_an_ended_upload_does_not_hide_it() {
 /// whoever gives it up notes so, and a prune deletes it once its days are over. One of another pool
 /// nobody here can judge.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_known_from_the_store_alone_and_given_up_goes_by_prune() {
+async fn abandoned_upload_known_only_from_the_store_is_pruned_after_its_days() {
     let mut world = World::new();
     let begun: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
     world.store.set_clock(Some(begun));

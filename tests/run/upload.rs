@@ -180,7 +180,7 @@ async fn a_backup_is_copied_with_the_same_bytes_and_a_receipt_of_the_new_store()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_order_of_writes_is_that_of_a_commit() {
+async fn copy_writes_its_objects_in_commit_order() {
     let (world, manifest) = world_with_backup().await;
     let pair = Pair::new(world);
     pair.upload().await;
@@ -229,7 +229,7 @@ async fn the_order_of_writes_is_that_of_a_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chains_are_copied_parents_first_and_receipts_see_what_is_live() {
+async fn chains_are_copied_parents_first_and_receipts_list_live_backups() {
     let (world, full) = world_with_backup().await;
     let first = plant(&world, &full, 1, Some(&full));
     let second = plant(&world, &full, 2, Some(&first));
@@ -249,7 +249,7 @@ async fn chains_are_copied_parents_first_and_receipts_see_what_is_live() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_parent_in_neither_place_is_named_and_the_others_go_on() {
+async fn copy_reports_a_parent_missing_in_both_stores_and_copies_the_others() {
     let (world, full) = world_with_backup().await;
     let lost = plant(&world, &full, 1, None);
     let child = plant(&world, &full, 2, Some(&lost));
@@ -281,7 +281,7 @@ async fn a_parent_in_neither_place_is_named_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_that_fails_takes_its_descendants_with_it_and_nobody_else() {
+async fn damaged_backup_fails_only_its_own_copy_and_its_descendants() {
     let (world, full) = world_with_backup().await;
     let other = plant(&world, &full, 1, None);
     let child = plant(&world, &full, 2, Some(&other));
@@ -297,7 +297,7 @@ async fn a_backup_that_fails_takes_its_descendants_with_it_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_or_would_be_pruned_stays_unless_all_is_asked() {
+async fn pruned_backups_are_copied_only_with_all() {
     let (world, full) = world_with_backup().await;
     let (pruned, doomed) = (plant(&world, &full, 1, None), plant(&world, &full, 2, None));
     let pair = Pair::new(world);
@@ -328,7 +328,7 @@ async fn what_was_or_would_be_pruned_stays_unless_all_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_identical_backup_in_the_remote_serves_its_children_there() {
+async fn twin_in_the_remote_is_the_base_of_copied_children() {
     let (world, full) = world_with_backup().await;
     let twin = plant_twin(&world, &full, 0x77);
     let child = plant(&world, &full, 1, Some(&full));
@@ -455,7 +455,7 @@ async fn a_parent_that_is_pruned_while_its_child_is_copied_stops_the_child() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_changes_nothing_and_says_what_would_be_done() {
+async fn upload_plan_lists_the_copies_and_changes_nothing() {
     let (world, full) = world_with_backup().await;
     let pair = Pair::new(world);
     let none = |_: &[BackupFacts], _: &[BackupFacts]| BTreeSet::new();
@@ -481,7 +481,7 @@ async fn a_plan_changes_nothing_and_says_what_would_be_done() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_manifest_that_is_not_believed_is_damage_on_either_side_and_never_replaced() {
+async fn untrusted_manifest_in_either_store_is_damage_and_never_replaced() {
     let (world, full) = world_with_backup().await;
     let key = key_of(&full, "manifest.json");
     let whole = world.store.object(&key).unwrap();
@@ -519,7 +519,7 @@ async fn a_backup_without_a_keyring_is_copied_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_keyring_under_the_name_of_ours_is_never_replaced() {
+async fn foreign_keyring_under_the_own_key_is_never_replaced() {
     let (world, manifest) = world_with_backup().await;
     let key = crate::world::main_keyring_key(&world.writer);
     let pair = Pair::new(world);

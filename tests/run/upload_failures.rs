@@ -72,7 +72,7 @@ async fn assert_whole_or_none(pair: &Pair, manifest: &Manifest) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_call_of_either_store_fails_the_backup_is_there_whole_or_not_at_all() {
+async fn any_failed_call_of_either_store_leaves_a_complete_copy_or_none() {
     let original = Original::new().await;
     let clean = original.pair();
     clean.upload().await;
@@ -124,7 +124,7 @@ async fn whichever_call_of_either_store_fails_the_backup_is_there_whole_or_not_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_copy_goes_on_where_it_stopped() {
+async fn interrupted_copy_resumes_without_sending_chunks_again() {
     let original = Original::new().await;
     let chunks = original.world.chunks(&original.manifest).await.len();
     for after in 1..=chunks {
@@ -181,7 +181,7 @@ fn later(env: UploadEnv) -> UploadEnv {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_that_died_within_its_commit_is_ended_by_the_next_with_the_same_receipt() {
+async fn copy_killed_in_its_commit_is_completed_with_the_same_receipt() {
     let original = Original::new().await;
     let receipt_key = key_of(&original.manifest, "receipt.json");
     for key in [
@@ -317,7 +317,7 @@ async fn a_damaged_receipt_of_the_directory_harms_no_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_that_is_pruned_from_the_directory_under_our_hands_is_no_damage() {
+async fn backup_pruned_from_the_directory_during_the_copy_is_not_damage() {
     let original = Original::new().await;
     let pair = original.pair();
     let (store, prefix) = (pair.world.store.clone(), key_of(&original.manifest, ""));
@@ -355,7 +355,7 @@ async fn half_copied(original: &Original, tier: EvidenceTier) -> (Pair, String) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_stored_already_is_held_against_the_store_s_word() {
+async fn already_stored_chunks_are_compared_with_the_store_evidence() {
     let original = Original::new().await;
     // Another checksum, another size.
     for (bytes, checksum) in [(None, "AAAAAAAAAAA="), (Some(5), "")] {
@@ -443,7 +443,7 @@ async fn a_folder_as_remote_is_read_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_another_run_has_the_lock_nothing_is_even_looked_at() {
+async fn copy_makes_no_store_call_while_another_run_holds_the_lock() {
     let original = Original::new().await;
     let pair = original.pair();
     let held = lock_dataset(pair.state.path(), &pair.remote.known(), &pair.world.dataset).unwrap();

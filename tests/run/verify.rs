@@ -58,7 +58,7 @@ async fn verify_reading(world: &World, share: ReadShare, keys: Option<&KeyFile>)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damage_says_what_depends_on_it_and_up_to_where_there_is_a_restore() {
+async fn damage_report_names_dependents_and_the_restorable_range() {
     let (world, full) = world_with_backup().await;
     let first = plant(&world, &full, 1, Some(&full));
     let second = plant(&world, &full, 2, Some(&first));
@@ -95,7 +95,7 @@ async fn damage_says_what_depends_on_it_and_up_to_where_there_is_a_restore() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_base_is_damage_once_and_a_twin_in_its_place_is_none() {
+async fn missing_base_is_reported_once_and_is_no_damage_if_a_twin_replaces_it() {
     let (world, full) = world_with_backup().await;
     let base = plant(&world, &full, 1, None);
     let first = plant(&world, &full, 2, Some(&base));
@@ -168,7 +168,7 @@ async fn a_missing_base_is_damage_once_and_a_twin_in_its_place_is_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_pruned_while_it_is_looked_at_is_no_damage() {
+async fn backup_pruned_during_verification_is_not_damage() {
     let (world, full) = world_with_backup().await;
     let pruned = plant(&world, &full, 1, None);
     // As a prune does: the record, then the manifest, then the rest; it has come half-way.
@@ -263,7 +263,7 @@ async fn every_rotten_chunk_is_named_also_when_the_first_stops_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn by_turns_every_chunk_is_downloaded_once_in_a_round() {
+async fn turn_sampling_downloads_every_chunk_once_per_round() {
     let (world, full) = world_with_backup().await;
     let chunks = world.chunks(&full).await;
     let mut read_chunks = 0;
@@ -294,7 +294,7 @@ async fn by_turns_every_chunk_is_downloaded_once_in_a_round() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reading_stops_when_it_is_asked_to() {
+async fn verification_with_read_data_stops_on_request() {
     let (world, _) = world_with_backup().await;
     for keys in [None, Some(&world.keys)] {
         let (asker, stop) = tokio::sync::watch::channel(false);
@@ -307,7 +307,7 @@ async fn reading_stops_when_it_is_asked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn manifests_of_the_intermediate_directory_are_held_against_those_of_the_store() {
+async fn verify_compares_manifests_of_intermediate_directory_and_store() {
     let (world, full) = world_with_backup().await;
     let directory = world.catalog().await;
     let options = VerifyOptions {

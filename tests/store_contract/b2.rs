@@ -96,7 +96,7 @@ async fn a_spool_lets_large_files_keep_their_sha1() {
 }
 
 #[tokio::test]
-async fn a_thousand_objects_are_known_from_one_call() {
+async fn evidence_of_a_thousand_objects_takes_one_b2_listing() {
     let sim = B2Sim::start();
     for n in 0..1000 {
         sim.plant(&format!("tank/@a/{n:08}"), b"x");
@@ -119,7 +119,7 @@ async fn a_thousand_objects_are_known_from_one_call() {
 }
 
 #[tokio::test]
-async fn pages_are_turned_to_the_end() {
+async fn b2_listings_read_every_page() {
     let sim = B2Sim::start_with(SimOptions {
         page_max: 2,
         ..SimOptions::default()
@@ -159,7 +159,7 @@ async fn pages_are_turned_to_the_end() {
 }
 
 #[tokio::test]
-async fn hidden_is_absent_and_free() {
+async fn hidden_b2_object_is_absent_and_its_key_is_free() {
     let sim = B2Sim::start();
     let (store, name) = (connect(sim.settings()), key("x"));
     sim.plant("x", b"old");
@@ -182,7 +182,7 @@ async fn hidden_is_absent_and_free() {
 }
 
 #[tokio::test]
-async fn a_key_that_may_not_delete_hides() {
+async fn delete_with_a_key_without_delete_rights_hides_the_b2_file() {
     let sim = B2Sim::start();
     let credentials = Some(sim.add_key(
         "append",
@@ -215,7 +215,7 @@ async fn a_key_that_may_not_delete_hides() {
 }
 
 #[tokio::test]
-async fn of_two_that_came_at_once_the_later_is_taken_back() {
+async fn later_of_two_concurrent_b2_uploads_is_removed() {
     for large in [false, true] {
         let sim = B2Sim::start();
         let store = connect(sim.settings());
@@ -264,7 +264,7 @@ async fn the_same_bytes_twice_become_one_version() {
 }
 
 #[tokio::test]
-async fn upload_urls_are_used_again_and_never_by_two() {
+async fn b2_upload_urls_are_reused_and_never_shared() {
     let sim = B2Sim::start();
     let store = connect(sim.settings());
     let put = |n: u64| {
@@ -282,7 +282,7 @@ async fn upload_urls_are_used_again_and_never_by_two() {
 }
 
 #[tokio::test]
-async fn parts_in_flight_are_bounded() {
+async fn b2_parts_in_flight_are_bounded() {
     for concurrency in [1, 3] {
         let sim = B2Sim::start();
         sim.fail(
@@ -337,7 +337,7 @@ async fn a_key_for_one_bucket_and_prefix_is_enough() {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_said_with_advice() {
+async fn impossible_b2_settings_are_refused_with_advice() {
     use StoreErrorKind::{Denied, Invalid, NotFound, Unavailable};
     let sim = B2Sim::start();
     sim.add_bucket("another");

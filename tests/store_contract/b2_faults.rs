@@ -53,7 +53,7 @@ async fn ridden_out(sim: &B2Sim, store: &B2Store, large: bool, what: &str) {
 }
 
 #[tokio::test]
-async fn passing_failures_are_ridden_out() {
+async fn temporary_b2_failures_are_retried() {
     let busy = || Fault::Status(503, "service_unavailable");
     let expired = || Fault::Status(401, "expired_auth_token");
     let bad = || Fault::Status(401, "bad_auth_token");
@@ -104,7 +104,7 @@ async fn passing_failures_are_ridden_out() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_is_not_paid_twice() {
+async fn b2_call_with_a_lost_reply_is_not_repeated() {
     let sim = B2Sim::start();
     let store = connect(sim.settings());
     sim.fail(UPLOAD, 0, 1, Fault::LoseReply);
@@ -142,7 +142,7 @@ async fn deletes_and_cancels_survive_lost_replies() {
 }
 
 #[tokio::test]
-async fn the_store_is_left_alone_as_long_as_it_says() {
+async fn b2_retry_waits_for_the_announced_retry_after() {
     let sim = B2Sim::start();
     sim.fail(UPLOAD, 0, 1, Fault::Busy(1));
     let begun = Instant::now();
@@ -155,7 +155,7 @@ async fn the_store_is_left_alone_as_long_as_it_says() {
 }
 
 #[tokio::test]
-async fn silence_and_slowness_end_at_the_limit_of_an_attempt() {
+async fn silent_or_slow_b2_attempt_ends_at_its_time_limit() {
     for (large, call, fault) in [
         (false, UPLOAD, Fault::Silence(Duration::from_secs(2))),
         (
@@ -183,7 +183,7 @@ async fn silence_and_slowness_end_at_the_limit_of_an_attempt() {
 }
 
 #[tokio::test]
-async fn lasting_failures_have_their_kind_and_leave_nothing() {
+async fn permanent_b2_failures_have_their_kind_and_leave_no_file() {
     use StoreErrorKind::{Corrupt, Denied, Full, Invalid, Throttled, Unavailable};
     for (large, call, fault, kind, part) in [
         (
@@ -281,7 +281,7 @@ async fn lasting_failures_have_their_kind_and_leave_nothing() {
 }
 
 #[tokio::test]
-async fn a_store_that_says_another_sha1_is_found_out() {
+async fn different_sha1_reported_by_b2_is_an_error() {
     let sim = B2Sim::start();
     sim.fail(UPLOAD, 0, 1, Fault::LieSha1);
     let error = store_object(&connect(sim.settings()), false)
@@ -296,7 +296,7 @@ async fn a_store_that_says_another_sha1_is_found_out() {
 }
 
 #[tokio::test]
-async fn bodies_that_break_off_are_fetched_again() {
+async fn truncated_b2_bodies_are_fetched_again() {
     let sim = B2Sim::start();
     let store = connect(sim.settings());
     let bytes = pattern(1000, 1);
@@ -361,7 +361,7 @@ async fn one_task_renews_the_token_for_all() {
 }
 
 #[tokio::test]
-async fn one_request_in_twenty_may_fail() {
+async fn b2_uploads_complete_with_one_failed_request_in_twenty() {
     for seed in [1, 22, 333] {
         let sim = B2Sim::start();
         sim.fail_at_random(seed * 0x9e37_79b9, 20);

@@ -40,7 +40,7 @@ fn answer(mut stream: TcpStream, status: &str) -> std::io::Result<()> {
 }
 
 #[tokio::test]
-async fn an_answer_longer_than_any_of_b2_is_not_gathered_in_memory() {
+async fn oversized_b2_response_is_an_error_and_not_read_into_memory() {
     let store = connect(serve("200 OK"));
     let error = store.head(&key("x")).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Corrupt);
@@ -48,7 +48,7 @@ async fn an_answer_longer_than_any_of_b2_is_not_gathered_in_memory() {
 }
 
 #[tokio::test]
-async fn of_a_refusal_without_an_end_the_status_counts() {
+async fn endless_b2_error_response_is_judged_by_its_status() {
     let store = connect(serve("403 Forbidden"));
     let error = store.head(&key("x")).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Denied);

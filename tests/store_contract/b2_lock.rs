@@ -16,7 +16,7 @@ const LOCK: ObjectLock = ObjectLock {
 };
 
 #[tokio::test]
-async fn a_probe_leaves_nothing_behind_also_after_an_error() {
+async fn b2_probe_leaves_no_file_even_after_an_error() {
     let sim = B2Sim::start();
     let store = connect(sim.settings());
     let probe = store.probe(UNDER).await.unwrap().unwrap();
@@ -81,7 +81,7 @@ async fn a_probe_leaves_nothing_behind_also_after_an_error() {
 }
 
 #[tokio::test]
-async fn files_are_locked_as_they_come_and_locked_on() {
+async fn b2_files_are_locked_at_upload_and_their_locks_extended() {
     let sim = B2Sim::start();
     let settings = B2Settings {
         lock: Some(LOCK),

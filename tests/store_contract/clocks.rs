@@ -48,7 +48,7 @@ async fn s3(host: &str, port: u16) -> S3Store {
 }
 
 #[tokio::test]
-async fn s3_tells_its_clock_by_any_answer() {
+async fn s3_clock_is_read_from_any_response() {
     let expected: Timestamp = "2026-11-22T21:26:04Z".parse().unwrap();
     for (status, lines, clock) in [
         ("404 Not Found", DATE, Some(expected)),
@@ -88,7 +88,7 @@ async fn a_server_on_this_host_and_a_folder_have_the_clock_of_this_host_only() {
 }
 
 #[tokio::test]
-async fn b2_tells_its_clock_also_through_a_spool_and_with_an_identity() {
+async fn b2_clock_is_read_also_through_spool_and_identified_store() {
     let sim = B2Sim::start();
     let (store, folder) = (connect(sim.settings()), TempDir::new().unwrap());
     let spool = Spool::new(Arc::new(store.clone()), folder.path().to_owned());

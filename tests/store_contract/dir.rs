@@ -332,7 +332,7 @@ async fn claim_of_a_dead_writer_is_named_and_can_be_removed() {
 
 /// Runs the next test in a namespace of its own, on a disk of 256 KiB.
 #[test]
-fn full_disk_is_said_and_leaves_no_object() {
+fn full_disk_is_reported_and_leaves_no_object() {
     let disk = TempDir::new().unwrap();
     let mount = "mount -t tmpfs -o size=256k none \"$1\" && exec \"$2\" --exact dir::on_a_small_disk --ignored";
     let mut command = Command::new("unshare");

@@ -42,7 +42,7 @@ async fn calls_are_recorded_in_order() {
 }
 
 #[tokio::test]
-async fn failures_come_before_or_after_the_work() {
+async fn memory_store_fails_before_or_after_the_operation_as_requested() {
     let store = MemoryStore::new();
     let (name, bytes) = (key("tank/@a/manifest.json"), pattern(5, 1));
     store.fail(
@@ -114,7 +114,7 @@ async fn every_call_can_be_made_to_fail() {
 }
 
 #[tokio::test]
-async fn damage_is_done_as_ordered() {
+async fn memory_store_damages_objects_as_requested() {
     let store = MemoryStore::new();
     let (one, two) = (key("one"), key("two"));
     let (_, first) = store.put_new(&one, pattern(9, 1)).await.unwrap();
@@ -143,7 +143,7 @@ async fn damage_is_done_as_ordered() {
 }
 
 #[tokio::test]
-async fn lies_are_found_out_by_the_writer() {
+async fn false_evidence_is_detected_by_the_writer() {
     let store = MemoryStore::new();
     let (_, honest) = store.put_new(&key("honest"), pattern(10, 1)).await.unwrap();
     store.lie(

@@ -14,7 +14,7 @@ const PART: usize = 64 * 1024;
 const RIGHTS: &str = "listBuckets listFiles readFiles writeFiles deleteFiles";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_uploads_together_keep_to_the_limit_and_can_be_sent_again() {
+async fn concurrent_uploads_share_the_rate_limit_and_can_be_resent() {
     let sim = B2Sim::start();
     let limiter = Some(Arc::new(Limiter::new(400_000, || Some(400_000))));
     let stores = ["one", "two"].map(|prefix| {
@@ -143,7 +143,7 @@ async fn a_key_with_more_rights_is_found_when_a_call_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_over_and_stays_so_is_said() {
+async fn permanently_expired_b2_key_is_reported() {
     let sim = B2Sim::start();
     let old = sim.add_key("old", RIGHTS, &[BUCKET], None);
     for changes in [false, true] {
@@ -195,7 +195,7 @@ impl Captured {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_has_a_secret_of_b2_in_it() {
+async fn logs_contain_no_b2_secret() {
     let log = Captured::begin();
     let sim = B2Sim::start();
     let old = sim.add_key("old", RIGHTS, &[BUCKET], None);

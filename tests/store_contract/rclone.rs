@@ -213,7 +213,7 @@ async fn evidence_is_the_hash_that_the_remote_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_keys_on_many_pages_are_listed_and_known() {
+async fn thousand_rclone_objects_are_listed_with_evidence_without_single_calls() {
     let sim = B2Sim::start_with(SimOptions {
         page_max: 100,
         ..SimOptions::default()
@@ -247,7 +247,7 @@ async fn a_thousand_keys_on_many_pages_are_listed_and_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_that_is_not_there_is_an_error_and_never_made() {
+async fn missing_rclone_path_is_an_error_and_never_created() {
     let sim = B2Sim::start();
     let host = Host::new(&sim.endpoint());
     let gone = host.path("not-mounted").display().to_string();
@@ -310,7 +310,7 @@ async fn a_place_that_is_not_there_is_an_error_and_never_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_work_is_said_before_anything_is_done() {
+async fn unsupported_rclone_settings_are_refused_at_connect() {
     let host = Host::new("http://127.0.0.1:9");
     let old = "[ \"$1\" = version ] && { echo 'rclone v1.60.1-DEV'; exit 0; }";
     let error = refused(host.with_script(host.disk(), old)).await;
@@ -389,7 +389,7 @@ const BROKEN_COPIES: [(&str, StoreErrorKind, &str); 6] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_word_of_rclone_makes_an_object() {
+async fn rclone_success_without_a_stored_object_is_an_error() {
     for (script, kind, words) in BROKEN_COPIES {
         let host = Host::new("http://127.0.0.1:9");
         let target =
@@ -411,7 +411,7 @@ async fn no_word_of_rclone_makes_an_object() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_arrived_counts_though_rclone_says_it_failed() {
+async fn object_stored_by_a_failed_rclone_counts_as_put() {
     let host = Host::new("http://127.0.0.1:9");
     let script = "[ \"$1\" = copyto ] && { \"$real\" \"$@\"; exit 1; }";
     let store = host.open(host.with_script(host.disk(), script)).await;
@@ -432,7 +432,7 @@ async fn what_arrived_counts_though_rclone_says_it_failed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_another_took_in_between_stays_as_it_is() {
+async fn object_put_concurrently_by_another_writer_is_not_replaced() {
     let host = Host::new("http://127.0.0.1:9");
     let target = "for last; do :; done; target=${last#disk:}; mkdir -p \"$(dirname \"$target\")\"";
     let script = format!("[ \"$1\" = copyto ] && {{ {target}; printf other >\"$target\"; }}");
@@ -459,7 +459,7 @@ async fn a_name_that_another_took_in_between_stays_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_were_cut_are_errors_and_never_less() {
+async fn truncated_rclone_output_is_an_error() {
     for (script, words) in [
         (
             "[ \"$1 $2\" = 'lsjson -R' ] && { \"$real\" \"$@\" | head -c 60; exit 0; }",
@@ -553,7 +553,7 @@ async fn files_that_a_killed_rclone_left_are_unfinished_uploads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_put_that_nobody_waits_for_is_stopped() {
+async fn dropped_put_stops_its_rclone_process() {
     let host = Host::new("http://127.0.0.1:9");
     let (begun, ended) = (host.path("begun"), host.path("ended"));
     let script = format!(
@@ -574,7 +574,7 @@ async fn a_put_that_nobody_waits_for_is_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rclone_gets_what_it_needs_and_no_secret() {
+async fn rclone_arguments_contain_the_settings_and_no_secret() {
     let sim = B2Sim::start();
     let host = Host::new(&sim.endpoint());
     let args = vec!["--fast-list".to_owned()];
@@ -612,7 +612,7 @@ async fn rclone_gets_what_it_needs_and_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_b2_refuses_is_said_without_the_key() {
+async fn refused_b2_key_is_reported_without_its_secret() {
     let sim = B2Sim::start();
     let host = Host::new(&sim.endpoint());
     let conf = fs::read_to_string(host.path("rclone.conf"))
@@ -626,7 +626,7 @@ async fn a_key_that_b2_refuses_is_said_without_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_that_come_up_are_deleted_too() {
+async fn rclone_delete_removes_every_older_version() {
     let sim = B2Sim::start();
     (0..3).for_each(|_| sim.plant("nas/1/tank/@a/x", b"x"));
     let host = Host::new(&sim.endpoint());

@@ -59,7 +59,7 @@ fn configure(host: &Host, more: &str) -> String {
 }
 
 #[test]
-fn a_backup_goes_through_rclone_and_comes_back() {
+fn backup_is_copied_verified_and_restored_through_rclone() {
     let host = Host::new("http://127.0.0.1:9");
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
     copy_tree(&archive.join("none"), &host.path("intermediate"));

@@ -23,31 +23,34 @@ use zfs_backup::store::{
 };
 
 use broken::{
-    bodies_that_break_off_are_fetched_again, false_words_of_the_store_are_found_out,
-    lasting_failure_of_the_last_part_leaves_nothing, lost_replies_are_found_out,
-    pages_that_never_end_are_an_error, passing_failures_are_ridden_out, rclone_serve_is_recognised,
-    stores_that_hide_checksums_give_weaker_evidence,
-    stores_without_conditions_are_spoken_to_without,
+    false_s3_evidence_is_an_error, pages_that_never_end_are_an_error,
+    permanent_failure_of_the_last_part_leaves_no_object, puts_with_lost_replies_are_read_back,
+    rclone_serve_is_recognised, stores_that_hide_checksums_give_weaker_evidence,
+    temporary_s3_failures_are_retried, truncated_s3_bodies_are_fetched_again,
+    unsupported_conditional_puts_are_replaced_by_plain_ones,
 };
-use lock::{a_lock_that_is_not_shown_is_none, objects_are_locked_and_locked_on};
+use lock::{
+    lock_that_the_server_does_not_report_is_unsupported,
+    s3_objects_are_locked_at_upload_and_their_locks_extended,
+};
 use probe::{
-    a_probe_that_fails_leaves_nothing_behind,
-    behaviour_follows_the_probe_and_a_contradiction_is_heard,
-    the_bucket_says_its_rules_or_that_it_would_not,
-    the_bucket_says_who_may_read_it_or_that_it_would_not,
-    the_probe_finds_out_what_a_server_does_not_do, the_probe_tells_what_a_good_server_does,
-    what_refuses_replacing_is_not_asked_first,
+    bucket_lifecycle_rules_are_read_or_reported_as_unknown,
+    bucket_public_access_is_read_or_reported_as_unknown, failed_s3_probe_leaves_no_object,
+    probe_of_a_capable_server_reports_its_abilities,
+    probe_reports_each_missing_ability_of_a_server,
+    store_follows_its_probe_and_reports_a_contradiction,
+    store_with_working_conditional_puts_is_not_checked_before_a_put,
 };
 use scripted::{
-    a_part_that_is_echoed_otherwise_ends_the_upload,
-    another_region_and_an_expired_session_say_what_to_do,
-    silence_in_the_middle_of_an_upload_is_waited_out_or_given_up,
-    success_with_an_error_in_it_is_none,
+    different_part_checksum_in_the_response_fails_the_upload,
+    silent_part_upload_is_retried_until_the_attempts_are_used,
+    success_status_with_an_error_body_is_a_failure,
+    wrong_region_and_expired_session_errors_name_the_remedy,
 };
 
 use renewal::{
-    a_session_that_is_over_is_renewed_or_said, keys_are_read_again_when_they_are_refused,
-    uploads_keep_to_the_limit,
+    expired_s3_session_is_renewed_or_reported, refused_s3_keys_are_read_again,
+    s3_uploads_keep_the_rate_limit,
 };
 
 const CASES_AT_ONCE: usize = 6;
@@ -90,36 +93,36 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         folders_and_neighbours_of_the_prefix_are_not_ours
         delete_removes_all_versions
         storage_class_is_for_large_objects_only
-        lost_replies_are_found_out
-        passing_failures_are_ridden_out
-        lasting_failure_of_the_last_part_leaves_nothing
-        stores_without_conditions_are_spoken_to_without
+        puts_with_lost_replies_are_read_back
+        temporary_s3_failures_are_retried
+        permanent_failure_of_the_last_part_leaves_no_object
+        unsupported_conditional_puts_are_replaced_by_plain_ones
         stores_that_hide_checksums_give_weaker_evidence
-        false_words_of_the_store_are_found_out
-        bodies_that_break_off_are_fetched_again
+        false_s3_evidence_is_an_error
+        truncated_s3_bodies_are_fetched_again
         pages_that_never_end_are_an_error
         rclone_serve_is_recognised
-        the_probe_tells_what_a_good_server_does
-        the_probe_finds_out_what_a_server_does_not_do
-        a_probe_that_fails_leaves_nothing_behind
-        behaviour_follows_the_probe_and_a_contradiction_is_heard
-        what_refuses_replacing_is_not_asked_first
-        the_bucket_says_its_rules_or_that_it_would_not
-        the_bucket_says_who_may_read_it_or_that_it_would_not
-        success_with_an_error_in_it_is_none
-        a_part_that_is_echoed_otherwise_ends_the_upload
-        another_region_and_an_expired_session_say_what_to_do
-        silence_in_the_middle_of_an_upload_is_waited_out_or_given_up
-        objects_are_locked_and_locked_on
-        a_lock_that_is_not_shown_is_none
-        parts_in_flight_are_bounded
+        probe_of_a_capable_server_reports_its_abilities
+        probe_reports_each_missing_ability_of_a_server
+        failed_s3_probe_leaves_no_object
+        store_follows_its_probe_and_reports_a_contradiction
+        store_with_working_conditional_puts_is_not_checked_before_a_put
+        bucket_lifecycle_rules_are_read_or_reported_as_unknown
+        bucket_public_access_is_read_or_reported_as_unknown
+        success_status_with_an_error_body_is_a_failure
+        different_part_checksum_in_the_response_fails_the_upload
+        wrong_region_and_expired_session_errors_name_the_remedy
+        silent_part_upload_is_retried_until_the_attempts_are_used
+        s3_objects_are_locked_at_upload_and_their_locks_extended
+        lock_that_the_server_does_not_report_is_unsupported
+        s3_parts_in_flight_are_bounded
         wrong_keys_are_denied
-        keys_are_read_again_when_they_are_refused
-        a_session_that_is_over_is_renewed_or_said
-        uploads_keep_to_the_limit
-        missing_bucket_is_said
+        refused_s3_keys_are_read_again
+        expired_s3_session_is_renewed_or_reported
+        s3_uploads_keep_the_rate_limit
+        missing_bucket_is_an_error_for_every_call
         unreachable_endpoint_is_named
-        silent_server_is_given_up
+        silent_server_ends_in_a_timeout
     });
     // Many cases wait for time limits and pauses, so running them concurrently costs nothing.
     let ended = stream::iter(cases)
@@ -133,7 +136,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
 }
 
 #[tokio::test]
-async fn missing_credentials_are_said_at_once_with_where_they_were_looked_for() {
+async fn missing_s3_credentials_are_reported_at_once_with_the_places_searched() {
     let profile = Some("zfs-backup-no-such-profile".to_owned());
     let region = Some("eu-west-1".to_owned());
     let begun = Instant::now();
@@ -220,7 +223,7 @@ async fn evidence_is_as_strong_as_the_checksum(_: Arc<Weed>, settings: S3Setting
         })
         .await;
         if checksum != S3Checksum::default() {
-            contract::large_objects_of_every_shape_come_back(&store).await;
+            contract::large_objects_of_every_part_count_round_trip(&store).await;
         }
         let large = upload(&store, &key("tank/@a/large"), &pattern(2 * PART + 9, 1))
             .await
@@ -333,7 +336,7 @@ async fn storage_class_is_for_large_objects_only(weed: Arc<Weed>, settings: S3Se
     }
 }
 
-async fn parts_in_flight_are_bounded(weed: Arc<Weed>, settings: S3Settings) {
+async fn s3_parts_in_flight_are_bounded(weed: Arc<Weed>, settings: S3Settings) {
     let proxy = Proxy::start(&weed.endpoint(), |head| {
         if head.contains("partnumber=") {
             std::thread::sleep(Duration::from_millis(300));
@@ -387,7 +390,7 @@ async fn wrong_keys_are_denied(_: Arc<Weed>, settings: S3Settings) {
     }
 }
 
-async fn missing_bucket_is_said(_: Arc<Weed>, settings: S3Settings) {
+async fn missing_bucket_is_an_error_for_every_call(_: Arc<Weed>, settings: S3Settings) {
     let store = connect(S3Settings {
         bucket: "no-such-bucket".to_owned(),
         ..settings
@@ -431,7 +434,7 @@ async fn unreachable_endpoint_is_named(_: Arc<Weed>, settings: S3Settings) {
     }
 }
 
-async fn silent_server_is_given_up(_: Arc<Weed>, settings: S3Settings) {
+async fn silent_server_ends_in_a_timeout(_: Arc<Weed>, settings: S3Settings) {
     let attempt_slack = Duration::from_millis(500);
     let store = connect(S3Settings {
         endpoint: Some(silent_server()),

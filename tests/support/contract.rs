@@ -15,20 +15,20 @@ macro_rules! all_contract_cases {
         $apply! {
             put_get_head_list_agree
             put_new_is_create_only
-            large_objects_of_every_shape_come_back
-            parts_out_of_rule_are_refused
-            create_refuses_a_taken_key
-            a_key_taken_meanwhile_stays_as_it_is
+            large_objects_of_every_part_count_round_trip
+            parts_of_wrong_size_are_refused
+            create_refuses_an_existing_key
+            finish_refuses_a_key_put_during_the_upload
             abort_leaves_nothing
             dropped_writer_leaves_no_object
             ranges_are_exact
             missing_is_not_found
             prefixes_are_strings
-            odd_names_come_back
+            unusual_key_names_round_trip
             more_than_a_thousand_keys_are_listed
             delete_is_idempotent_and_frees_the_key
-            one_of_many_writers_wins
-            one_of_many_puts_wins
+            one_of_many_concurrent_writers_wins
+            one_of_many_concurrent_puts_wins
         }
     };
 }
@@ -132,7 +132,7 @@ pub(crate) async fn put_new_is_create_only(store: &dyn ObjectStore) {
     }
 }
 
-pub(crate) async fn large_objects_of_every_shape_come_back(store: &dyn ObjectStore) {
+pub(crate) async fn large_objects_of_every_part_count_round_trip(store: &dyn ObjectStore) {
     let part = store.traits().part_bytes;
     for len in [0, 1, part - 1, part, part + 1, 3 * part + 77] {
         let (name, bytes) = (key(&format!("tank/@a/{len}")), pattern(len, len as u64));
@@ -153,7 +153,7 @@ pub(crate) async fn large_objects_of_every_shape_come_back(store: &dyn ObjectSto
     assert_eq!(store.unfinished("").await.unwrap(), []);
 }
 
-pub(crate) async fn parts_out_of_rule_are_refused(store: &dyn ObjectStore) {
+pub(crate) async fn parts_of_wrong_size_are_refused(store: &dyn ObjectStore) {
     let part = store.traits().part_bytes;
     for (n, sizes) in [[part + 1, 1], [part - 1, 1]].into_iter().enumerate() {
         let mut writer = store.create(&key(&format!("tank/@a/{n}"))).await.unwrap();
@@ -169,7 +169,7 @@ pub(crate) async fn parts_out_of_rule_are_refused(store: &dyn ObjectStore) {
     assert_eq!(keys(store, "").await, [""; 0]);
 }
 
-pub(crate) async fn create_refuses_a_taken_key(store: &dyn ObjectStore) {
+pub(crate) async fn create_refuses_an_existing_key(store: &dyn ObjectStore) {
     let (name, bytes) = (key("tank/@a/chunk"), pattern(1000, 1));
     upload(store, &name, &bytes).await.unwrap();
     assert_eq!(
@@ -188,7 +188,7 @@ pub(crate) async fn create_refuses_a_taken_key(store: &dyn ObjectStore) {
     );
 }
 
-pub(crate) async fn a_key_taken_meanwhile_stays_as_it_is(store: &dyn ObjectStore) {
+pub(crate) async fn finish_refuses_a_key_put_during_the_upload(store: &dyn ObjectStore) {
     let (name, bytes) = (key("tank/@a/chunk"), pattern(500, 1));
     let mut writer = store.create(&name).await.unwrap();
     writer.put_part(pattern(500, 2)).await.unwrap();
@@ -365,7 +365,7 @@ pub(crate) async fn prefixes_are_strings(store: &dyn ObjectStore) {
     }
 }
 
-pub(crate) async fn odd_names_come_back(store: &dyn ObjectStore) {
+pub(crate) async fn unusual_key_names_round_trip(store: &dyn ObjectStore) {
     let mut names = [
         "tank/my data/@a b/x",
         "tank/.hidden/@a/.x",
@@ -435,7 +435,7 @@ pub(crate) async fn delete_is_idempotent_and_frees_the_key(store: &dyn ObjectSto
     );
 }
 
-pub(crate) async fn one_of_many_writers_wins(store: &dyn ObjectStore) {
+pub(crate) async fn one_of_many_concurrent_writers_wins(store: &dyn ObjectStore) {
     let name = key("tank/@a/chunk");
     let contents: Vec<Bytes> = (0..6).map(|seed| pattern(2000, seed)).collect();
     let results = join_all(contents.iter().map(|bytes| upload(store, &name, bytes))).await;
@@ -460,7 +460,7 @@ pub(crate) async fn one_of_many_writers_wins(store: &dyn ObjectStore) {
     );
 }
 
-pub(crate) async fn one_of_many_puts_wins(store: &dyn ObjectStore) {
+pub(crate) async fn one_of_many_concurrent_puts_wins(store: &dyn ObjectStore) {
     let name = key("tank/@a/manifest.json");
     let contents: Vec<Bytes> = (0..6).map(|seed| pattern(200, seed)).collect();
     let results = join_all(

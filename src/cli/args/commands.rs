@@ -44,10 +44,10 @@ pub(crate) enum Command {
     Restore(Restore),
     /// Rehearse a restore into a scratch dataset, which is checked and then destroyed
     ///
-    /// Every record of every stream is checked by the kernel, the snapshots must have the guids of
-    /// the manifests, and where the pool still has a snapshot and its base, its own stream must equal
-    /// the restored one. `show` and `health` then report the date of the drill. Without
-    /// DATASET the drill takes the dataset whose last drill is the oldest.
+    /// The kernel checks every record of every stream. The snapshots must have the guids of the
+    /// manifests. Where the pool still has a snapshot and its base, its own stream must equal the
+    /// restored one. `show` and `health` then report the date of the drill. Without DATASET the
+    /// drill takes the dataset whose last drill is the oldest.
     Drill(Drill),
     /// Print one line per dataset for monitoring, from this host's records; exit status 0 to 3 as
     /// monitoring plugins do

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_taken_as_people_write_it() {
+    fn restore_time_accepts_offsets_local_times_and_dates() {
         let zone = TimeZone::fixed(jiff::tz::offset(1));
         for (text, expected) in [
             ("2026-11-20T13:30:00Z", "2026-11-20T13:30:00Z"),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_a_store_or_a_folder() {
+    fn restore_source_is_a_store_name_or_an_absolute_folder() {
         assert_eq!("remote".parse(), Ok(From::Remote));
         assert_eq!("/mnt/copy".parse(), Ok(From::Folder("/mnt/copy".into())));
         assert!("remoet".parse::<From>().is_err());

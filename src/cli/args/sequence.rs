@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_steps_of_the_design_and_the_default_ones_are_commands() {
+    fn example_and_default_sequence_steps_parse_as_commands() {
         let example = [
             "lock",
             "snapshot",

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_by_table() {
+    fn read_shares_parse_by_table_and_print_back() {
         let cases = [
             ("100%", Some(ReadShare::All)),
             ("5%", Some(ReadShare::Percent(5))),

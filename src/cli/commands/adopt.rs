@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_hold_is_said_with_its_count_bytes_times_and_host() {
+    fn adopt_lists_count_bytes_times_and_host_of_each_other_time_line() {
         let holdings = holdings();
         let mark = MARK.parse().unwrap();
         let said: Vec<String> = holdings
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_over_must_be_named_and_must_be_there() {
+    fn adopt_requires_an_existing_origin_or_line() {
         let holdings = holdings();
         assert_eq!(choose(&parsed(""), &holdings).unwrap(), None);
         let line = "--line 20260205T024000Z-full-0000000000000003-0000000000000001";
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_newer_than_ours_is_taken_over_only_by_those_words() {
+    fn adopting_newer_backups_requires_although_newer() {
         let holdings = holdings();
         let refused =
             refuse_newer(&parsed("--origin 0000000000000007 -y"), &holdings[0]).unwrap_err();

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_a_dataset_the_worst_first_and_performance_data_last() {
+    fn health_prints_one_line_per_dataset_worst_first_then_performance_data() {
         let failure = FailureNote {
             at: at(3),
             step: "backup".into(),

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn every_hold_says_what_it_keeps_and_what_becomes_of_it() {
+    fn hold_listing_shows_retained_bytes_and_release_outcome() {
         let now = Timestamp::from_second(7200).unwrap();
         let all = [
             listed(None, None),

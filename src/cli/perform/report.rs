@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_says_what_failed_why_and_what_to_do() {
+    fn report_message_names_the_failed_step_cause_and_remedy() {
         insta::assert_snapshot!(partial().message(), @r"
         tank/10 PARTLY FAILED on nas1, last good run 26h ago
         at   step03 stream-to-remote
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_step_is_told_and_with_it_the_datasets_that_failed() {
+    fn hook_variables_name_the_worst_step_and_the_failed_datasets() {
         let mut report = partial();
         report
             .steps

@@ -142,7 +142,7 @@ mod tests {
     const M: u64 = 1 << 20;
 
     #[test]
-    fn the_recent_rate_follows_and_the_average_stays() {
+    fn recent_rate_drops_to_zero_while_average_rate_is_kept() {
         let mut meter = Meter::default();
         let at = |seconds| Duration::from_secs(seconds);
         assert_eq!(meter.update(at(0), 0), Rates::default());
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_begins_anew_is_no_negative_rate() {
+    fn decreasing_byte_count_does_not_make_a_negative_rate() {
         let mut meter = Meter::default();
         meter.update(Duration::from_secs(10), 100 * M);
         let rates = meter.update(Duration::from_secs(20), 50 * M);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_fit_and_never_say_done() {
+    fn progress_line_fits_80_columns_and_never_reaches_100_percent() {
         let step = |sent_bytes, total_bytes, rate, chunk| MeterReading {
             sent_bytes,
             total_bytes,

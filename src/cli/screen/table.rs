@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_too_wide_gives_its_names_lines_of_their_own() {
+    fn table_wider_than_the_screen_puts_each_name_on_its_own_line() {
         let rows = vec![
             vec!["NAME".to_owned(), "A".into(), "B".into()],
             vec!["tank/long".into(), "1".into(), "2".into()],

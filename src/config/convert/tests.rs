@@ -67,7 +67,7 @@ fn parse(converted: &Converted) -> Config {
 }
 
 #[test]
-fn the_full_example_comes_over_with_a_native_remote() {
+fn full_ini_example_converts_to_a_native_remote() {
     let converted = convert_ini(EXAMPLE, Some(RCLONE));
     let all = format!("{converted:?}");
     for secret in ["0021abc", "K002secret", "hunter2"] {
@@ -120,7 +120,7 @@ fn the_full_example_comes_over_with_a_native_remote() {
 }
 
 #[test]
-fn without_rclone_conf_or_with_another_type_rclone_stays() {
+fn conversion_without_a_matching_rclone_conf_keeps_the_rclone_remote() {
     for conf in [
         None,
         Some("[b2]\ntype = drive\n"),
@@ -146,7 +146,7 @@ fn without_rclone_conf_or_with_another_type_rclone_stays() {
 }
 
 #[test]
-fn an_s3_remote_takes_its_endpoint_and_names_the_files_for_its_keys() {
+fn converted_s3_remote_has_its_endpoint_and_key_files() {
     let ini = "[main]\nzfs_fs = tank/a, tank/b\nencryption_passphrase = x\nremote = my store:bucket/p/\nrclone_bwlimit = fast\n";
     let conf = "[my store]\ntype = s3\nprovider = Other\nendpoint = s3.example.org\nregion = eu-1\n\
         access_key_id = AKIA\nsecret_access_key = SECRET\nupload_concurrency = 8\n";
@@ -192,7 +192,7 @@ fn a_value_of_rclone_conf_that_cannot_be_converted_is_lost_by_name() {
 }
 
 #[test]
-fn nothing_disappears_without_a_word() {
+fn every_unconverted_ini_line_is_reported() {
     let text = "stray\n[Main]\nZFS-FS = tank\nrecursive = maybe\noldest_snapshot_days = soon\nsplit_size = 1GiB\n\
         remote = nowhere\n[unknown]\na = 1\n";
     let converted = convert_ini(text, None);
@@ -219,7 +219,7 @@ fn the_rclone_conf_is_found_in_the_file() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_makes_it_panic_and_what_comes_out_is_toml(text in "(\\[?[a-z_#;= \"'\\\\-]{0,12}\\]?[=:]?\\PC{0,6}\n){0,12}") {
+    fn ini_conversion_never_panics_and_always_writes_toml(text in "(\\[?[a-z_#;= \"'\\\\-]{0,12}\\]?[=:]?\\PC{0,6}\n){0,12}") {
         let converted = convert_ini(&text, Some(&text));
         for line in converted.toml.lines().filter(|line| !line.starts_with(['#', '['])) {
             proptest::prop_assert!(line.is_empty() || line.parse::<toml::Table>().is_ok(), "{line:?}");

@@ -326,7 +326,7 @@ fn chunk_list_is_the_one_that_the_manifest_pins() {
 }
 
 #[test]
-fn receipt_first_object_and_prune_record_hold_for_their_place_alone() {
+fn receipt_first_object_and_prune_record_are_valid_only_at_their_key() {
     let reader = Reader::new();
     let id: BackupId = ID.parse().unwrap();
     let receipt = |edits: &[Edit]| {

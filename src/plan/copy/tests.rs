@@ -96,7 +96,7 @@ impl Case<'_> {
 }
 
 #[test]
-fn what_was_never_committed_is_copied_parents_first() {
+fn uncommitted_backups_are_copied_parents_first() {
     let full = facts(1, 1, None);
     let (first, other_full) = (facts(2, 1, Some(&full)), facts(4, 1, None));
     let second = facts(3, 1, Some(&first));
@@ -138,7 +138,7 @@ fn what_was_never_committed_is_copied_parents_first() {
 }
 
 #[test]
-fn what_is_pruned_or_would_be_is_left_unless_all_is_asked_or_a_child_needs_it() {
+fn pruned_backups_are_not_copied_unless_requested_or_needed_by_a_child() {
     let full = facts(1, 1, None);
     let first = facts(2, 1, Some(&full));
     let local = vec![&full, &first];
@@ -205,7 +205,7 @@ fn what_is_pruned_or_would_be_is_left_unless_all_is_asked_or_a_child_needs_it() 
 }
 
 #[test]
-fn a_missing_or_damaged_parent_takes_its_descendants_and_nobody_else() {
+fn missing_or_damaged_parent_refuses_its_descendants_only() {
     let full = facts(1, 1, None);
     let first = facts(2, 1, Some(&full));
     let (second, other) = (facts(3, 1, Some(&first)), facts(4, 1, None));
@@ -282,7 +282,7 @@ fn another_manifest_under_the_same_id_is_never_taken_for_the_same_backup() {
 }
 
 #[test]
-fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
+fn twin_in_the_remote_replaces_the_backup_and_the_base() {
     let (full, twin) = (facts(1, 1, None), facts(1, 2, None));
     let first = facts(2, 1, Some(&full));
     let plan = Case {
@@ -351,7 +351,7 @@ fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
 }
 
 #[test]
-fn what_the_rules_would_delete_at_once_is_told_of_new_backups_only() {
+fn only_new_backups_are_reported_as_pruned_after_the_copy() {
     let rules = RetentionRules {
         last_fulls: Some(1),
         ..RetentionRules::default()

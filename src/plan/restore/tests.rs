@@ -121,7 +121,7 @@ fn a_chain_is_planned_full_first_and_a_gap_is_named() {
 }
 
 #[test]
-fn a_twin_serves_where_the_base_itself_is_not_there() {
+fn twin_replaces_a_missing_base() {
     let (full, twin) = (backup(1, 1, None), backup(1, 2, None));
     let first = backup(2, 1, Some(&full));
     let second = backup(3, 1, Some(&first));
@@ -154,7 +154,7 @@ fn a_twin_serves_where_the_base_itself_is_not_there() {
 }
 
 #[test]
-fn only_a_true_twin_serves() {
+fn only_a_twin_with_equal_origin_flags_and_position_replaces_a_base() {
     let (full, twin) = (backup(1, 1, None), backup(1, 2, None));
     let first = backup(2, 1, Some(&full));
     type Change = (&'static str, fn(&mut Manifest));
@@ -188,7 +188,7 @@ fn only_a_true_twin_serves() {
 }
 
 #[test]
-fn a_twin_never_serves_for_a_base_that_is_there_and_is_another() {
+fn changed_base_is_refused_although_a_twin_exists() {
     let (mut full, twin) = (backup(1, 1, None), backup(1, 2, None));
     let first = backup(2, 1, Some(&full));
     full.snapshot.guid = Guid(5);

@@ -189,7 +189,7 @@ fn check(kind: BackupKind, cases: &[(&str, Change, (&str, &str))]) {
 }
 
 #[test]
-fn a_full_goes_on_only_as_what_it_began_as() {
+fn full_upload_is_resumed_only_if_its_facts_are_unchanged() {
     check(
         BackupKind::Full,
         &[
@@ -303,7 +303,7 @@ fn a_full_goes_on_only_as_what_it_began_as() {
 }
 
 #[test]
-fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
+fn incremental_upload_is_resumed_only_if_pool_and_store_have_its_base() {
     check(
         BackupKind::Incr,
         &[
@@ -385,7 +385,7 @@ fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
 }
 
 #[test]
-fn a_run_goes_on_with_the_kind_that_it_was_asked_for() {
+fn run_resumes_only_uploads_of_the_requested_kind() {
     let (full, incr) = (id(1, BackupKind::Full), id(1, BackupKind::Incr));
     let asked = |requested| {
         (

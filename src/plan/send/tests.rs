@@ -211,7 +211,7 @@ fn stored(target: Vec<BackupFacts>) -> Case {
 }
 
 #[test]
-fn what_there_is_to_send_and_what_is_stored_already() {
+fn missing_and_already_stored_snapshots_by_table() {
     let none = || Case {
         candidate: None,
         ..Case::default()
@@ -300,7 +300,7 @@ fn what_there_is_to_send_and_what_is_stored_already() {
 }
 
 #[test]
-fn the_base_is_the_newest_whole_backup_whose_snapshot_is_here_by_guid() {
+fn base_is_the_newest_complete_backup_whose_snapshot_guid_is_in_the_pool() {
     let gone = |snapshots: Vec<u64>, bookmarks: Vec<u64>, target| Case {
         snapshots,
         bookmarks,
@@ -446,7 +446,7 @@ fn the_base_is_the_newest_whole_backup_whose_snapshot_is_here_by_guid() {
 }
 
 #[test]
-fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
+fn own_bookmark_is_preferred_and_a_foreign_one_accepted_as_base() {
     let sent = snapshot(3);
     let decide = |bookmarks: &[Bookmark]| {
         let (flags, recipients) = (Case::default().flags, Case::default().recipients);
@@ -488,7 +488,7 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
 }
 
 #[test]
-fn a_chain_ends_when_its_flags_recipients_or_lifecycle_say_so() {
+fn changed_flags_recipients_or_lifecycle_limits_end_a_chain() {
     let rules = |change: fn(&mut LifecycleRules)| {
         let mut case = stored(chain(1, 2));
         change(&mut case.rules);
@@ -648,7 +648,7 @@ fn a_chain_ends_when_its_flags_recipients_or_lifecycle_say_so() {
 }
 
 #[test]
-fn a_chain_that_is_over_goes_on_from_a_newer_full() {
+fn ended_chain_is_continued_from_a_newer_full() {
     // The full of snapshot 3 took many nights; meanwhile 4 was stored on the chain before it.
     let mut target = chain(1, 2);
     target.push(incr(4, &target[1]));
@@ -694,7 +694,7 @@ fn facts_of<'a>(case: &'a Case, snapshots: &'a [Snapshot]) -> SendFacts<'a> {
 }
 
 #[test]
-fn a_full_because_of_the_share_says_how_large_it_is() {
+fn full_caused_by_the_incremental_share_reports_its_percent() {
     let first = with(full(1), |backup| backup.stored_bytes = 200);
     let second = with(incr(2, &first), |backup| backup.stored_bytes = 102);
     let case = stored(vec![first, second]);
@@ -724,7 +724,7 @@ fn a_snapshot_of_the_same_transaction_group_is_no_base() {
 }
 
 #[test]
-fn a_lost_base_makes_a_full_only_up_to_the_limit_and_never_when_it_is_not_known() {
+fn lost_base_causes_a_full_only_with_a_known_size_below_the_limit() {
     let lost = |estimate| Case {
         snapshots: vec![3],
         estimate,
@@ -797,7 +797,7 @@ fn a_lost_base_makes_a_full_only_up_to_the_limit_and_never_when_it_is_not_known(
 }
 
 #[test]
-fn for_the_intermediate_directory_bases_may_lie_in_the_remote() {
+fn base_of_an_export_to_the_intermediate_directory_may_be_in_the_remote() {
     let with_remote = |target, remote| Case {
         target,
         remote,
@@ -851,7 +851,7 @@ fn for_the_intermediate_directory_bases_may_lie_in_the_remote() {
 }
 
 #[test]
-fn every_no_says_what_each_side_has() {
+fn send_conflict_lists_the_state_of_store_and_pool() {
     let loss = BaseLoss {
         newest: Some((full(2).snapshot, None)),
         here: LocalBase::Neither,
@@ -929,7 +929,7 @@ fn every_no_says_what_each_side_has() {
 }
 
 #[test]
-fn bookmarks_go_when_nothing_needs_them_and_only_ours() {
+fn only_own_bookmarks_that_nothing_needs_are_destroyed() {
     let spent = |bookmarks: &[Bookmark], needs: &BookmarkNeeds| -> Vec<String> {
         spent_bookmarks(bookmarks, needs)
             .iter()

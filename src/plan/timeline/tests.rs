@@ -177,7 +177,7 @@ const TWINS: &str = "
     a5 x 50 5 base=a3 after=a3";
 
 #[test]
-fn one_time_line_is_silent_whatever_the_pool_still_knows() {
+fn single_time_line_has_no_strays_for_any_pool_contents() {
     for known in ["p1 p2 p3 p4", "p4", "p3 p4", "p1 p4", "", "other"] {
         assert_eq!(strays(LINEAR, known), "", "{known}");
     }
@@ -185,7 +185,7 @@ fn one_time_line_is_silent_whatever_the_pool_still_knows() {
 }
 
 #[test]
-fn old_manifests_without_marks_that_ours_follow_are_silent() {
+fn old_manifests_without_marks_on_the_own_line_are_no_strays() {
     let table = "
         p1 - 10 1
         p2 - 20 2 base=p1
@@ -208,7 +208,7 @@ fn old_manifests_without_marks_that_ours_follow_are_silent() {
 }
 
 #[test]
-fn a_pool_that_moved_or_a_host_that_was_installed_anew_goes_on_silently() {
+fn moved_pool_or_reinstalled_host_continues_its_time_line_without_strays() {
     let moved = "
         p1 x 10 1 after=-
         p2 x 20 2 base=p1 after=p1
@@ -234,7 +234,7 @@ fn a_pool_that_moved_or_a_host_that_was_installed_anew_goes_on_silently() {
 }
 
 #[test]
-fn a_clone_is_a_stray_for_each_of_both_and_a_question_for_whoever_has_no_pool() {
+fn backups_of_a_clone_are_strays_with_a_pool_and_ambiguous_without() {
     assert_eq!(strays(CLONED, "p2 a3 a5"), "b6 b4");
     assert_eq!(strays(CLONED, "p2 b4 b6"), "a5 a3");
     // The state before the pool's own next backup, and the state after it.
@@ -244,7 +244,7 @@ fn a_clone_is_a_stray_for_each_of_both_and_a_question_for_whoever_has_no_pool() 
 }
 
 #[test]
-fn clones_that_work_at_the_same_hour_are_found_by_both() {
+fn clones_that_back_up_concurrently_are_detected_by_both() {
     // Each night the snapshots are taken on two days, and both uploads end on the third. Both begin
     // with fulls of their own.
     let mut made = backups(
@@ -280,7 +280,7 @@ fn clones_that_work_at_the_same_hour_are_found_by_both() {
 }
 
 #[test]
-fn a_clone_with_the_mark_of_its_model_is_found_once_both_went_on() {
+fn clone_with_the_host_mark_of_its_model_is_found_after_both_back_up() {
     assert_eq!(strays(TWINS, "p2 a3 a5"), "b4");
     assert_eq!(strays(TWINS, "p2 b4"), "a5 a3");
     assert_eq!(newest(TWINS), "a5? b4?");
@@ -292,7 +292,7 @@ fn a_clone_with_the_mark_of_its_model_is_found_once_both_went_on() {
 }
 
 #[test]
-fn a_clone_that_stopped_is_a_question_and_its_model_that_stopped_too() {
+fn newest_is_ambiguous_after_a_clone_or_its_model_stops() {
     let table = "
         p1 x 10 1 after=-
         a2 x 20 2 base=p1 after=p1
@@ -317,7 +317,7 @@ fn old_manifests_fork_by_their_bases() {
 }
 
 #[test]
-fn old_manifests_of_one_base_fork_there() {
+fn old_manifests_with_the_same_base_fork_at_that_base() {
     let table = "
         p1 - 10 1
         b2 - 20 2 base=p1
@@ -343,7 +343,7 @@ fn reasons(table: &str, known: &str) -> String {
 }
 
 #[test]
-fn a_backup_is_later_by_its_time_or_by_its_transaction_group() {
+fn stray_must_be_later_by_time_or_transaction_group() {
     for (txg, day, expected) in [
         (20, 3, "s4 unlinked"),
         (30, 3, "s4 unlinked"),
@@ -362,7 +362,7 @@ fn a_backup_is_later_by_its_time_or_by_its_transaction_group() {
 }
 
 #[test]
-fn a_backup_of_the_same_time_skips_nothing_and_its_successor_does() {
+fn backup_of_equal_time_is_a_stray_only_after_a_successor_skips_it() {
     let table = "
         p1 x 10 1 after=-
         b2 y 20 2 after=p1
@@ -426,7 +426,7 @@ fn a_clone_that_stores_an_older_snapshot_after_all_of_ours_is_found() {
 }
 
 #[test]
-fn a_skipped_backup_of_an_unknown_host_is_no_second_time_line() {
+fn skipped_backup_of_an_unknown_host_is_not_a_second_time_line() {
     let table = "
         p1 x 10 1 after=-
         b2 - 20 2 base=p1
@@ -436,7 +436,7 @@ fn a_skipped_backup_of_an_unknown_host_is_no_second_time_line() {
 }
 
 #[test]
-fn of_two_backups_of_one_snapshot_the_greater_id_is_named() {
+fn stray_reason_names_the_greater_id_of_two_twins() {
     let mut facts: Vec<BackupFacts> = backups("p1 x 10 1 after=-\ns2 y 20 2 after=p1")
         .into_iter()
         .map(|(_, facts)| facts)
@@ -477,7 +477,7 @@ fn a_known_snapshot_in_a_backup_of_another_origin_is_not_the_newest_of_the_pool(
 }
 
 #[test]
-fn a_rewound_pool_has_strays_and_whoever_has_no_pool_is_asked_while_the_orders_differ() {
+fn rewound_pool_has_strays_and_is_ambiguous_while_time_and_txg_disagree() {
     let rewound = "
         p1 x 100 1 after=-
         p2 x 200 2 base=p1 after=p1
@@ -495,7 +495,7 @@ fn a_rewound_pool_has_strays_and_whoever_has_no_pool_is_asked_while_the_orders_d
 }
 
 #[test]
-fn a_clock_that_was_set_back_is_no_question_where_one_follows_from_the_other() {
+fn clock_set_back_within_one_linked_line_is_not_ambiguous() {
     let table = "
         p1 x 10 5 after=-
         p2 x 20 6 base=p1 after=p1
@@ -506,7 +506,7 @@ fn a_clock_that_was_set_back_is_no_question_where_one_follows_from_the_other() {
 }
 
 #[test]
-fn what_waited_in_another_store_or_took_many_nights_is_no_other_time_line() {
+fn delayed_copy_or_long_upload_is_not_another_time_line() {
     // i3 was exported, and a run that did not see it streamed i4; from i5 on both are known.
     let waited = "
         p1 x 10 1 after=-
@@ -553,7 +553,7 @@ fn what_waited_in_another_store_or_took_many_nights_is_no_other_time_line() {
 }
 
 #[test]
-fn a_link_that_was_deleted_proves_nothing() {
+fn link_to_a_deleted_backup_makes_no_stray() {
     // The chain between them was deleted completely; `!q4` is newer than both.
     let mut made = backups(
         "
@@ -576,7 +576,7 @@ fn a_link_that_was_deleted_proves_nothing() {
 }
 
 #[test]
-fn what_was_taken_over_is_no_stray_and_what_its_host_makes_later_is_one() {
+fn adopted_backup_is_no_stray_but_later_backups_of_its_host_are() {
     assert_eq!(strays_after(CLONED, "p2 a3 a5", "b6"), "");
     assert_eq!(strays_after(CLONED, "p2 a3 a5", "b4"), "b6");
     let merged = format!("{CLONED}\na7 x 70 7 after=a5,b6\nb8 y 80 8 after=b6\na9 x 90 9 after=a7");
@@ -590,7 +590,7 @@ fn what_was_taken_over_is_no_stray_and_what_its_host_makes_later_is_one() {
 }
 
 #[test]
-fn another_origin_is_no_stray() {
+fn backup_of_another_origin_is_not_a_stray() {
     let mut made = backups(CLONED);
     for (name, facts) in &mut made {
         if name.starts_with('b') {
@@ -602,7 +602,7 @@ fn another_origin_is_no_stray() {
 }
 
 #[test]
-fn a_backup_names_the_newest_that_its_pool_knows_and_what_was_taken_over() {
+fn backup_links_to_the_newest_known_and_to_adopted_backups() {
     let made = backups(CLONED);
     let facts: Vec<BackupFacts> = made.iter().map(|(_, facts)| facts.clone()).collect();
     let names = |known: &str, adopted: &[BackupId], own: &str| {

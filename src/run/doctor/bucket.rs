@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_store_has_nothing_but_ticks() {
+    fn fully_capable_store_passes_every_probe_check() {
         let lock = Some(ObjectLock {
             days: 30,
             mode: LockMode::Compliance,
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_does_not_work_is_told_by_its_own_line() {
+    fn each_missing_store_capability_is_reported_on_its_own_line() {
         let wanted = Wanted {
             parts: 65,
             prunes: true,
@@ -632,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_checksum_wins_and_a_contradiction_is_said() {
+    fn configured_checksum_is_kept_and_a_probe_conflict_is_a_warning() {
         use S3Checksum::{Crc64nvme, Md5, Sha256};
         for (given, kept, state, part) in [
             (Some(Sha256), vec![Crc64nvme], Warning, "does not keep it"),
@@ -670,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_deletes_backups_is_a_fault_and_one_that_tidies_is_not() {
+    fn lifecycle_rule_is_bad_if_it_expires_backups_and_good_if_it_cleans_up() {
         let wanted = Wanted {
             resume_days: 14,
             ..Wanted::default()
@@ -738,7 +738,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_needs_a_bucket_that_can() {
+    fn object_lock_requires_a_bucket_with_object_lock() {
         let lock = Some(ObjectLock {
             days: 30,
             mode: LockMode::Compliance,
@@ -768,7 +768,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_may_too_little_is_a_fault_and_one_that_may_too_much_a_warning() {
+    fn key_with_missing_rights_is_bad_and_with_excess_rights_a_warning() {
         let rights = |may: &str, buckets: Option<&str>| Rights {
             may: may.split(' ').map(str::to_owned).collect(),
             buckets: buckets.map(|bucket| vec![bucket.to_owned()]),

@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_told_and_unknown_ones_warned_of() {
+    fn doctor_shows_the_zfs_version_and_warns_of_unknown_ones() {
         let zfs = FakeZfs::new();
         for (version, state) in [
             ("2.3.2-1", Good),
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_library_is_named_as_it_lies_on_disk() {
+    fn libzfs_core_file_name_is_read_from_the_process_maps() {
         let maps = "7f00 r-xp 0 08:01 12 /nowhere/libzfs_core.so.3.0.0\n7f01 r--p 0 08:01 13 /usr/lib/libc.so.6\n";
         assert_eq!(
             loaded_library(maps).as_deref(),
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_dataset_is_named_beside_those_that_are_there() {
+    fn doctor_names_the_missing_dataset_and_selects_the_existing_one() {
         let (zfs, state) = (FakeZfs::new(), tempfile::tempdir().unwrap());
         zfs.create(&"tank/a".parse().unwrap(), DatasetType::Filesystem);
         let states = |names: &[&str]| {
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_named_with_the_command_that_gives_it() {
+    fn missing_permission_is_reported_with_its_zfs_allow_command() {
         let (zfs, state) = (FakeZfs::new(), tempfile::tempdir().unwrap());
         let name: DatasetName = "tank/a".parse().unwrap();
         zfs.create(&name, DatasetType::Filesystem);
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_looked_at_and_never_made() {
+    fn doctor_checks_folders_and_never_creates_them() {
         let root = tempfile::tempdir().unwrap();
         let (here, file, later) = (
             root.path().join("here"),

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn only_holds_of_attempts_that_are_known_to_be_over_go() {
+    fn only_holds_of_attempts_proved_finished_are_released() {
         let (state, (zfs, selected)) = (tempfile::tempdir().unwrap(), world());
         let plan = |known: &KnownAttempts| {
             stays(&plan_release(&zfs, state.path(), &stores(), &selected, known).unwrap())
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upload_of_another_configuration_goes_only_by_its_name_and_never_under_a_run() {
+    fn hold_of_another_configuration_is_released_only_by_id_and_without_a_run() {
         let (state, (zfs, selected)) = (tempfile::tempdir().unwrap(), world());
         let other = KnownStore::of_url("b2:other/x");
         let _journal =
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_goes_while_a_run_is_at_work_in_any_store_or_when_a_journal_cannot_be_read() {
+    fn no_hold_is_released_during_a_run_or_with_an_unreadable_journal() {
         let (state, (zfs, selected)) = (tempfile::tempdir().unwrap(), world());
         for store in STORES {
             let _running =

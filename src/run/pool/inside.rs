@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_of_a_volume_are_the_volume() {
+    fn partition_device_belongs_to_its_volume() {
         let device = Path::new("/dev/zd16");
         for (source, expected) in [
             ("/dev/zd16", true),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_s_own_table_is_read() {
+    fn mount_table_of_this_host_is_read() {
         let folder = tempfile::tempdir().unwrap();
         assert!(refuse_inside(folder.path(), &["no/such".parse().unwrap()]).is_ok());
         assert!(

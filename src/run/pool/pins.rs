@@ -134,7 +134,7 @@ mod tests {
     use jiff::Timestamp;
 
     #[test]
-    fn pins_are_made_once_and_go_by_their_id() {
+    fn pins_are_made_once_and_released_by_backup_id() {
         let (zfs, dataset): (_, DatasetName) = (FakeZfs::new(), "tank/a".parse().unwrap());
         zfs.create(&dataset, DatasetType::Filesystem);
         let take = || {

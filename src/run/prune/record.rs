@@ -130,7 +130,7 @@ mod tests {
     use std::sync::Arc;
 
     #[tokio::test]
-    async fn record_that_no_reader_takes_is_refused_and_leaves_nothing() {
+    async fn prune_record_longer_than_the_limit_is_refused_before_it_is_put() {
         let (store, state) = (MemoryStore::new(), tempfile::tempdir().unwrap());
         let signing = SigningKey::generate().unwrap();
         let now = Timestamp::UNIX_EPOCH;

@@ -443,7 +443,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_that_is_over_is_none_and_one_that_cannot_be_read_stays() {
+    fn expired_object_lock_is_ignored_and_an_unreadable_one_is_kept() {
         let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
         let at = |text: &str| lock_at(text.to_owned(), now);
         assert_eq!(at("2026-01-01T23:59:59Z"), None);

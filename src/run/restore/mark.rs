@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_come_back_as_they_were_written_and_only_from_the_dataset_itself() {
+    fn restore_marks_round_trip_and_count_only_on_the_dataset_itself() {
         for (is_new, readonly, was_writable) in [
             (true, true, false),
             (false, true, true),
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_without_a_token_is_nobodys() {
+    fn restore_mark_without_a_token_matches_no_restore() {
         let old = dataset(RESTORING_PROPERTY, "an-id new readonly", "tank/x");
         let begun = Begun::of(&old).unwrap();
         assert_eq!(

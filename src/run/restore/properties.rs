@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_sizes_become_what_the_kernel_keeps() {
+    fn property_words_and_sizes_become_kernel_values() {
         for (given, expected) in [
             ("canmount=noauto", Number(2)),
             ("atime=off", Number(0)),
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_properties_come_back_and_never_mount_by_themselves() {
+    fn recorded_properties_are_restored_without_automatic_mounts() {
         let recorded: BTreeMap<String, String> = [
             ("compression", "15"),
             ("mountpoint", "/home"),

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_are_quoted_and_fit_what_the_dataset_is() {
+    fn mount_commands_are_quoted_and_match_the_dataset_properties() {
         let name = "'tank/old files'";
         let plain = steps_for(&dataset(&[]), &[], |_| true);
         assert_eq!(plain.commands, [format!("zfs mount {name}")]);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_in_use_is_never_advised() {
+    fn mount_advice_never_names_a_mountpoint_in_use() {
         let home = dataset(&[
             ("mountpoint", Text("/home".into()), "$recvd"),
             ("canmount", Number(2), "tank/old files"),

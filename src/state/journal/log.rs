@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_gives_back_what_was_appended_and_a_missing_one_is_empty() {
+    fn log_returns_appended_records_and_a_missing_log_is_empty() {
         let folder = tempfile::tempdir().unwrap();
         let (path, _) = written(folder.path());
         assert_eq!(read_log(&path).unwrap().records, records());
@@ -297,7 +297,7 @@ mod tests {
 
     /// A log that is cut anywhere has whole records, and the next record is appended behind them.
     #[test]
-    fn a_torn_tail_is_dropped_and_written_over() {
+    fn truncated_log_tail_is_dropped_and_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let (path, bytes) = written(folder.path());
         let more = JournalRecord::Chunk {

@@ -27,7 +27,7 @@ fn taken(outcome: TakeOutcome) -> (HeldLock, Option<Box<Holder>>) {
 }
 
 #[test]
-fn only_a_run_that_is_surely_over_is_stale() {
+fn lock_is_stale_only_if_its_run_has_certainly_ended() {
     let run = holder(LockKind::Run);
     let here = run.here.clone();
     let with = |change: fn(&mut Holder)| {
@@ -99,7 +99,7 @@ fn only_a_run_that_is_surely_over_is_stale() {
 }
 
 #[test]
-fn a_lock_is_taken_once_and_goes_with_its_holder() {
+fn lockfile_is_taken_once_and_removed_with_its_holder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new/folder/x.lock");
     let (first, second) = (holder(LockKind::Run), holder(LockKind::Run));
@@ -122,7 +122,7 @@ fn a_lock_is_taken_once_and_goes_with_its_holder() {
 }
 
 #[test]
-fn a_lock_that_was_taken_away_is_not_removed_from_its_new_holder() {
+fn release_of_a_removed_lock_leaves_the_lock_of_a_new_holder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.lock");
     let (first, second) = (holder(LockKind::Run), holder(LockKind::Manual));
@@ -137,7 +137,7 @@ fn a_lock_that_was_taken_away_is_not_removed_from_its_new_holder() {
 }
 
 #[test]
-fn of_many_who_find_a_stale_lock_one_gets_it() {
+fn only_one_of_many_concurrent_takers_gets_a_stale_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.lock");
     for _ in 0..20 {
@@ -162,7 +162,7 @@ fn of_many_who_find_a_stale_lock_one_gets_it() {
 }
 
 #[test]
-fn what_is_no_lockfile_is_a_lock_all_the_same() {
+fn invalid_lockfile_still_counts_as_a_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.lock");
     let whole = serde_json::to_string(&gone()).unwrap();
@@ -215,7 +215,7 @@ fn a_lockfile_of_a_later_version_is_understood() {
 }
 
 #[test]
-fn a_kernel_lock_that_somebody_keeps_is_an_error_that_names_the_file_and_not_a_hang() {
+fn kernel_lock_held_on_the_lockfile_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("zb.lock");
     std::fs::write(&path, "{}").unwrap();

@@ -52,7 +52,7 @@ fn filled(state: &Path) -> PathBuf {
 }
 
 #[test]
-fn what_was_kept_comes_back_while_it_is_listed_as_it_was() {
+fn cached_object_is_returned_only_while_its_listing_is_unchanged() {
     let state = tempfile::tempdir().unwrap();
     let path = filled(state.path());
     assert_eq!(
@@ -115,7 +115,7 @@ fn what_was_kept_comes_back_while_it_is_listed_as_it_was() {
 }
 
 #[test]
-fn a_file_that_was_cut_anywhere_gives_what_is_whole_and_is_written_on() {
+fn truncated_cache_file_yields_complete_objects_and_accepts_more() {
     let state = tempfile::tempdir().unwrap();
     let path = filled(state.path());
     let whole = fs::read(&path).unwrap();
@@ -145,7 +145,7 @@ fn a_file_that_was_cut_anywhere_gives_what_is_whole_and_is_written_on() {
 }
 
 #[test]
-fn a_byte_that_changed_is_never_given_for_what_was_kept() {
+fn cache_never_returns_an_object_with_a_changed_byte() {
     let state = tempfile::tempdir().unwrap();
     let path = filled(state.path());
     let whole = fs::read(&path).unwrap();
@@ -176,7 +176,7 @@ fn a_byte_that_changed_is_never_given_for_what_was_kept() {
 }
 
 #[test]
-fn what_is_not_listed_any_more_is_dropped_and_its_room_comes_back() {
+fn unlisted_objects_are_dropped_from_the_cache_and_their_space_freed() {
     let state = tempfile::tempdir().unwrap();
     let path = path_of(state.path(), &KnownStore::of_url(STORE), &dataset());
     let body = vec![9; 600_000];
@@ -219,7 +219,7 @@ fn what_is_not_listed_any_more_is_dropped_and_its_room_comes_back() {
 }
 
 #[test]
-fn one_process_writes_and_the_others_read() {
+fn cache_has_one_writer_and_other_processes_only_read() {
     let state = tempfile::tempdir().unwrap();
     let path = filled(state.path());
     let (first, second) = (open(state.path()), open(state.path()));
@@ -248,7 +248,7 @@ fn one_process_writes_and_the_others_read() {
 }
 
 #[test]
-fn where_nothing_can_be_kept_everything_is_fetched() {
+fn unusable_cache_folder_disables_the_cache() {
     let state = tempfile::tempdir().unwrap();
     let (object, body) = &objects()[0];
     // A file in the place of the folder, and a folder in the place of the file.

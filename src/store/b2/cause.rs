@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_go_before_statuses() {
+    fn b2_error_code_takes_precedence_over_the_status() {
         use StoreErrorKind::*;
         for (status, code, text, kind, transient, new_url, ambiguous) in [
             (401, "expired_auth_token", "", Denied, false, true, false),
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_say_what_to_do() {
+    fn b2_error_hints_name_the_remedy() {
         for (cause, api, part) in [
             (
                 refused(401, "unauthorized", ""),

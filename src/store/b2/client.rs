@@ -591,7 +591,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_goes_in_clear_only_where_the_endpoint_itself_is_not_encrypted() {
+    fn token_is_sent_unencrypted_only_if_the_endpoint_is_unencrypted() {
         for (endpoint, address, safe) in [
             (
                 "https://api.backblazeb2.com",

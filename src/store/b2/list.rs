@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_marker_covers_is_not_live() {
+    fn version_below_a_hide_marker_is_not_live() {
         for (actions, live) in [
             (&[][..], &[][..]),
             (&["upload"], &[0][..]),

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn temporary_names_give_back_their_object() {
+    fn temporary_file_names_parse_back_to_their_object() {
         for object in ["manifest.json", "00000000-0000abcd.zfs.age", ".x", "a b"] {
             for tag in ["0123456789abcdef", CLAIM_TAG] {
                 let name = TempName::build(object, tag);

@@ -212,7 +212,7 @@ mod tests {
     use StoreErrorKind::Unavailable;
 
     #[test]
-    fn faults_meet_the_call_they_were_armed_for() {
+    fn fault_fails_only_the_call_it_was_set_for() {
         let mut faults = vec![
             Fault::after(Unavailable)
                 .of(Operation::PutNew)
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lasting_fault_stays() {
+    fn permanent_fault_fails_every_later_call() {
         let mut faults = vec![Fault::before(Unavailable).nth(2).forever()];
         let fates: Vec<Fate> = (0..4)
             .map(|_| next_fate(&mut faults, Operation::Get, "k"))

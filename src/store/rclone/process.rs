@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_the_log_are_read_whatever_they_are() {
+    fn rclone_log_lines_are_parsed_in_json_and_plain_text() {
         for (text, level, msg, object) in [
             (
                 r#"{"level":"error","msg":" a\n b","object":"x"}"#,
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_cut_and_the_next_one_is_read() {
+    fn overlong_rclone_log_line_is_truncated_and_the_next_is_read() {
         let limit = usize::try_from(LINE_BYTES_MAX).unwrap();
         for (long, kept) in [
             (limit - 1, limit - 1),
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn no_variable_of_rclone_gets_through_that_changes_what_it_does() {
+    fn environment_variables_that_change_rclone_behaviour_are_removed() {
         for (name, kept) in [
             ("PATH", true),
             ("RCLONE_CONFIG_PASS", true),
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_program_a_slow_one_and_one_that_talks_too_much_are_errors() {
+    async fn missing_slow_or_too_verbose_rclone_is_an_error() {
         let minute = Duration::from_secs(60);
         let (settings, call) = script("/no/such/rclone", minute);
         let error = run(&settings, call).await.err().unwrap();

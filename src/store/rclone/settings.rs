@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_may_stand_after_its_name() {
+    fn rclone_argument_may_have_its_value_as_the_next_word() {
         for (line, refused) in [
             ("--fast-list --transfers 2 --checkers=4", &[][..]),
             ("--transfers=2 3", &[2]),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_those_of_rclone() {
+    fn keys_map_to_rclone_paths_and_invalid_remotes_are_refused() {
         for (path, key, place) in [
             ("", "", "r:"),
             ("", "a/b", "r:a/b"),

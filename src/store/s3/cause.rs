@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_go_before_statuses() {
+    fn s3_error_code_takes_precedence_over_the_status() {
         use StoreErrorKind::*;
         for (status, code, kind) in [
             (404, "NoSuchKey", NotFound),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_say_what_to_do() {
+    fn s3_error_hints_name_the_remedy() {
         let wrong_region = "the region 'us-east-1' is wrong; expecting 'eu-west-1'";
         for (status, code, text, part) in [
             (404, "NoSuchBucket", "", "create the bucket \"b\""),

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_are_read_again_after_a_refusal_and_not_before() {
+    async fn s3_keys_are_reread_only_after_a_refusal() {
         let (keys, readings) = keys(1);
         assert_eq!(
             (id(&keys).await.as_str(), id(&keys).await.as_str()),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_that_stay_the_same_are_refused_after_one_more_attempt() {
+    async fn unchanged_s3_keys_are_retried_once_per_minute() {
         let (keys, readings) = keys(usize::MAX);
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_that_end_are_replaced_before() {
+    async fn s3_keys_are_replaced_before_they_expire() {
         let soon = SystemTime::now() + Duration::from_secs(60);
         let ending = Credentials::new("old", "x", None, Some(soon), "test");
         let chain = SharedCredentialsProvider::new(Credentials::from(&given("new")));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_about_the_keys_is_a_refusal() {
+    fn only_key_errors_count_as_a_refusal_of_the_keys() {
         let expired: &[u8] = b"<Error><Code>ExpiredToken</Code></Error>";
         for (status, body, refused) in [
             (403, &b""[..], true),

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_of_the_limit_is_read_and_one_byte_more_is_an_error() {
+    async fn response_at_the_limit_is_read_and_one_byte_more_is_an_error() {
         let limited = |bytes: usize| {
             let inner = SdkBody::from(vec![b'x'; bytes]);
             read(LimitedBody {

@@ -168,7 +168,7 @@ fn full_and_incremental_restore_every_file() {
 }
 
 #[test]
-fn bookmark_serves_after_its_snapshot_is_gone_with_the_same_bytes() {
+fn send_from_a_bookmark_equals_send_from_its_destroyed_snapshot() {
     let (zfs, first, second) = two_states();
     let mark = bookmark("tank/a#1");
     zfs.bookmark(&mark, &SendBase::Snapshot(first.clone()))
@@ -182,7 +182,7 @@ fn bookmark_serves_after_its_snapshot_is_gone_with_the_same_bytes() {
 }
 
 #[test]
-fn cut_at_any_place_leaves_nothing() {
+fn fake_receive_of_a_truncated_stream_leaves_nothing() {
     let (zfs, first, second) = two_states();
     let whole = send(&zfs, &full(&second));
     for cut in (0..whole.len())
@@ -212,7 +212,7 @@ fn cut_at_any_place_leaves_nothing() {
 }
 
 #[test]
-fn cut_receive_goes_on_at_its_point_only() {
+fn fake_partial_receive_resumes_only_at_its_resume_point() {
     let (zfs, first, second) = two_states();
     let (r, request) = (dataset("tank/r"), resumable("tank/r@2"));
     for base in [None, Some(SendBase::Snapshot(first.clone()))] {
@@ -288,7 +288,7 @@ fn records(mut stream: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn resumed_stream_goes_on_with_the_same_records() {
+fn fake_resumed_stream_continues_with_the_same_records() {
     let (zfs, _, second) = two_states();
     let whole = records(&send(&zfs, &full(&second)));
     let at = whole
@@ -507,7 +507,7 @@ fn a_rollback_undoes_changes_and_destroys_nothing() {
 }
 
 #[test]
-fn snapshots_are_atomic_and_name_what_was_refused() {
+fn fake_snapshots_are_atomic_and_name_each_refused_one() {
     let (zfs, ..) = two_states();
     zfs.create(&dataset("tank/b"), DatasetType::Filesystem);
     zfs.create(&dataset("other"), DatasetType::Filesystem);
@@ -595,7 +595,7 @@ fn locked_dataset_is_sent_raw_only() {
 }
 
 #[test]
-fn things_fail_when_told_to() {
+fn fake_zfs_fails_the_requested_call_and_send() {
     let (zfs, first, _) = two_states();
     let calls = zfs.calls();
     zfs.fail_call(2, libc::EIO);

@@ -15,7 +15,7 @@ fn completes(head: &str) -> bool {
     head.starts_with("post") && head.contains("?uploadid=")
 }
 
-pub(super) async fn lost_replies_are_found_out(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn puts_with_lost_replies_are_read_back(weed: Arc<Weed>, settings: S3Settings) {
     let puts = |head: &str| head.starts_with("put") && !head.contains("uploadid=");
     let lose = || Action::LoseReply;
     for (n, second_answer) in [
@@ -69,7 +69,7 @@ pub(super) async fn lost_replies_are_found_out(weed: Arc<Weed>, settings: S3Sett
     }
 }
 
-pub(super) async fn passing_failures_are_ridden_out(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn temporary_s3_failures_are_retried(weed: Arc<Weed>, settings: S3Settings) {
     for (name, action) in [
         ("slow", Action::Refuse(503, "SlowDown")),
         ("error", Action::Refuse(500, "InternalError")),
@@ -92,7 +92,7 @@ pub(super) async fn passing_failures_are_ridden_out(weed: Arc<Weed>, settings: S
     }
 }
 
-pub(super) async fn lasting_failure_of_the_last_part_leaves_nothing(
+pub(super) async fn permanent_failure_of_the_last_part_leaves_no_object(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -117,7 +117,7 @@ pub(super) async fn lasting_failure_of_the_last_part_leaves_nothing(
     }
 }
 
-pub(super) async fn stores_without_conditions_are_spoken_to_without(
+pub(super) async fn unsupported_conditional_puts_are_replaced_by_plain_ones(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -168,7 +168,7 @@ pub(super) async fn stores_that_hide_checksums_give_weaker_evidence(
     );
 }
 
-pub(super) async fn false_words_of_the_store_are_found_out(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn false_s3_evidence_is_an_error(weed: Arc<Weed>, settings: S3Settings) {
     let right = "x-amz-checksum-crc64nvme: rosUhgp5mIg=\r\nx-amz-checksum-type: FULL_OBJECT\r\n";
     let wrong = "x-amz-checksum-crc64nvme: AAAAAAAAAAA=\r\nx-amz-checksum-type: FULL_OBJECT\r\n";
     for (n, (length, checksum, works)) in [
@@ -220,7 +220,7 @@ pub(super) async fn false_words_of_the_store_are_found_out(weed: Arc<Weed>, sett
     }
 }
 
-pub(super) async fn bodies_that_break_off_are_fetched_again(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn truncated_s3_bodies_are_fetched_again(weed: Arc<Weed>, settings: S3Settings) {
     let bytes = pattern(300_000, 1);
     connect(settings.clone())
         .await

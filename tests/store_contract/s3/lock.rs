@@ -14,7 +14,10 @@ fn until(evidence: &zfs_backup::store::Evidence) -> Timestamp {
     evidence.locked_until.as_deref().unwrap().parse().unwrap()
 }
 
-pub(super) async fn objects_are_locked_and_locked_on(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn s3_objects_are_locked_at_upload_and_their_locks_extended(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
     let bucket = "locked";
     weed.client()
         .create_bucket()
@@ -80,7 +83,10 @@ pub(super) async fn objects_are_locked_and_locked_on(weed: Arc<Weed>, settings: 
     assert_eq!(store.list("").await.unwrap().len(), 2);
 }
 
-pub(super) async fn a_lock_that_is_not_shown_is_none(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn lock_that_the_server_does_not_report_is_unsupported(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
     let hide = first(usize::MAX, Action::HideHeaders("object-lock"), |head| {
         head.starts_with("head")
     });

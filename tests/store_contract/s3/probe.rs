@@ -20,7 +20,10 @@ fn always(action: Action, matches: impl Fn(&str) -> bool + Send + Sync + 'static
     Box::new(first(usize::MAX, action, matches))
 }
 
-pub(super) async fn the_probe_tells_what_a_good_server_does(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn probe_of_a_capable_server_reports_its_abilities(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
     let (client, versioned) = (weed.client(), "probed-versions");
     client
         .create_bucket()
@@ -110,7 +113,7 @@ async fn probe_by(
     probe
 }
 
-pub(super) async fn the_probe_finds_out_what_a_server_does_not_do(
+pub(super) async fn probe_reports_each_missing_ability_of_a_server(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -241,10 +244,7 @@ pub(super) async fn the_probe_finds_out_what_a_server_does_not_do(
     );
 }
 
-pub(super) async fn a_probe_that_fails_leaves_nothing_behind(
-    weed: Arc<Weed>,
-    settings: S3Settings,
-) {
+pub(super) async fn failed_s3_probe_leaves_no_object(weed: Arc<Weed>, settings: S3Settings) {
     for (n, failing) in ["partnumber=2", "partnumber=10000", "?uploads", "/small"]
         .into_iter()
         .enumerate()
@@ -278,7 +278,7 @@ pub(super) async fn a_probe_that_fails_leaves_nothing_behind(
     }
 }
 
-pub(super) async fn behaviour_follows_the_probe_and_a_contradiction_is_heard(
+pub(super) async fn store_follows_its_probe_and_reports_a_contradiction(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -349,7 +349,7 @@ pub(super) async fn behaviour_follows_the_probe_and_a_contradiction_is_heard(
     );
 }
 
-pub(super) async fn what_refuses_replacing_is_not_asked_first(
+pub(super) async fn store_with_working_conditional_puts_is_not_checked_before_a_put(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -412,7 +412,7 @@ pub(super) async fn what_refuses_replacing_is_not_asked_first(
     }
 }
 
-pub(super) async fn the_bucket_says_its_rules_or_that_it_would_not(
+pub(super) async fn bucket_lifecycle_rules_are_read_or_reported_as_unknown(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -476,7 +476,7 @@ pub(super) async fn the_bucket_says_its_rules_or_that_it_would_not(
     );
 }
 
-pub(super) async fn the_bucket_says_who_may_read_it_or_that_it_would_not(
+pub(super) async fn bucket_public_access_is_read_or_reported_as_unknown(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {

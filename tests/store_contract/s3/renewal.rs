@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use zfs_backup::store::{Limiter, ObjectStore, Renew, S3Credentials, S3Settings, StoreErrorKind};
 
-pub(super) async fn uploads_keep_to_the_limit(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn s3_uploads_keep_the_rate_limit(weed: Arc<Weed>, settings: S3Settings) {
     let refused = AtomicUsize::new(0);
     let proxy = Proxy::start(&weed.endpoint(), move |head| {
         match head.contains("partnumber=2") {
@@ -54,7 +54,7 @@ fn credentials(id: &str, secret: &str) -> S3Credentials {
     }
 }
 
-pub(super) async fn keys_are_read_again_when_they_are_refused(_: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn refused_s3_keys_are_read_again(_: Arc<Weed>, settings: S3Settings) {
     for (id, secret) in [("nobody", SECRET_KEY), (ACCESS_KEY, "wrong")] {
         let readings = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&readings);
@@ -97,7 +97,7 @@ pub(super) async fn keys_are_read_again_when_they_are_refused(_: Arc<Weed>, sett
     }
 }
 
-pub(super) async fn a_session_that_is_over_is_renewed_or_said(
+pub(super) async fn expired_s3_session_is_renewed_or_reported(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -139,7 +139,7 @@ pub(super) async fn a_session_that_is_over_is_renewed_or_said(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_has_a_secret_of_s3_in_it() {
+async fn logs_contain_no_s3_secret() {
     let weed = Weed::start("secrets").await;
     let log = Captured::begin();
     for limiter in [

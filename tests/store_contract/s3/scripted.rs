@@ -20,7 +20,10 @@ fn below(settings: &S3Settings, name: &str) -> S3Settings {
     }
 }
 
-pub(super) async fn success_with_an_error_in_it_is_none(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn success_status_with_an_error_body_is_a_failure(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
     let error = "<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>";
     for (times, works) in [(1, true), (usize::MAX, false)] {
         let settings = below(&settings, if works { "once" } else { "always" });
@@ -55,7 +58,7 @@ pub(super) async fn success_with_an_error_in_it_is_none(weed: Arc<Weed>, setting
     }
 }
 
-pub(super) async fn a_part_that_is_echoed_otherwise_ends_the_upload(
+pub(super) async fn different_part_checksum_in_the_response_fails_the_upload(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -83,7 +86,7 @@ pub(super) async fn a_part_that_is_echoed_otherwise_ends_the_upload(
     assert_empty(&connect(settings).await).await;
 }
 
-pub(super) async fn another_region_and_an_expired_session_say_what_to_do(
+pub(super) async fn wrong_region_and_expired_session_errors_name_the_remedy(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
@@ -126,7 +129,7 @@ pub(super) async fn another_region_and_an_expired_session_say_what_to_do(
     }
 }
 
-pub(super) async fn silence_in_the_middle_of_an_upload_is_waited_out_or_given_up(
+pub(super) async fn silent_part_upload_is_retried_until_the_attempts_are_used(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {

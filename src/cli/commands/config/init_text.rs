@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_passphrase_has_its_bits_and_changes_with_each_of_them() {
+    fn every_random_bit_changes_the_generated_passphrase() {
         const { assert!(PASSPHRASE_BITS >= 100) };
         let first = passphrase_of(0);
         assert_eq!(first, "00000-00000-00000-00000-00000");
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_a_good_configuration() {
+    fn generated_configuration_parses_without_errors() {
         for remote in [
             "s3:bucket/nas1",
             "b2:bucket/nas1",
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_paper_has_what_a_restore_needs_and_fits() {
+    fn paper_copy_has_everything_for_a_restore_in_80_columns() {
         let answers = answers("s3:bucket/nas1");
         let paper = paper(&answers, Path::new("/etc/zfs-backup/zfs-backup.toml"));
         for needed in [
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn other_tools_are_known_by_their_snapshots() {
+    fn snapshot_tools_are_recognised_by_snapshot_names() {
         let names = [
             "autosnap_2026-11-22_00:00:01_daily",
             "autosnap_2026-11-22_10:00:01_hourly",

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_file_is_new_and_closed() {
+    fn secret_file_is_created_once_with_mode_0600() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("paper");
         write_secret(&file, b"x").unwrap();

@@ -266,7 +266,7 @@ fn ended(context: &Context, done: Result<(), Failure>) -> Ended {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_doubtful_clock_keeps_snapshots_ends_with_3_and_stands_in_health_until_a_person_speaks() {
+async fn doubtful_clock_keeps_snapshots_until_a_person_confirms_it() {
     let host = Host::new();
     host.back_up_full(60).await;
     host.set_clock_ahead();
@@ -308,7 +308,7 @@ async fn a_doubtful_clock_keeps_snapshots_ends_with_3_and_stands_in_health_until
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand_in_health() {
+async fn planted_object_or_doubtful_clock_keeps_backups_and_fails_health() {
     let host = Host::new();
     host.back_up_full(60).await;
     host.back_up_full(50).await;

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gets_its_name_when_it_is_whole_and_is_for_us_alone() {
+    fn new_file_is_named_when_complete_and_has_mode_0600() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stream");
         let (mut file, partial) = NewFile::create_beside(&path).unwrap();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_cannot_name_the_file_is_found_before_the_content_is_written() {
+    fn naming_check_fails_early_on_unsupported_file_systems_and_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stream");
         NewFile::check_naming(&path).unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_come_under_the_name_meanwhile_stays_and_nothing_is_left_beside_it() {
+    fn naming_a_new_file_fails_if_the_name_exists_and_leaves_no_partial_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stream");
         let (_, partial) = NewFile::create_beside(&path).unwrap();

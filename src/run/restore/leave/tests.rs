@@ -36,7 +36,7 @@ fn token(mark: &str) -> Option<RestoreToken> {
 const OURS: &str = "x new token=00000000000000ff";
 
 #[test]
-fn errors_that_pass_keep_what_was_received_and_a_refused_resume_starts_over() {
+fn temporary_receive_errors_allow_resume_and_a_refused_resume_restarts() {
     let zfs = |errno| {
         RunError::Zfs(ZfsError::Call {
             operation: "receive",
@@ -71,7 +71,7 @@ fn errors_that_pass_keep_what_was_received_and_a_refused_resume_starts_over() {
 }
 
 #[test]
-fn parent_with_the_mark_of_another_restore_stays() {
+fn parent_marked_by_another_restore_is_not_destroyed() {
     for (mark, goes) in [("00000000000000ff", true), ("00000000000000fe", false)] {
         let zfs = FakeZfs::new();
         zfs.create(&name("tank/p"), DatasetType::Filesystem);
@@ -172,7 +172,7 @@ fn cut_receive(incremental: bool) -> FakeZfs {
 }
 
 #[test]
-fn cut_receive_is_abandoned_only_with_the_token_of_its_restore() {
+fn partial_receive_is_aborted_only_with_the_token_of_its_restore() {
     let ours = "x token=00000000000000ff";
     for (incremental, mark, given, is_such, goes) in [
         (true, ours, token(OURS), true, true),

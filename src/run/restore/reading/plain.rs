@@ -598,7 +598,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_and_positions_belong_together() {
+    fn chunk_list_entries_and_stream_positions_convert_both_ways() {
         for (split_bytes, per_chunk, count) in [
             (1 << 30, 128, 300),
             (6 << 20, 1, 4),

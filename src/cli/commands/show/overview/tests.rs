@@ -180,7 +180,7 @@ fn screen(overview: &Overview) -> String {
 }
 
 #[test]
-fn the_table_says_the_state_of_each_dataset_from_what_is_remembered() {
+fn overview_table_shows_each_dataset_state_from_the_history() {
     let photos = Record {
         drill: Some(DrillNote {
             at: ago(12 * DAY),
@@ -236,7 +236,7 @@ fn the_table_says_the_state_of_each_dataset_from_what_is_remembered() {
 }
 
 #[test]
-fn an_unfinished_first_full_and_damage_are_said_from_the_listing() {
+fn overview_shows_unfinished_first_full_and_damage_from_the_listing() {
     let mut media = dataset("tank/media", Some(Record::default()));
     media.local = Some(local("tank/media", false));
     media.remote = Some(StoreView {
@@ -287,7 +287,7 @@ fn an_unfinished_first_full_and_damage_are_said_from_the_listing() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_unknown_and_never_good() {
+fn unreadable_or_unverified_dataset_is_never_shown_as_ok() {
     let mut view = dataset("tank/a", Some(record(6 * HOUR, 1)));
     view.errors
         .push("list tank/a/@ in s3:bucket/nas1: 503".into());
@@ -317,14 +317,14 @@ fn what_cannot_be_asked_is_unknown_and_never_good() {
 }
 
 #[test]
-fn long_names_stand_on_lines_of_their_own() {
+fn overview_puts_a_long_dataset_name_on_its_own_line() {
     let name = format!("tank/{}", "very-long-name/".repeat(4).trim_end_matches('/'));
     let text = screen(&overview(vec![dataset(&name, Some(record(6 * HOUR, 1)))]));
     assert!(text.contains(&format!("{name}\n  6h incr")), "{text}");
 }
 
 #[test]
-fn the_details_name_snapshots_chains_places_and_what_was_not_finished() {
+fn details_list_snapshots_chains_stores_and_unfinished_uploads() {
     let (old, full) = (
         id(40 * DAY, BackupKind::Full, 0),
         id(9 * DAY, BackupKind::Full, 1),
