@@ -62,9 +62,6 @@ pub(crate) const SUBROOMS: &[(&str, Folders)] = &[
         ],
     ),
 ];
-/// Files that still use each other. The list only gets shorter: a name that is in no circle any
-/// more must go.
-const CIRCLES_LEFT: &[&[&str]] = &[];
 
 /// Folders inside a room use only those that [`SUBROOMS`] allows them.
 pub(crate) fn subrooms(sources: &[Source]) -> Vec<Breach> {
@@ -95,22 +92,12 @@ fn two_segments(module: &str) -> Option<(&str, &str)> {
     Some((room, rest.split("::").next().unwrap_or(rest)))
 }
 
-/// No two files use each other, directly or through others, except those in [`CIRCLES_LEFT`]. A
-/// file and the files of its own sub-modules count as one: the head names its parts, and the parts
-/// use its types.
+/// No two files use each other, directly or through others. A file and the files of its own
+/// sub-modules count as one: the head names its parts, and the parts use its types.
 pub(crate) fn circles(sources: &[Source]) -> Vec<Breach> {
     let house = House::new(sources);
     let mut breaches = Vec::new();
-    let mut left: BTreeSet<&str> = BTreeSet::new();
     for circle in house.circles() {
-        let known = CIRCLES_LEFT
-            .iter()
-            .find(|known| circle.iter().all(|module| known.contains(&module.as_str())));
-        if let Some(known) = known {
-            let still = known.iter().filter(|name| circle.contains(**name));
-            left.extend(still);
-            continue;
-        }
         let names: Vec<&str> = circle.iter().map(String::as_str).collect();
         let what = format!("a circle of files: {}", names.join(", "));
         let first = house
@@ -118,15 +105,6 @@ pub(crate) fn circles(sources: &[Source]) -> Vec<Breach> {
             .iter()
             .find(|arrow| circle.contains(&arrow.from) && circle.contains(&arrow.to));
         breaches.extend(first.map(|arrow| Breach::new(arrow.source, arrow.line, what)));
-    }
-    // An exception that is not needed any more goes.
-    if let Some(lib) = sources.iter().find(|source| source.path == "src/lib.rs") {
-        for name in CIRCLES_LEFT.iter().flat_map(|known| known.iter()) {
-            if !left.contains(name) {
-                let what = format!("{name} is in CIRCLES_LEFT and in no circle");
-                breaches.push(Breach::new(lib, 1, what));
-            }
-        }
     }
     breaches
 }
