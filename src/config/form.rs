@@ -37,12 +37,16 @@ pub(super) enum Place {
     Folder(PathBuf, FolderRule),
 }
 
+type Reader<T> = dyn Fn(&DeValue<'_>) -> Reading<T>;
+/// Something that a value may have.
+type Finder<T, Found> = dyn Fn(&T) -> Option<Found>;
+
 /// The form of a value.
 pub(super) struct Form<T> {
     pub(super) kind: Kind,
-    read: Box<dyn Fn(&DeValue<'_>) -> Reading<T>>,
-    show: Box<dyn Fn(&T) -> Option<Value>>,
-    place: Box<dyn Fn(&T) -> Option<Place>>,
+    read: Box<Reader<T>>,
+    show: Box<Finder<T, Value>>,
+    place: Box<Finder<T, Place>>,
 }
 
 impl<T: 'static> Form<T> {
