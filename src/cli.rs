@@ -50,9 +50,8 @@ pub fn run() -> ExitCode {
         match &args.command {
             Command::Perform => perform(&context).await,
             command => {
-                context
-                    .end_after_stop(command, run_command(command, &context))
-                    .await
+                // The futures of all commands together are too large for the stack.
+                Box::pin(context.end_after_stop(command, run_command(command, &context))).await
             }
         }
     });

@@ -379,7 +379,11 @@ fn copied_store_is_refused_as_a_second_store_until_it_has_its_own_id() {
         0,
         &["nothing was changed"],
     );
-    check(&host.run(&["accept-store"]), 0, &["until now", "from now on"]);
+    check(
+        &host.run(&["accept-store"]),
+        0,
+        &["until now", "from now on"],
+    );
     check(
         &host.run(&["upload-intermediate-to-remote"]),
         0,

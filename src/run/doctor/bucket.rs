@@ -636,7 +636,12 @@ mod tests {
         use S3Checksum::{Crc64nvme, Md5, Sha256};
         for (given, kept, state, part) in [
             (Some(Sha256), vec![Crc64nvme], Warning, "does not keep it"),
-            (Some(Sha256), vec![Crc64nvme, Sha256], Note, "is configured and used"),
+            (
+                Some(Sha256),
+                vec![Crc64nvme, Sha256],
+                Note,
+                "is configured and used",
+            ),
             (Some(Crc64nvme), vec![Crc64nvme], Good, "CRC64NVME"),
             (Some(Md5), vec![], Warning, "is configured"),
             (None, vec![Crc64nvme], Good, "CRC64NVME"),

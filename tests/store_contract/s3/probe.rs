@@ -427,7 +427,7 @@ pub(super) async fn bucket_lifecycle_rules_are_read_or_reported_as_unknown(
         <Rule><ID>tidy</ID><Filter><Prefix></Prefix></Filter><Status>Enabled</Status>\
         <AbortIncompleteMultipartUpload><DaysAfterInitiation>7</DaysAfterInitiation></AbortIncompleteMultipartUpload>\
         <NoncurrentVersionExpiration><NoncurrentDays>3</NoncurrentDays></NoncurrentVersionExpiration></Rule>\
-        <Rule><ID>danger</ID><Filter><Prefix>the_bucket</Prefix></Filter><Status>Enabled</Status>\
+        <Rule><ID>danger</ID><Filter><Prefix>bucket_lifecycle</Prefix></Filter><Status>Enabled</Status>\
         <Expiration><Days>30</Days></Expiration></Rule>\
         <Rule><ID>off</ID><Filter><Prefix></Prefix></Filter><Status>Disabled</Status>\
         <Expiration><Days>1</Days></Expiration></Rule>\
