@@ -81,8 +81,9 @@ impl S3Store {
     /// Finds the credentials and builds the client. Only the first call contacts the store.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Invalid`] for settings that can never work, [`StoreErrorKind::Denied`]
-    /// when there are no credentials, with all the places that were searched.
+    /// [`Invalid`](super::StoreErrorKind::Invalid) for settings that can never work,
+    /// [`Denied`](super::StoreErrorKind::Denied) when there are no credentials, with all the places
+    /// that were searched.
     pub async fn connect(mut settings: S3Settings) -> Result<Self, StoreError> {
         settings.follow_limiter();
         let connected = Box::pin(client::connect(&settings)).await?;
