@@ -20,10 +20,6 @@ pub(super) trait Layer: Send + Sync {
         self.inner().known()
     }
 
-    fn traits(&self) -> &StoreTraits {
-        self.inner().traits()
-    }
-
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         self.inner().create(key).await
     }
@@ -40,7 +36,7 @@ impl<L: Layer> ObjectStore for L {
     }
 
     fn traits(&self) -> &StoreTraits {
-        Layer::traits(self)
+        self.inner().traits()
     }
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {

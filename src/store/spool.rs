@@ -10,9 +10,7 @@ use super::hash::{HashKind, Hasher, PartHash, crc64};
 use super::layer::Layer;
 use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
-use super::{
-    Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind, StoreTraits,
-};
+use super::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions};
@@ -241,10 +239,6 @@ impl Layer for Spool {
         &*self.inner
     }
 
-    fn traits(&self) -> &StoreTraits {
-        self.inner.traits()
-    }
-
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         let url = self.inner.url();
         if self.inner.head(key).await?.is_some() {
@@ -255,7 +249,7 @@ impl Layer for Spool {
         let dir = self.dir.clone();
         let file = run_blocking(move || SpoolFile::create(&dir)).await;
         let file = file.map_err(|error| error.in_store(key, url))?;
-        let sizes = PartSizes::new(Layer::traits(self).part_bytes);
+        let sizes = PartSizes::new(self.inner.traits().part_bytes);
         Ok(Box::new(SpoolWriter {
             inner: Arc::clone(&self.inner),
             key: key.clone(),
