@@ -1,4 +1,4 @@
-//! What a person or a program sees of a command: results, messages, progress and the log.
+//! The output of a command, for people and for programs: results, messages, progress and the log.
 
 pub(crate) mod log;
 pub(crate) mod meter;

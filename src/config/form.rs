@@ -123,7 +123,7 @@ pub(super) fn any_text() -> Form<String> {
     text(|text| Ok(text.to_owned()), String::clone)
 }
 
-/// One of several words.
+/// Makes the form of a value that is one of several words.
 pub(super) fn word_of<T: Display + Copy + 'static>(
     words: impl IntoIterator<Item = T>,
     expected: &'static str,

@@ -33,7 +33,7 @@ pub struct RunFacts {
     pub has_committed_full: bool,
 }
 
-/// What a backup run does next.
+/// The next step of a backup run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Finish the interrupted commits.

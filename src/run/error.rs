@@ -149,7 +149,7 @@ pub enum RunError {
     Conflict {
         /// The dataset.
         dataset: DatasetName,
-        /// What the store and the pool lack.
+        /// The reason why nothing can be sent.
         conflict: SendConflict,
         /// The action that a person can take.
         hint: String,

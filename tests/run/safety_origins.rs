@@ -239,7 +239,7 @@ async fn copied_pool_causes_doubts_on_both_hosts_and_an_ambiguous_newest() {
     assert_eq!(world.find(&before).await.unwrap().backups.len(), 1);
 }
 
-/// None of our backups can have skipped the clone's: it was stored after all of ours. The rules
+/// The clone's backup was stored after all of ours, so none of ours can have skipped it. The rules
 /// would delete it for our newer full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clone_that_stores_an_older_snapshot_after_our_newest_is_a_doubt() {

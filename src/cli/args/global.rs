@@ -43,6 +43,6 @@ pub(crate) enum ProgressWhen {
     Auto,
     /// Show progress, also with -q.
     Always,
-    /// Never.
+    /// Show no progress.
     Never,
 }

@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 use std::path::PathBuf;
 
-/// Where to read from, and with which keys. On a bare host no configuration is needed.
+/// The store to read from, and the keys. A host without a configuration can use both options.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Source {
     /// Read from this store instead of the configured remote: s3:bucket/prefix, b2:bucket/prefix or

@@ -1,4 +1,4 @@
-//! What a command is about to do with a store.
+//! The access that a command needs to a store.
 
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;

@@ -74,7 +74,7 @@ async fn connect_checked(settings: S3Settings) -> Result<S3Store, Failure> {
     Ok(store)
 }
 
-/// Where credentials come from; without both, from the environment.
+/// The source of the credentials: key files, a profile, or without both the environment.
 struct Login<'a> {
     files: Option<&'a CredentialFiles>,
     profile: Option<String>,

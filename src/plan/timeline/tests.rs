@@ -403,8 +403,8 @@ fn a_clone_that_stores_an_older_snapshot_after_all_of_ours_is_found() {
             "{stored:?}"
         );
     }
-    // What ours names is gone, and is newer than the clone's snapshot. It can lead to the clone's
-    // backup only if ours was stored later.
+    // Our backup names a backup that is gone and is newer than the clone's snapshot. The missing
+    // backup can lead to the clone's only if ours was stored later.
     let gone = table.replace("a4 x 40 4 after=p2", "a5 x 50 5 after=p2");
     let name_gone = |stored: [u64; 2]| {
         let mut made = backups(&gone);

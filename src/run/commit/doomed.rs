@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Where an upload reads the prune records, and when.
+/// The dataset, keys and clock with which an upload reads the prune records of a store.
 pub(in crate::run) struct RecordsOf<'a> {
     pub(in crate::run) dataset: &'a DatasetName,
     pub(in crate::run) trusted: &'a TrustedKeys,
