@@ -20,10 +20,10 @@ fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Re
     Records::new(&config.state_dir, &store.known(), stored)
 }
 
-fn told(outcome: Result<(), StateError>) {
+fn warn_if_unsaved(outcome: Result<(), StateError>) {
     if let Err(error) = outcome {
         tracing::warn!(
-            "cannot save this for health and show: {}",
+            "cannot record the result for `health` and `show`: {}",
             error_chain(&error)
         );
     }
@@ -39,10 +39,14 @@ pub(crate) fn backed_up(
 ) {
     let records = records(config, store, stored);
     for backup in &run.committed {
-        told(records.note_commit(&backup.manifest, backup.stored_bytes, Timestamp::now()));
+        warn_if_unsaved(records.note_commit(
+            &backup.manifest,
+            backup.stored_bytes,
+            Timestamp::now(),
+        ));
     }
     if let (true, Ok(BackupEnd::UpToDate(_))) = (run.committed.is_empty(), &run.end) {
-        told(records.note_success("backup"));
+        warn_if_unsaved(records.note_success("backup"));
     }
 }
 
@@ -58,7 +62,7 @@ pub(crate) fn copied(
             id: newest.id.clone(),
             at: Timestamp::now(),
         };
-        told(records(config, store, stored).note_copy(&copied));
+        warn_if_unsaved(records(config, store, stored).note_copy(&copied));
     }
 }
 
@@ -77,7 +81,7 @@ pub(crate) fn failed(
         return;
     }
     let (step, reason, damage) = (step.to_owned(), error_chain(error), error.is_damage());
-    told(records(config, store, stored).note_failure(&FailureNote {
+    warn_if_unsaved(records(config, store, stored).note_failure(&FailureNote {
         at: Timestamp::now(),
         step,
         reason,
@@ -105,14 +109,14 @@ pub(crate) fn verified(
         (None, 0) => "there is no backup".to_owned(),
         (None, backups) => {
             let read_data = read_data.unwrap_or("none").to_owned();
-            return told(records.note_verify(&VerifyNote {
+            return warn_if_unsaved(records.note_verify(&VerifyNote {
                 at,
                 backups: backups as u64,
                 read_data,
             }));
         }
     };
-    told(records.note_failure(&FailureNote {
+    warn_if_unsaved(records.note_failure(&FailureNote {
         at,
         step: "verify".to_owned(),
         reason,
@@ -122,14 +126,16 @@ pub(crate) fn verified(
 
 /// Records the contents of a store after a listing.
 pub(crate) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) {
-    told(records(config, store, &catalog.dataset).note_seen(&catalog.seen_note(Timestamp::now())));
+    warn_if_unsaved(
+        records(config, store, &catalog.dataset).note_seen(&catalog.seen_note(Timestamp::now())),
+    );
 }
 
 /// Records a successful drill. A drill is valid for the dataset, whichever store it read, so it is
 /// recorded where `health` reads.
 pub(crate) fn drilled(config: &Config, stored: &DatasetName, note: &DrillNote) {
     if let Some(records) = first_records(config, stored) {
-        told(records.note_drill(note));
+        warn_if_unsaved(records.note_drill(note));
     }
 }
 
@@ -139,7 +145,7 @@ pub(crate) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunErr
         first_records(config, stored).filter(|_| !matches!(error, RunError::Interrupted))
     {
         let (step, reason, damage) = ("drill".to_owned(), error_chain(error), error.is_damage());
-        told(records.note_failure(&FailureNote {
+        warn_if_unsaved(records.note_failure(&FailureNote {
             at: Timestamp::now(),
             step,
             reason,
@@ -159,7 +165,7 @@ pub(crate) fn pruned(
     let Some(records) = first_records(config, stored) else {
         return;
     };
-    told(match doubt {
+    warn_if_unsaved(match doubt {
         None => records.note_success(step),
         Some((reason, damage)) => records.note_failure(&FailureNote {
             at: Timestamp::now(),
@@ -188,7 +194,7 @@ pub(crate) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, er
 fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
     let known = known_stores(config).unwrap_or_else(|error| {
         tracing::warn!(
-            "cannot save this for health and show: {}",
+            "cannot record the result for `health` and `show`: {}",
             error_chain(&error)
         );
         Vec::new()

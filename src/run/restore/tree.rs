@@ -83,7 +83,7 @@ pub async fn find_restore_tree(
         moment: &moment,
     };
     let (below, elsewhere) = stored_datasets(stores, root).await?;
-    let (mut found, mut told) = (Vec::new(), BTreeSet::new());
+    let (mut found, mut accounted) = (Vec::new(), BTreeSet::new());
     for dataset in below {
         let shelves = match search.read(&dataset).await {
             Ok(shelves) => shelves,
@@ -95,7 +95,7 @@ pub async fn find_restore_tree(
         let newest = match search.newest(&shelves) {
             Ok(newest) => newest,
             Err(error) => {
-                told.extend(
+                accounted.extend(
                     shelves
                         .backups()
                         .map(|backup| backup.manifest.origin.dataset_guid),
@@ -105,7 +105,7 @@ pub async fn find_restore_tree(
             }
         };
         let Some(newest) = newest else {
-            told.extend(
+            accounted.extend(
                 shelves
                     .backups()
                     .map(|backup| backup.manifest.origin.dataset_guid),
@@ -113,7 +113,7 @@ pub async fn find_restore_tree(
             tree.younger.push(dataset);
             continue;
         };
-        told.insert(newest.origin.dataset_guid);
+        accounted.insert(newest.origin.dataset_guid);
         found.push(
             search
                 .member(TreeCandidate {
@@ -126,10 +126,10 @@ pub async fn find_restore_tree(
     }
     if let Some(then) = &then {
         let guids = then.descendants.iter().map(|there| there.guid);
-        let sought: BTreeSet<Guid> = guids.filter(|guid| !told.contains(guid)).collect();
+        let sought: BTreeSet<Guid> = guids.filter(|guid| !accounted.contains(guid)).collect();
         if !sought.is_empty() {
             for moved in search.moved(elsewhere, &sought).await {
-                told.insert(moved.newest.origin.dataset_guid);
+                accounted.insert(moved.newest.origin.dataset_guid);
                 found.push(search.member(moved).await);
             }
         }
@@ -142,7 +142,7 @@ pub async fn find_restore_tree(
         }
     }
     match then {
-        Some(then) => then.place(members, &told, &mut tree),
+        Some(then) => then.place(members, &accounted, &mut tree),
         None => tree.members.extend(members),
     }
     tree.members
@@ -290,8 +290,8 @@ impl Then {
     }
 
     /// Leaves out the members that did not exist at the moment, and gives the others their names at
-    /// that moment. Datasets with guids in `told` are reported elsewhere.
-    fn place(&self, found: Vec<TreeMember>, told: &BTreeSet<Guid>, tree: &mut RestoreTree) {
+    /// that moment. Datasets with guids in `accounted` are reported elsewhere.
+    fn place(&self, found: Vec<TreeMember>, accounted: &BTreeSet<Guid>, tree: &mut RestoreTree) {
         let guids: BTreeSet<Guid> = found.iter().map(guid_of).collect();
         let by_guid = |member: &TreeMember| {
             self.descendants
@@ -347,7 +347,7 @@ impl Then {
         taken.extend(unread.map(str::to_owned));
         let is_unstored = |there: &&Descendant| {
             let below = there.name.strip_prefix(self.root.as_str());
-            !told.contains(&there.guid) && !below.is_some_and(|below| taken.contains(below))
+            !accounted.contains(&there.guid) && !below.is_some_and(|below| taken.contains(below))
         };
         tree.unstored = self
             .descendants
