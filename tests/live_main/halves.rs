@@ -34,7 +34,7 @@ pub(crate) enum Passage {
 /// Where the gate stands.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum At {
-    /// Before the parts of chunks, once the journals know so many as confirmed.
+    /// Within the chunk that follows so many chunks, and all chunks after it.
     Chunks(usize),
     /// Before the n-th request, counted from 1, and all after it.
     Request(usize),
@@ -63,7 +63,7 @@ impl Gate {
             seen: AtomicUsize::new(0),
             reached: AtomicBool::new(false),
         });
-        let (at_gate, journal) = (Arc::clone(&shared), state.clone());
+        let at_gate = Arc::clone(&shared);
         // With several parts a chunk, the first one is there when the gate shuts.
         let part = if bench.split_size.ends_with('K') {
             "partnumber=1"
@@ -73,7 +73,9 @@ impl Gate {
         let proxy = Proxy::start(&bench.weed.endpoint(), move |head| {
             let number = at_gate.seen.fetch_add(1, Ordering::SeqCst) + 1;
             let reached = || match at {
-                At::Chunks(chunks) => head.contains(part) && confirmed(&journal) >= chunks,
+                At::Chunks(chunks) => {
+                    head.contains(part) && chunk_number(head).is_some_and(|n| n >= chunks)
+                }
                 At::Request(n) => number >= n,
             };
             loop {
@@ -117,12 +119,13 @@ impl Gate {
         self.shared.seen.load(Ordering::SeqCst)
     }
 
+    /// Waits until so many chunks are confirmed and a part of a later chunk waits at the gate.
     pub(crate) fn wait_for(&self, chunks: usize) {
         let begun = Instant::now();
-        while confirmed(&self.state) < chunks {
+        while confirmed(&self.state) < chunks || !self.shared.reached.load(Ordering::SeqCst) {
             assert!(
                 begun.elapsed() < REACHED_MAX,
-                "{chunks} confirmed chunks: not reached"
+                "{chunks} confirmed chunks and a part at the gate: not reached"
             );
             std::thread::sleep(POLL);
         }
@@ -140,6 +143,12 @@ impl Gate {
         }
         true
     }
+}
+
+/// The number of the chunk, counted from 0, that a request is about.
+fn chunk_number(head: &str) -> Option<usize> {
+    let object = head.split_once(".zfs.age")?.0.rsplit_once('/')?.1;
+    object.split_once('-')?.0.parse().ok()
 }
 
 /// The chunks that the journals know as confirmed, by whole lines: the last may be torn. A chunk

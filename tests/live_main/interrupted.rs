@@ -23,7 +23,8 @@ fn interrupted_by_kill_uploads_resume_and_hold_their_snapshot() {
     let snapshot = newest(&bench.dataset());
     interrupt(&bench, "--full", 1, "KILL");
     assert!(confirmed(&bench.path("state")) >= 1);
-    // The next chunk begins while the one before it is confirmed, so several may be open.
+    // The gate holds the second part of a later chunk, so its upload is open. Another chunk may
+    // have begun too.
     assert!(
         bench.open_uploads() >= 1,
         "it was not killed in the middle of a chunk"
