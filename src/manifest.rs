@@ -477,6 +477,13 @@ pub struct PruneRecord {
     pub recorded_at: Option<Timestamp>,
 }
 
+impl PruneRecord {
+    /// Returns the time at which the record was put, by the store's clock if that is known.
+    pub fn put_at(&self) -> Timestamp {
+        self.recorded_at.unwrap_or(self.written_at)
+    }
+}
+
 /// The progress of an upload, for a resume by another host or after the journal was lost. Fields
 /// that would reveal content are sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -109,7 +109,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), &task.stored)?;
     let mut first = read_view(env, task).await?;
     if !first.plan.is_empty() {
-        first = read_view_uncached(env, task).await?;
+        first = read_view_uncached(env, task, None).await?;
     }
     OwnRecords::read(env, &task.stored)?.note_future(env, &first.records)?;
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
@@ -129,7 +129,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         });
     }
     let record = put_record(env, &task.stored, entries(&first)).await?;
-    let second = read_view_uncached(env, task).await?;
+    let second = read_view_uncached(env, task, Some(record.key())).await?;
     if let Err(why) = check_again(env, &first.plan, &second) {
         record.withdraw(env).await?;
         return Err(RunError::refused(
@@ -192,20 +192,22 @@ fn entries(view: &PruneView) -> Vec<PrunedEntry> {
     view.plan.doomed_ids().into_iter().map(entry).collect()
 }
 
-/// Checks that a second reading, made after the record was put, still plans all deletions of the
-/// first one. Returns the difference as an error.
+/// Checks that a second reading, made after the record was put, plans the deletions of the first one
+/// and no others. A backup that appeared in between may follow from one that is deleted, even if the
+/// rules delete it too: it would stay without its base. Returns the difference as an error.
 fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneView) -> Result<(), String> {
     if let Some(doubt) = second.plan.doubts.first() {
         return Err(format!("it changed while the prune was planned: {doubt}"));
     }
-    let wanted = second.plan.doomed_ids();
-    if let Some(id) = first
-        .doomed_ids()
-        .into_iter()
-        .find(|id| !wanted.contains(*id))
-    {
+    let (before, now) = (first.doomed_ids(), second.plan.doomed_ids());
+    if let Some(id) = before.difference(&now).next() {
         return Err(format!(
             "it changed while the prune was planned, and {id} must now be kept"
+        ));
+    }
+    if let Some(id) = now.difference(&before).next() {
+        return Err(format!(
+            "it changed while the prune was planned, and {id} would now be deleted too"
         ));
     }
     // The record was put just now, so its date is the store's present time. Deletions by age must

@@ -1,7 +1,8 @@
 //! [`find_doomed`]: the backups that a prune of another host may be deleting, so that no upload
-//! builds on them.
+//! builds on them or puts them again.
 
-use crate::catalog::{PRUNE_MAX, read_prune_records_through};
+pub(in crate::run) use crate::catalog::PRUNE_MAX;
+use crate::catalog::read_prune_records_through;
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
 use crate::run::RunError;
@@ -58,10 +59,7 @@ pub(in crate::run) async fn find_doomed(
         return Ok(BTreeSet::new());
     }
     let now = store.clock().await?.unwrap_or(of.now);
-    let is_young = |record: &PruneRecord| {
-        let put_at = record.recorded_at.unwrap_or(record.written_at);
-        now.duration_since(put_at) < PRUNE_MAX
-    };
+    let is_young = |record: &PruneRecord| now.duration_since(record.put_at()) < PRUNE_MAX;
     let doomed = named
         .into_iter()
         .filter(is_young)

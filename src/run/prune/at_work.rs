@@ -48,7 +48,7 @@ impl OwnRecords {
         for (key, record) in records {
             let known = self.0.first_seen().get(key.as_str()).copied();
             let is_own = self.0.contains(key.as_str());
-            if known.is_some() || (!is_own && is_in_future(time_of(record), env.now)) {
+            if known.is_some() || (!is_own && is_in_future(record.put_at(), env.now)) {
                 // A note dated in the future comes from a clock that has been set back since.
                 let first = known.unwrap_or(env.now).min(env.now);
                 seen.insert(key.to_string(), first);
@@ -67,7 +67,7 @@ impl OwnRecords {
 
     /// The time at which a record was put, as far as this host can trust it.
     fn put_at(&self, (key, record): &(ObjectKey, PruneRecord)) -> Timestamp {
-        let at = time_of(record);
+        let at = record.put_at();
         self.0
             .first_seen()
             .get(key.as_str())
@@ -104,7 +104,7 @@ impl OwnRecords {
                 .map(|entry| &entry.id)
                 .find(is_there)?
                 .clone();
-            let (at, put_at) = (time_of(record), self.put_at(known).min(env.now));
+            let (at, put_at) = (record.put_at(), self.put_at(known).min(env.now));
             Some(OtherPrune {
                 id,
                 at,
@@ -114,9 +114,4 @@ impl OwnRecords {
             })
         })
     }
-}
-
-/// Returns the date of a record: the store's date if the record has one.
-fn time_of(record: &PruneRecord) -> Timestamp {
-    record.recorded_at.unwrap_or(record.written_at)
 }

@@ -18,6 +18,11 @@ pub(super) struct WrittenRecord {
 }
 
 impl WrittenRecord {
+    /// Returns the key of the record.
+    pub(super) fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
     /// Deletes the record. The caller has deleted none of the backups that the record names.
     pub(super) async fn withdraw(&self, env: &PruneEnv) -> Result<(), RunError> {
         delete_record(env, &self.key).await

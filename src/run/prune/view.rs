@@ -90,19 +90,21 @@ pub async fn read_view(env: &PruneEnv, task: &PruneTask) -> Result<PruneView, Ru
             CacheMode::ReadWrite,
         )
     };
-    read_view_with(env, task, &kept).await
+    read_view_with(env, task, &kept, None).await
 }
 
 /// Does the same as [`read_view`], but reads every object from the stores. A prune deletes only what two
-/// of these readings agree on.
+/// of these readings agree on. `own_record` is the record of the prune that reads: its own statement
+/// proves nothing, so the second reading needs the same proofs as the first.
 ///
 /// # Errors
 /// As for [`read_view`].
 pub(super) async fn read_view_uncached(
     env: &PruneEnv,
     task: &PruneTask,
+    own_record: Option<&ObjectKey>,
 ) -> Result<PruneView, RunError> {
-    read_view_with(env, task, &|_| ObjectCache::none()).await
+    read_view_with(env, task, &|_| ObjectCache::none(), own_record).await
 }
 
 /// Function that opens the cache of a store's objects.
@@ -112,6 +114,7 @@ async fn read_view_with(
     env: &PruneEnv,
     task: &PruneTask,
     cache_of: CacheOf<'_>,
+    own_record: Option<&ObjectKey>,
 ) -> Result<PruneView, RunError> {
     let store = &*env.store;
     if let SecondaryStore::Remote(other) | SecondaryStore::Intermediate(other) = &task.secondary {
@@ -119,8 +122,9 @@ async fn read_view_with(
     }
     let cache = cache_of(store);
     let catalog = read_catalog_through(store, &task.stored, &env.trusted, &cache).await?;
-    let records =
+    let mut records =
         read_prune_records_through(store, &task.stored, &env.trusted, None, &cache).await?;
+    records.retain(|(key, _)| Some(key) != own_record);
     let pruned = newest_records(&records);
     let mut leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let never_committing = never_committing(&env.state_dir, &store.known(), &task.stored)?;
@@ -231,7 +235,7 @@ pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<B
     let mut pruned: BTreeMap<BackupId, Pruned> = BTreeMap::new();
     for (_, record) in records {
         for entry in &record.pruned {
-            let recorded_at = record.recorded_at.unwrap_or(record.written_at);
+            let recorded_at = record.put_at();
             let manifest_blake3 = entry.manifest_blake3;
             let known = pruned.entry(entry.id.clone()).or_insert(Pruned {
                 recorded_at,
