@@ -95,7 +95,7 @@ struct Moment<'a> {
     /// The snapshots that this one follows from, with the id of a backup of each.
     parents: BTreeMap<Guid, &'a BackupId>,
     bases: BTreeSet<Guid>,
-    /// Whether the manifest of one of the backups names more than its base.
+    /// Whether the manifest of one of the backups says which backups its pool knew, perhaps none.
     names_previous: bool,
     begun_at: Timestamp,
     /// When the first of the backups was stored.
@@ -119,7 +119,7 @@ impl<'a> Moment<'a> {
     }
 
     fn add(&mut self, backup: &'a BackupFacts) {
-        let previous = backup.made.previous.as_deref().unwrap_or_default();
+        let previous = backup.made.previous.iter().flatten();
         let own = backup.snapshot.guid;
         let parents = backup
             .base
@@ -130,7 +130,7 @@ impl<'a> Moment<'a> {
             .extend(parents.filter(|(guid, _)| *guid != own));
         self.bases
             .extend(backup.base.as_ref().map(BackupId::snapshot_guid));
-        self.names_previous |= !previous.is_empty();
+        self.names_previous |= backup.made.previous.is_some();
         self.begun_at = self.begun_at.min(backup.made.started_at);
         self.stored_at = self.stored_at.min(backup.made.finished_at);
         self.last_stored_at = self.last_stored_at.max(backup.made.finished_at);

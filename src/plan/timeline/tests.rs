@@ -208,7 +208,7 @@ fn old_manifests_without_marks_on_the_own_line_are_no_strays() {
 }
 
 #[test]
-fn moved_pool_or_reinstalled_host_continues_its_time_line_without_strays() {
+fn moved_pool_continues_its_time_line_without_strays() {
     let moved = "
         p1 x 10 1 after=-
         p2 x 20 2 base=p1 after=p1
@@ -219,18 +219,24 @@ fn moved_pool_or_reinstalled_host_continues_its_time_line_without_strays() {
         assert_eq!(strays(moved, known), "", "{known}: there and back again");
     }
     assert_eq!(newest(moved), "p5");
-    // The new host knew no earlier backup when it began.
-    let anew = "
-        p1 x 10 1 after=-
-        p2 x 20 2 base=p1 after=p1
-        q3 y 30 3 after=-
-        q4 y 40 4 base=q3 after=q3";
-    assert_eq!(
-        (strays(anew, "q3 q4"), newest(anew)),
-        (String::new(), "q4".to_owned())
-    );
     // Before its first backup the pool knows only the newest backup that the other pool stored.
     assert_eq!(strays(LINEAR, "p4"), "");
+}
+
+/// The pool lost its snapshots and bookmarks, or it is a clone whose original pruned all backups that
+/// both know: only a person can tell.
+#[test]
+fn backups_that_the_pool_s_first_backup_does_not_name_are_strays() {
+    let table = "
+        p1 x 10 1 after=-
+        p2 x 20 2 base=p1 after=p1
+        q3 HOST 30 3 after=-
+        q4 HOST 40 4 base=q3 after=q3";
+    for (host, asked) in [("y", "q4? p2?"), ("x", "q4")] {
+        let table = table.replace("HOST", host);
+        assert_eq!(strays(&table, "q3 q4"), "p2 p1");
+        assert_eq!(newest(&table), asked);
+    }
 }
 
 #[test]
@@ -370,6 +376,24 @@ fn backup_of_equal_time_is_a_stray_only_after_a_successor_skips_it() {
     assert_eq!(reasons(table, "p1 c2"), "b2 unlinked");
     let continued = format!("{table}\nd3 x 40 3 after=c2");
     assert_eq!(reasons(&continued, "p1 c2 d3"), "b2 skipped by d3");
+}
+
+/// A pool whose backups were all pruned names none when it makes its next one. It would have named a
+/// backup of its own that was still stored.
+#[test]
+fn backup_that_a_pool_without_other_backups_does_not_name_is_a_stray() {
+    let table = "
+        b2 x 20 2 after=-
+        a3 y 30 3 after=-";
+    assert_eq!(reasons(table, "a3"), "b2 skipped by a3");
+    let at_once = "
+        b2 x 20 2 after=-
+        a3 y 30 2 after=-";
+    assert_eq!(reasons(at_once, "a3"), "b2 skipped by a3");
+    let old = "
+        b2 - 20 2
+        a3 - 30 3";
+    assert_eq!(reasons(old, "a3"), "");
 }
 
 /// The clone took its snapshot before ours, and stored it after all that we stored or began. None
