@@ -19,7 +19,7 @@ use super::keys::WriterKeys;
 use super::transfer::{Progress, ProgressSink, Stop};
 use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, StoredBackup, read_catalog, read_prune_records};
-use crate::manifest::LiveEntry;
+use crate::manifest::{LiveEntry, PruneRecord};
 use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{CopyGap, CopyInput, CopyPlan, CopyStep, LeftReason, plan_copy};
@@ -28,7 +28,7 @@ use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::lock_dataset;
 use crate::store::{ObjectKey, ObjectStore};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -74,7 +74,9 @@ pub struct UploadPlan {
     pub untrusted: Vec<(BackupId, RunError)>,
     from: Catalog,
     live: Vec<LiveEntry>,
-    records: BTreeSet<ObjectKey>,
+    records: BTreeMap<ObjectKey, PruneRecord>,
+    /// The ids of which the remote has objects and no backup.
+    leftovers: BTreeSet<BackupId>,
 }
 
 /// The result for one dataset.
@@ -133,19 +135,22 @@ pub async fn plan_upload(
     let untrusted = untrusted.collect();
     let local: Vec<BackupFacts> = source.backups.iter().map(facts_of).collect();
     if local.is_empty() {
-        let (plan, live, records) = Default::default();
+        let (plan, live, records, leftovers) = Default::default();
         return Ok(UploadPlan {
             plan,
             untrusted,
             from: source,
             live,
             records,
+            leftovers,
         });
     }
     // Read the records before the backups, so that every record put from now on counts as new.
     let records = read_prune_records(to, dataset, trusted, None).await?;
     let target = read_catalog(to, dataset, trusted).await?;
     let live = target.live();
+    let leftovers = target.attempts.iter().map(|attempt| attempt.id.clone());
+    let leftovers = leftovers.collect();
     let doubted = target.untrusted().map(|(id, _)| id.clone()).collect();
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
     let remote = match never_there {
@@ -159,7 +164,6 @@ pub async fn plan_upload(
         .flat_map(|(_, record)| &record.pruned)
         .map(|entry| entry.id.clone())
         .collect();
-    let records = records.into_iter().map(|(key, _)| key).collect();
     let would_be_pruned = if never_there {
         (rules.would_be_pruned)(&remote, &local)
     } else {
@@ -178,7 +182,8 @@ pub async fn plan_upload(
         untrusted,
         from: source,
         live,
-        records,
+        records: records.into_iter().collect(),
+        leftovers,
     })
 }
 
@@ -210,6 +215,7 @@ pub async fn upload_dataset(
         from,
         mut live,
         records,
+        leftovers,
     } = planned;
     let mut report = UploadReport {
         left: plan.left,
@@ -259,6 +265,7 @@ pub async fn upload_dataset(
                 .any(|copied| parent.as_ref().is_some_and(|parent| parent.id == copied.id)),
             live: &live,
             records: &records,
+            is_rest_there: leftovers.contains(&id),
             progress: &*progress,
         };
         match copy.run(&mut done).await {

@@ -17,7 +17,7 @@ use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::store::key::{BackupObject, object_name};
 use bytes::Bytes;
 use futures_util::future::join3;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 impl Attempt<'_> {
     pub(super) async fn commit(
@@ -87,7 +87,7 @@ impl Attempt<'_> {
             manifest_signature,
         };
         let manifest = target
-            .commit(&bytes, &BTreeSet::new(), &[&self.id], || {
+            .commit(&bytes, &BTreeMap::new(), &[&self.id], || {
                 // Append the bytes first: the name of a committing journal says that it may hold
                 // them.
                 course

@@ -14,7 +14,7 @@ use crate::run::{RunError, error_chain};
 use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
 use crate::store::Evidence;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The result of finishing an interrupted commit.
 enum RecommitEnd {
@@ -207,6 +207,6 @@ async fn recommit(
     }
     // The journal is committing already.
     target
-        .commit(bytes, &BTreeSet::new(), &[target.id], || Ok(()))
+        .commit(bytes, &BTreeMap::new(), &[target.id], || Ok(()))
         .await
 }

@@ -22,7 +22,8 @@ use crate::catalog::read_back::read_back;
 use crate::catalog::remembered::remember_commit;
 use crate::catalog::{CatalogError, find_gaps_in, read_prune_records_through};
 use crate::manifest::{
-    ChunkEntry, FORMAT, LiveEntry, Manifest, Receipt, ReceiptEntry, SIGNATURE_BYTES_MAX,
+    ChunkEntry, FORMAT, LiveEntry, Manifest, PruneRecord, Receipt, ReceiptEntry,
+    SIGNATURE_BYTES_MAX,
 };
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::run::{RunError, error_chain};
@@ -181,7 +182,7 @@ impl CommitTarget<'_> {
     }
 
     /// Lists the names and sizes of the objects that the store has of this backup.
-    pub(in crate::run) async fn list(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+    async fn list(&self) -> Result<BTreeMap<String, u64>, StoreError> {
         let prefix = backup_prefix(self.dataset, self.id);
         let listed = self.store.list(&prefix).await?;
         Ok(listed
@@ -230,7 +231,7 @@ impl CommitTarget<'_> {
     pub(in crate::run) async fn commit(
         &self,
         bytes: &CommitBytes,
-        earlier_records: &BTreeSet<ObjectKey>,
+        earlier_records: &BTreeMap<ObjectKey, PruneRecord>,
         needed: &[&BackupId],
         record_committing: impl FnOnce() -> Result<(), RunError>,
     ) -> Result<Manifest, CommitError> {
@@ -247,7 +248,7 @@ impl CommitTarget<'_> {
     /// [`CommitError::Pruned`] or [`CommitError::Failed`].
     pub(in crate::run) async fn check_not_pruned(
         &self,
-        earlier_records: &BTreeSet<ObjectKey>,
+        earlier_records: &BTreeMap<ObjectKey, PruneRecord>,
         needed: &[&BackupId],
     ) -> Result<(), CommitError> {
         let (store, dataset) = (self.store, self.dataset);
@@ -261,7 +262,7 @@ impl CommitTarget<'_> {
             read_prune_records_through(store, dataset, self.trusted, None, &cache).await?;
         let pruned: BTreeSet<BackupId> = records
             .into_iter()
-            .filter(|(key, _)| !earlier_records.contains(key))
+            .filter(|(key, _)| !earlier_records.contains_key(key))
             .flat_map(|(_, record)| record.pruned)
             .map(|entry| entry.id)
             .collect();

@@ -8,10 +8,10 @@ use crate::catalog::{StoredBackup, find_gaps, get_pinned, get_signed, read_chunk
 use crate::keyring::{KEYRING_BYTES_MAX, tag_of};
 use crate::manifest::{
     CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX,
-    Manifest, PRIVATE_BYTES_MAX, ReceiptEntry, parse_receipt,
+    Manifest, PRIVATE_BYTES_MAX, PruneRecord, ReceiptEntry, parse_receipt,
 };
 use crate::model::{BackupId, Digest};
-use crate::run::commit::doomed::{RecordsOf, find_doomed};
+use crate::run::commit::doomed::{PRUNE_MAX, RecordsOf, find_doomed};
 use crate::run::commit::target::{CommitError, CommitTarget};
 use crate::run::transfer::Progress;
 use crate::run::verify::compare;
@@ -19,7 +19,7 @@ use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::state::journal::log::CommitBytes;
 use crate::state::journal::{AttemptJournal, SignedBytes};
-use crate::store::key::{BackupObject, dataset_prefix};
+use crate::store::key::{BackupObject, backup_prefix, dataset_prefix};
 use crate::store::{Evidence, ObjectKey};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +35,10 @@ pub(in crate::run::copy) struct Copy<'a> {
     /// The dataset's backups that are in the remote now.
     pub(in crate::run::copy) live: &'a [LiveEntry],
     /// The prune records from before this run put anything.
-    pub(in crate::run::copy) records: &'a BTreeSet<ObjectKey>,
+    pub(in crate::run::copy) records: &'a BTreeMap<ObjectKey, PruneRecord>,
+    /// Whether the remote had objects of this backup after the records were read. If it had none, a
+    /// prune that named the backup has deleted all of it.
+    pub(in crate::run::copy) is_rest_there: bool,
     /// Receives the progress of this backup and those before it.
     pub(in crate::run::copy) progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
@@ -106,8 +109,9 @@ impl Copy<'_> {
         // A prune puts its record before it looks for uploads a second time, and the copy puts
         // `started.json` before it reads the records: at least one of the two sees the other.
         // Descendants are deleted before ancestors, so the parent stands for its whole chain.
-        self.check_no_prune_of_parent().await?;
+        self.check_no_prune().await?;
         self.check_parent().await?;
+        let listed = self.list_newer_than_prunes().await?;
         if let Some(blake3) = files.keyring {
             let keyring = self
                 .copy_pinned(
@@ -119,7 +123,8 @@ impl Copy<'_> {
                 .await?;
             copy_keyring(&**from, &**to, &self.manifest().recipients, &keyring).await?;
         }
-        self.copy_chunks(&chunks, &mut confirmed, done).await?;
+        self.copy_chunks(&chunks, &listed, &mut confirmed, done)
+            .await?;
         self.target().check_listing(&chunks).await?;
         let text = self
             .copy_signed(
@@ -163,17 +168,17 @@ impl Copy<'_> {
     async fn copy_chunks(
         &self,
         chunks: &[ChunkEntry],
+        listed: &BTreeSet<String>,
         confirmed: &mut Confirmed,
         done: &mut Progress,
     ) -> Result<(), RunError> {
-        let listed = self.target().list().await?;
         for chunk in chunks {
             self.check_stop()?;
             let copied = copy_chunk(
                 self.env,
                 self.manifest(),
                 chunk,
-                listed.contains_key(&chunk.name),
+                listed.contains(&chunk.name),
             )
             .await?;
             if copied.sent {
@@ -278,17 +283,27 @@ impl Copy<'_> {
         }
     }
 
-    async fn check_no_prune_of_parent(&self) -> Result<(), CommitError> {
-        let Some(parent) = self.parent else {
-            return Ok(());
-        };
+    /// The backups that must not be pruned: this one and its parent.
+    fn needed(&self) -> Vec<&BackupId> {
+        let parent = self.parent.map(|parent| &parent.id);
+        std::iter::once(&self.manifest().id).chain(parent).collect()
+    }
+
+    /// Checks that no prune is deleting the parent, or the rest of this backup from before it was
+    /// pruned.
+    async fn check_no_prune(&self) -> Result<(), CommitError> {
         let target = self.target();
-        target.check_not_pruned(self.records, &[&parent.id]).await?;
-        if self.is_parent_new {
-            return Ok(());
-        }
+        let mut needed = self.needed();
+        target.check_not_pruned(self.records, &needed).await?;
         // The record of a prune of another host may be older than this run. The lock excludes the
         // prunes of this host.
+        needed.retain(|id| {
+            if *id == target.id {
+                self.is_rest_there
+            } else {
+                !self.is_parent_new
+            }
+        });
         let of = RecordsOf {
             dataset: target.dataset,
             trusted: target.trusted,
@@ -296,11 +311,51 @@ impl Copy<'_> {
             now: (self.env.now)(),
             is_locked: true,
         };
-        let doomed = find_doomed(target.store, &of, &BTreeSet::from([&parent.id])).await?;
-        match doomed.into_iter().next() {
-            Some(parent) => Err(CommitError::Pruned(parent)),
-            None => Ok(()),
+        let doomed = find_doomed(target.store, &of, &needed.into_iter().collect()).await?;
+        let Some(pruned) = doomed.into_iter().next() else {
+            return Ok(());
+        };
+        let hours = PRUNE_MAX.as_hours();
+        let what = format!(
+            "another host pruned {pruned} from {} less than {hours} hours ago, and may still be deleting it",
+            target.store.url()
+        );
+        let hint = format!("run it again {hours} hours after that prune");
+        Err(RunError::refused(what, hint).into())
+    }
+
+    /// Returns the names of the objects that the remote has of this backup. A prune takes objects
+    /// that are older than a prune record of this backup for the rest of what was pruned, so the
+    /// newest object must be newer than all these records. It is not if a prune was interrupted, or
+    /// if the store has no clock of its own and the clock of the host that pruned was ahead.
+    async fn list_newer_than_prunes(&self) -> Result<BTreeSet<String>, CommitError> {
+        let target = self.target();
+        let prefix = backup_prefix(target.dataset, target.id);
+        let listed = target.store.list(&prefix).await?;
+        let is_named =
+            |record: &&PruneRecord| record.pruned.iter().any(|entry| entry.id == *target.id);
+        let pruned_at = self
+            .records
+            .values()
+            .filter(is_named)
+            .map(PruneRecord::put_at)
+            .max();
+        let newest = listed.iter().filter_map(|object| object.modified_at).max();
+        match (pruned_at, newest) {
+            (Some(pruned_at), Some(newest)) if newest <= pruned_at => {
+                let what = format!(
+                    "{} was pruned from {} at {pruned_at}, and the newest of its objects there is of \
+                     {newest}: a prune deletes them as the rest of that backup",
+                    target.id,
+                    target.store.url()
+                );
+                let hint = "`zfs-backup prune-remote` deletes them, after that time if it is in the future; then run this again";
+                return Err(RunError::refused(what, hint).into());
+            }
+            _ => {}
         }
+        let name = |key: String| key[prefix.len()..].to_owned();
+        Ok(listed.into_iter().map(|object| name(object.key)).collect())
     }
 
     async fn check_parent(&self) -> Result<(), CommitError> {
@@ -353,10 +408,10 @@ impl Copy<'_> {
             manifest: manifest.to_vec(),
             manifest_signature: signature.to_vec(),
         };
-        let mut needed = vec![&self.manifest().id];
-        needed.extend(self.parent.map(|parent| &parent.id));
         target
-            .commit(&bytes, self.records, &needed, || Ok(journal.committing()?))
+            .commit(&bytes, self.records, &self.needed(), || {
+                Ok(journal.committing()?)
+            })
             .await?;
         target.remember(&bytes);
         Ok(())
