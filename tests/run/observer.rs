@@ -119,6 +119,9 @@ pub(crate) struct Facts {
     pub(crate) made_by: BTreeMap<BackupId, Option<usize>>,
     /// Unfinished attempts: whose, and when their newest object was put.
     living: BTreeMap<Stored, (usize, i64)>,
+    /// Attempts under an id that a prune record names, which have put `started.json` and nothing
+    /// after it.
+    begun_again: BTreeSet<Stored>,
     records: BTreeMap<(Place, String), BTreeSet<BackupId>>,
     /// The backups in the records that each actor's command put.
     named: BTreeMap<usize, BTreeSet<BackupId>>,
@@ -217,12 +220,17 @@ impl Watch for Observer {
             _ if facts.alive.contains(&stored) => {}
             // An upload announces itself with this object. What it put before, a prune may take
             // for the rest of a backup that was pruned; the upload then finds the prune's record.
+            // If a record names the backup already, the upload decides after this object whether
+            // it may continue.
+            (BackupObject::Started, false) if facts.is_named(&stored) => {
+                facts.begun_again.insert(stored);
+            }
             (BackupObject::Started, false) => {
                 facts.living.insert(stored, (host, true_seconds()));
             }
             _ => {
-                if let Some(living) = facts.living.get_mut(&stored) {
-                    *living = (host, true_seconds());
+                if facts.living.contains_key(&stored) || facts.begun_again.remove(&stored) {
+                    facts.living.insert(stored, (host, true_seconds()));
                 }
             }
         }
@@ -253,11 +261,7 @@ impl Watch for Observer {
             .violation(&stored, host, &job)
             .map(|what| format!("{place:?}: {key}: {what}"));
         facts.violations.extend(violation);
-        let is_named = facts
-            .records
-            .iter()
-            .any(|((of, _), named)| *of == place && named.contains(&id));
-        if is_named && job != Job::Upload {
+        if facts.is_named(&stored) && job != Job::Upload {
             facts.alive.remove(&stored);
             facts.deleted_by_host.insert(stored.clone(), host);
             if is_forgotten {
@@ -268,6 +272,13 @@ impl Watch for Observer {
 }
 
 impl Facts {
+    /// Whether a prune record of the store names that backup.
+    fn is_named(&self, (place, id): &Stored) -> bool {
+        self.records
+            .iter()
+            .any(|((of, _), named)| of == place && named.contains(id))
+    }
+
     /// Why this host must not delete anything of that.
     fn violation(&self, stored: &Stored, host: usize, job: &Job) -> Option<String> {
         let maker = self.made_by.get(&stored.1).copied().flatten();
@@ -287,7 +298,7 @@ impl Facts {
                 let is_fork = self.relation == Some(Relation::Cloned)
                     && maker.is_some_and(|maker| maker != host)
                     && !self.shared.contains(&stored.1.snapshot_guid());
-                if is_fork && self.committed.contains(stored) {
+                if is_fork && self.alive.contains(stored) {
                     return Some(format!(
                         "host {host} pruned it, and it is of the other time line of its origin"
                     ));

@@ -596,6 +596,7 @@ async fn copy_pruned_during_its_upload_is_not_committed() {
     let world = World::new();
     let full = world.back_up().await.manifest;
     let pair = Pair::new(world);
+    pair.remote.set_clock(Some(now()));
     let env = UploadEnv {
         to: pruned_before_its_commit(&pair.world, &pair.remote),
         ..pair.env(never())
@@ -607,7 +608,32 @@ async fn copy_pruned_during_its_upload_is_not_committed() {
         reasons(&report)
     );
     assert_eq!((pair.manifests_in_remote(), report.copied.len()), (0, 0));
-    // The record is an old one for the next run: asked for, the copy is made.
+    // The other host may still be deleting, and after that a prune deletes the rest.
+    let refused = async |hours: i64, expected: &str| {
+        pair.remote
+            .set_clock(Some(now() + SignedDuration::from_hours(hours)));
+        let report = pair
+            .upload_with(&pair.env(never()), true, &[])
+            .await
+            .unwrap();
+        let reasons = reasons(&report);
+        assert!(reasons[0].contains(expected), "{reasons:?}");
+        assert_eq!((pair.manifests_in_remote(), report.copied.len()), (0, 0));
+    };
+    refused(47, "another host pruned").await;
+    refused(49, "a prune deletes them as the rest of that backup").await;
+    let env = PruneEnv {
+        store: Arc::new(pair.remote.clone()),
+        state_dir: pair.state.path().to_owned(),
+        ..pair.world.prune_env(now() + SignedDuration::from_hours(49))
+    };
+    let rest = prune_dataset(&env, &task(&pair.world, &full, &RetentionRules::default()))
+        .await
+        .unwrap();
+    assert_eq!(rest.deleted, std::slice::from_ref(&full.id));
+    // Asked for, the copy is made.
+    pair.remote
+        .set_clock(Some(now() + SignedDuration::from_hours(50)));
     let report = pair
         .upload_with(&pair.env(never()), true, &[])
         .await
@@ -617,6 +643,135 @@ async fn copy_pruned_during_its_upload_is_not_committed() {
         (1, 1),
         "{:?}",
         reasons(&report)
+    );
+}
+
+/// Another host has deleted the manifest of a backup and continues with its chunks, while this host
+/// copies the backup again. The copy would find all chunks stored, and commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_that_another_host_is_deleting_is_not_copied_again() {
+    let world = World::new();
+    let full = world.back_up().await.manifest;
+    let pair = Pair::new(world);
+    pair.upload().await;
+    pruner(&pair.world)(&pair.remote, &full.id);
+    pair.remote.lose(&key_of(&full, "manifest.json"));
+    let report = pair
+        .upload_with(&pair.env(never()), true, &[])
+        .await
+        .unwrap();
+    assert_eq!((pair.manifests_in_remote(), report.copied.len()), (0, 0));
+    let expected = format!("another host pruned {} from memory:", full.id);
+    assert!(
+        reasons(&report)[0].contains(&expected),
+        "{:?}",
+        reasons(&report)
+    );
+}
+
+/// Puts these objects at the moment when a prune puts its record.
+fn appearing_after_the_first_reading(
+    store: &MemoryStore,
+    keys: impl Fn(&str) -> bool,
+) -> Arc<Hooked> {
+    let hidden: Vec<_> = store
+        .keys()
+        .into_iter()
+        .filter(|key| keys(key))
+        .map(|key| (key.clone(), store.object(&key).unwrap()))
+        .collect();
+    for (key, _) in &hidden {
+        store.lose(key);
+    }
+    let inner = store.clone();
+    Arc::new(Hooked::new(store, move |operation, key| {
+        if operation == Operation::PutNew && key.contains("/@prune/") && key.ends_with(".json") {
+            for (key, bytes) in &hidden {
+                inner.plant(key, bytes.clone());
+            }
+        }
+    }))
+}
+
+/// Another host stores an incremental on a base that the prune is about to delete. The rules would
+/// delete both; but the prune deletes only what it planned, and the incremental would stay alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_that_appears_between_the_readings_of_a_prune_keeps_its_base() {
+    let world = World::new();
+    let full = world.back_up().await.manifest;
+    let base = plant(&world, &full, 1, None);
+    let appears = plant(&world, &full, 2, Some(&base));
+    plant(&world, &full, 3, None);
+    let rules = RetentionRules {
+        last_chains: Some(1),
+        ..Default::default()
+    };
+    let before = world.store.keys();
+    let id = appears.id.to_string();
+    let env = PruneEnv {
+        store: appearing_after_the_first_reading(&world.store, |key| key.contains(&id)),
+        ..world.prune_env(now() + SignedDuration::from_hours(100))
+    };
+    let error = prune_dataset(&env, &task(&world, &full, &rules))
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("{id} would now be deleted too")),
+        "{error}"
+    );
+    assert_eq!(world.store.keys(), before);
+    let env = world.prune_env(now() + SignedDuration::from_hours(100));
+    let done = prune_dataset(&env, &task(&world, &full, &rules))
+        .await
+        .unwrap();
+    assert_eq!(
+        done.deleted,
+        [&full.id, &appears.id, &base.id].map(Clone::clone)
+    );
+}
+
+/// The record that a prune puts names what it is about to delete. It is no proof for the same prune
+/// that objects which were put meanwhile may go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prune_takes_no_proof_from_its_own_record() {
+    let world = World::new();
+    world.store.set_clock(Some(now()));
+    let full = world.back_up().await.manifest;
+    let pruned = plant(&world, &full, 1, None);
+    for object in [
+        "manifest.json",
+        "manifest.json.minisig",
+        "started.json",
+        "started.json.minisig",
+    ] {
+        world.store.lose(&key_of(&pruned, object));
+    }
+    plant_prune_record(&world, &world.store, &[&pruned.id]);
+    // Three days later another host copies it again.
+    let later = now() + SignedDuration::from_hours(72);
+    world.store.set_clock(Some(later));
+    let id = pruned.id.to_string();
+    let is_newer = |key: &str| key.contains(&id) && key.ends_with("private.age");
+    let env = PruneEnv {
+        store: appearing_after_the_first_reading(&world.store, is_newer),
+        ..world.prune_env(later)
+    };
+    let error = prune_dataset(&env, &task(&world, &full, &RetentionRules::default()))
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("{id} must now be kept")),
+        "{error}"
+    );
+    let left = world.store.keys();
+    assert_eq!(left.iter().filter(|key| is_newer(key)).count(), 1);
+    assert_eq!(
+        left.iter().filter(|key| key.contains("/@prune/")).count(),
+        2
     );
 }
 
@@ -655,7 +810,12 @@ async fn objects_newer_than_the_prune_record_by_store_clock_are_kept() {
     // An hour later somebody copies the pruned backup again.
     world.store.set_clock(Some(time("2026-01-01T11:00:00Z")));
     plant(&world, &full, 1, None);
-    for object in ["manifest.json", "manifest.json.minisig"] {
+    for object in [
+        "manifest.json",
+        "manifest.json.minisig",
+        "started.json",
+        "started.json.minisig",
+    ] {
         world.store.lose(&key_of(&again, object));
     }
     let there: Vec<_> = world
