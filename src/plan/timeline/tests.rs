@@ -389,7 +389,7 @@ fn backup_that_a_pool_without_other_backups_does_not_name_is_a_stray() {
     let at_once = "
         b2 x 20 2 after=-
         a3 y 30 2 after=-";
-    assert_eq!(reasons(at_once, "a3"), "b2 skipped by a3");
+    assert_eq!(reasons(at_once, "a3"), "b2 unlinked");
     let old = "
         b2 - 20 2
         a3 - 30 3";
