@@ -19,9 +19,12 @@ mod weed;
 use b2_sim::B2Sim;
 use serde_json::Value;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use weed::Weed;
 
@@ -66,6 +69,10 @@ impl Host {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
         command.arg("-c").arg(self.path("zb.toml")).args(arguments);
         command
@@ -74,7 +81,7 @@ impl Host {
         command
             .env("AWS_CONFIG_FILE", "/dev/null")
             .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
-        command.output().unwrap()
+        command
     }
 
     /// The checks of the store, by subject: state and text. Those of the host depend on the host.
@@ -319,4 +326,81 @@ async fn doctor_checks_b2_its_key_and_its_bucket() {
     assert_eq!(states(&host.checks().0, "object lock"), ["good"]);
     host.write("key", "wrong");
     assert_eq!(states(&host.checks().0, "credentials"), ["bad"]);
+}
+
+/// A server that refuses every request, and what it was asked: the head of each request. It ends
+/// with the process.
+fn refusing_server() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&heads);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte).unwrap_or(0) == 1 {
+                head.push(byte[0]);
+            }
+            seen.lock()
+                .unwrap()
+                .push(String::from_utf8_lossy(&head).into_owned());
+            let refusal =
+                b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            // The client may have closed the connection already.
+            let _ = client.write_all(refusal);
+        }
+    });
+    (address, heads)
+}
+
+/// S3 and B2 alike: the names of the stores are known to the proxy only.
+#[test]
+fn store_is_reached_through_the_proxy_of_the_environment() {
+    let (proxy, at_proxy) = refusing_server();
+    let (direct, at_store) = refusing_server();
+    let s3 = |endpoint: &str| {
+        format!(
+            "[s3]\nendpoint = \"{endpoint}\"\naccess_key_id_file = \"ID\"\nsecret_access_key_file = \"KEY\"\n"
+        )
+    };
+    let b2 = "[b2]\napplication_key_id_file = \"ID\"\napplication_key_file = \"KEY\"\n".to_owned();
+    let proxied = |host: &Host, no_proxy: &str| {
+        let output = host
+            .command(&["doctor"])
+            .env("HTTP_PROXY", format!("http://user:secret@{proxy}"))
+            .env("http_proxy", format!("http://user:secret@{proxy}"))
+            .env("NO_PROXY", no_proxy)
+            .env("no_proxy", no_proxy)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        std::mem::take(&mut *at_proxy.lock().unwrap())
+    };
+    for (remote, section, endpoint) in [
+        (
+            "s3:bucket/nas",
+            s3("http://s3.invalid"),
+            "http://s3.invalid",
+        ),
+        ("b2:bucket/nas", b2, "http://b2.invalid"),
+    ] {
+        let host = Host::new(remote, &section, "id", "key", endpoint);
+        let heads = proxied(&host, "other.invalid");
+        assert!(!heads.is_empty(), "{remote}: the proxy was not used");
+        for head in heads {
+            let line = head.lines().next().unwrap();
+            assert!(line.contains(&format!(" {endpoint}/")), "{line}");
+            assert!(
+                head.to_lowercase()
+                    .contains("proxy-authorization: basic dxnlcjpzzwnyzxq="),
+                "{remote}: {line}"
+            );
+        }
+    }
+    let endpoint = format!("http://{direct}");
+    let host = Host::new("s3:bucket/nas", &s3(&endpoint), "id", "key", &endpoint);
+    assert_eq!(proxied(&host, "127.0.0.1"), [""; 0]);
+    assert!(!at_store.lock().unwrap().is_empty());
 }

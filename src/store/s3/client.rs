@@ -26,7 +26,8 @@ use aws_sdk_s3::config::{
     Builder, Credentials, IdentityCache, ProvideCredentials, Region, RequestChecksumCalculation,
     ResponseChecksumValidation, SharedCredentialsProvider, StalledStreamProtectionConfig,
 };
-use aws_smithy_http_client::tls;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::{Connector, tls};
 use std::fs::read_to_string;
 use std::time::Duration;
 
@@ -67,11 +68,15 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
     let tls = endpoint
         .as_ref()
         .is_none_or(|url| url.starts_with("https://"));
-    let transport = transport(tls).map_err(|text| {
-        failed(StoreErrorKind::Invalid, text)
-            .with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
-    })?;
-    let keys = find_credentials(settings, &region, &transport).await?;
+    let transport_with = |proxy| {
+        transport(tls, proxy).map_err(|text| {
+            failed(StoreErrorKind::Invalid, text)
+                .with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
+        })
+    };
+    let transport = transport_with(ProxyConfig::from_env())?;
+    let direct = transport_with(ProxyConfig::disabled())?;
+    let keys = find_credentials(settings, &region, &transport, &direct).await?;
     let shared = load_shared(settings, region.clone(), &keys, transport).await;
     let named = endpoint
         .clone()
@@ -97,20 +102,27 @@ fn endpoint_of_environment() -> Option<String> {
 }
 
 /// Makes the HTTP client, for the store and for providers of credentials. Without root certificates
-/// the SDK's own client would panic at the first request, even over plain http.
-fn transport(tls: bool) -> Result<SharedHttpClient, String> {
-    if rustls_native_certs::load_native_certs().certs.is_empty() {
-        return match tls {
-            true => {
-                Err("this host has no root certificates, so no server can be verified".to_owned())
-            }
-            false => Ok(aws_smithy_http_client::Builder::new().build_http()),
-        };
+/// the SDK's own client would panic at the first request, even over plain http. A client that is
+/// built here uses no proxy by default, not even that of the environment.
+fn transport(tls: bool, proxy: ProxyConfig) -> Result<SharedHttpClient, String> {
+    let has_roots = !rustls_native_certs::load_native_certs().certs.is_empty();
+    if tls && !has_roots {
+        return Err("this host has no root certificates, so no server can be verified".to_owned());
     }
-    let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
-    Ok(aws_smithy_http_client::Builder::new()
-        .tls_provider(provider)
-        .build_https())
+    Ok(
+        aws_smithy_http_client::Builder::new().build_with_connector_fn(
+            move |settings, components| {
+                let mut connector = Connector::builder().proxy_config(proxy.clone());
+                connector.set_connector_settings(settings.cloned());
+                connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
+                if !has_roots {
+                    return connector.build_http();
+                }
+                let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
+                connector.tls_provider(provider).build()
+            },
+        ),
+    )
 }
 
 async fn load_shared(
@@ -190,6 +202,7 @@ async fn find_credentials(
     settings: &S3Settings,
     region: &Region,
     transport: &SharedHttpClient,
+    direct: &SharedHttpClient,
 ) -> Result<Keys, StoreError> {
     if let Some(given) = &settings.credentials {
         return Ok(Keys::new(
@@ -198,7 +211,8 @@ async fn find_credentials(
         ));
     }
     let ec2 = is_ec2();
-    let chain = SharedCredentialsProvider::new(credential_chain(settings, region, transport, ec2));
+    let chain =
+        SharedCredentialsProvider::new(credential_chain(settings, region, transport, direct, ec2));
     match chain.provide_credentials().await {
         Ok(held) => Ok(Keys::new(Origin::Chain(chain), Some(held))),
         Err(error) => {
@@ -216,16 +230,19 @@ async fn find_credentials(
 }
 
 /// Builds the SDK's own chain, except that the metadata service is used only on EC2: elsewhere each
-/// run would wait seconds for a response that never comes.
+/// run would wait seconds for a response that never comes. The services of the container and of EC2
+/// run on this host, where no proxy reaches them: `direct` uses none.
 fn credential_chain(
     settings: &S3Settings,
     region: &Region,
     transport: &SharedHttpClient,
+    direct: &SharedHttpClient,
     ec2: bool,
 ) -> CredentialsProviderChain {
     let config = ProviderConfig::default()
         .with_region(Some(region.clone()))
         .with_http_client(transport.clone());
+    let direct = config.clone().with_http_client(direct.clone());
     let mut profile = ProfileFileCredentialsProvider::builder().configure(&config);
     if let Some(name) = &settings.profile {
         profile = profile.profile_name(name);
@@ -234,7 +251,7 @@ fn credential_chain(
     let web_identity = WebIdentityTokenCredentialsProvider::builder()
         .configure(&config)
         .build();
-    let container = EcsCredentialsProvider::builder().configure(&config).build();
+    let container = EcsCredentialsProvider::builder().configure(&direct).build();
     // A profile that is configured by name takes precedence over the environment.
     let chain = match settings.profile {
         Some(_) => CredentialsProviderChain::first_try("Profile", profile.build()),
@@ -248,11 +265,11 @@ fn credential_chain(
         return chain;
     }
     let client = aws_config::imds::Client::builder()
-        .configure(&config)
+        .configure(&direct)
         .max_attempts(METADATA_ATTEMPTS)
         .build();
     let instance = ImdsCredentialsProvider::builder()
-        .configure(&config)
+        .configure(&direct)
         .imds_client(client)
         .build();
     chain.or_else("Ec2InstanceMetadata", instance)
