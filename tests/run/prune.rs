@@ -592,6 +592,39 @@ async fn partly_withdrawn_prune_record_keeps_its_other_backups() {
         .await;
 }
 
+/// A store may answer that it deleted an object and keep it. The chunks of a backup stay as long as
+/// its manifest is there, and the prune does not report a backup as deleted that is still there.
+#[tokio::test]
+async fn object_that_stays_after_its_deletion_stops_the_prune() {
+    for object in [
+        "manifest.json",
+        "manifest.json.minisig",
+        "RESTORE.txt",
+        "started.json",
+    ] {
+        let (yard, old, _) = two_chains().await;
+        let (all, kept) = (yard.ids(), yard.key(&old[2], object));
+        let store = Hooked::new(&yard.store, |_, _| {});
+        store.undeleted.lock().unwrap().insert(kept.clone());
+        let task = yard.task(&last_chains(1), SecondaryStore::Nothing);
+        let error = prune_dataset(&yard.env(0, Arc::new(store), never()), &task)
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains(&kept) && error.to_string().contains("still lists it"),
+            "{error}"
+        );
+        if object == "manifest.json" {
+            yard.assert_restores(old.clone()).await;
+        }
+        assert_eq!(yard.ids(), all, "no other backup was touched");
+        // The next prune completes it.
+        let done = yard.prune(&last_chains(1)).await;
+        assert!(yard.ids().is_disjoint(&old.iter().cloned().collect()));
+        assert!(done.deleted.contains(&old[0]));
+    }
+}
+
 /// At every call of a prune another host begins to build on a backup that goes. Either the prune
 /// sees it and stops, or the other sees the record and does not go on.
 #[tokio::test]
@@ -959,6 +992,8 @@ pub(crate) struct Hooked {
     hook: Hook,
     /// Keys that listings leave out, although they are there.
     pub(crate) unlisted: Mutex<BTreeSet<String>>,
+    /// Keys whose deletion the store reports and does not make.
+    pub(crate) undeleted: Mutex<BTreeSet<String>>,
 }
 
 impl Hooked {
@@ -970,6 +1005,7 @@ impl Hooked {
             inner: inner.clone(),
             hook: Box::new(hook),
             unlisted: Mutex::default(),
+            undeleted: Mutex::default(),
         }
     }
 }
@@ -1034,6 +1070,9 @@ impl ObjectStore for Hooked {
         (self.hook)(Operation::Delete, key.as_str());
         if !key.as_str().contains("started.json") {
             tokio::task::yield_now().await;
+        }
+        if self.undeleted.lock().unwrap().contains(key.as_str()) {
+            return Ok(());
         }
         self.inner.delete(key).await
     }

@@ -23,11 +23,11 @@ use zfs_backup::store::{
 };
 
 use broken::{
-    false_s3_evidence_is_an_error, pages_that_never_end_are_an_error,
-    permanent_failure_of_the_last_part_leaves_no_object, puts_with_lost_replies_are_read_back,
-    rclone_serve_is_recognised, stores_that_hide_checksums_give_weaker_evidence,
-    temporary_s3_failures_are_retried, truncated_s3_bodies_are_fetched_again,
-    unsupported_conditional_puts_are_replaced_by_plain_ones,
+    false_s3_evidence_is_an_error, objects_without_listed_versions_are_deleted,
+    pages_that_never_end_are_an_error, permanent_failure_of_the_last_part_leaves_no_object,
+    puts_with_lost_replies_are_read_back, rclone_serve_is_recognised,
+    stores_that_hide_checksums_give_weaker_evidence, temporary_s3_failures_are_retried,
+    truncated_s3_bodies_are_fetched_again, unsupported_conditional_puts_are_replaced_by_plain_ones,
 };
 use lock::{
     lock_that_the_server_does_not_report_is_unsupported,
@@ -95,6 +95,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         storage_class_is_for_large_objects_only
         puts_with_lost_replies_are_read_back
         temporary_s3_failures_are_retried
+        objects_without_listed_versions_are_deleted
         permanent_failure_of_the_last_part_leaves_no_object
         unsupported_conditional_puts_are_replaced_by_plain_ones
         stores_that_hide_checksums_give_weaker_evidence

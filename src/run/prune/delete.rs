@@ -30,28 +30,20 @@ pub(super) async fn delete_backup(
     } else {
         store.delete(&manifest).await?;
     }
+    let mut parsed = list_objects(env, dataset, id).await?;
+    if !leftover {
+        // The backup stays whole as long as the store keeps the manifest.
+        check_gone(env, dataset, id, &parsed, |key| {
+            key.object == BackupObject::Manifest && !key.signature
+        })?;
+    }
     store.delete(&manifest.signature()).await?;
-    let mut parsed: Vec<ParsedKey> = store
-        .list(&backup_prefix(dataset, id))
-        .await?
-        .iter()
-        .filter_map(|object| ObjectKey::parse(&object.key))
-        .filter(|key| {
-            key.dataset == *dataset && key.id == *id && key.object != BackupObject::Manifest
-        })
-        .collect();
+    parsed.retain(|key| key.object != BackupObject::Manifest);
     parsed.sort_by_key(|key| (rank(&key.object), key.signature));
     for same in
         parsed.chunk_by(|a, b| (rank(&a.object), a.signature) == (rank(&b.object), b.signature))
     {
-        let keys = same.iter().map(|parsed| {
-            let key = ObjectKey::backup(dataset, id, &parsed.object);
-            if parsed.signature {
-                key.signature()
-            } else {
-                key
-            }
-        });
+        let keys = same.iter().map(|parsed| full_key(dataset, id, parsed));
         let mut deletions = stream::iter(keys)
             .map(|key| async move { store.delete(&key).await })
             .buffer_unordered(DELETES_MAX);
@@ -59,7 +51,53 @@ pub(super) async fn delete_backup(
             deleted?;
         }
     }
-    Ok(())
+    let left = list_objects(env, dataset, id).await?;
+    check_gone(env, dataset, id, &left, |key| {
+        parsed.contains(key) || (key.object == BackupObject::Manifest && key.signature)
+    })
+}
+
+/// Lists the objects of an id that are of this format.
+async fn list_objects(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    id: &BackupId,
+) -> Result<Vec<ParsedKey>, RunError> {
+    let listed = env.store.list(&backup_prefix(dataset, id)).await?;
+    Ok(listed
+        .iter()
+        .filter_map(|object| ObjectKey::parse(&object.key))
+        .filter(|key| key.dataset == *dataset && key.id == *id)
+        .collect())
+}
+
+/// Checks that none of the listed objects is one that was deleted. A store may answer that it
+/// deleted an object and keep it.
+fn check_gone(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    id: &BackupId,
+    listed: &[ParsedKey],
+    was_deleted: impl Fn(&ParsedKey) -> bool,
+) -> Result<(), RunError> {
+    let Some(left) = listed.iter().find(|key| was_deleted(key)) else {
+        return Ok(());
+    };
+    let key = full_key(dataset, id, left);
+    let url = env.store.url();
+    Err(RunError::refused(
+        format!("{url} answered that {key} was deleted, and still lists it"),
+        "`zfs-backup doctor` tests what the store can delete; then run this again",
+    ))
+}
+
+fn full_key(dataset: &DatasetName, id: &BackupId, parsed: &ParsedKey) -> ObjectKey {
+    let key = ObjectKey::backup(dataset, id, &parsed.object);
+    if parsed.signature {
+        key.signature()
+    } else {
+        key
+    }
 }
 
 fn rank(object: &BackupObject) -> u8 {

@@ -2,7 +2,7 @@
 //! bucket a plain delete only hides the object, which still costs money.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::{Cause, Stage};
 use crate::store::adapter::Adapter;
 use crate::store::pages::Marks;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
@@ -17,6 +17,8 @@ enum Versions {
 impl Shared {
     pub(super) async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         match self.versions(key).await? {
+            // A server may answer with an empty list although the bucket has no versions.
+            Versions::Listed(ids) if ids.is_empty() => self.delete_unlisted(key).await,
             Versions::Listed(ids) => {
                 for id in ids {
                     self.delete_version(key, Some(id)).await?;
@@ -42,14 +44,31 @@ impl Shared {
     /// that hides them from us may have some.
     pub(super) async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
         match self.versions(key).await? {
-            Versions::Listed(ids) => Ok(!ids.is_empty()),
+            Versions::Listed(ids) if !ids.is_empty() => Ok(true),
             Versions::Unknown(cause) if cause.kind() == StoreErrorKind::Denied => Err(self.failed(
                 "list versions of",
                 "ListObjectVersions",
                 key.as_str(),
                 cause,
             )),
-            Versions::Unknown(_) => Ok(self.head(key).await?.is_some()),
+            Versions::Listed(_) | Versions::Unknown(_) => Ok(self.head(key).await?.is_some()),
+        }
+    }
+
+    /// Deletes an object of which the store lists no version, if it exists.
+    async fn delete_unlisted(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        if self.head(key).await?.is_none() {
+            return Ok(());
+        }
+        self.delete_version(key, None).await?;
+        match self.head(key).await? {
+            None => Ok(()),
+            Some(_) => Err(self.wrong(
+                StoreErrorKind::Unsupported,
+                "delete",
+                key.as_str(),
+                "the store answered that the object was deleted, and still has it",
+            )),
         }
     }
 
@@ -152,10 +171,12 @@ impl Shared {
 }
 
 /// Whether the error means that versions cannot be listed here, so that a plain delete must
-/// suffice.
+/// suffice. A server without versions may answer with the list of objects, whose root element is
+/// another one, or with a page of its own.
 fn is_no_versions(cause: &Cause) -> bool {
-    matches!(
-        cause.kind(),
-        StoreErrorKind::Unsupported | StoreErrorKind::Denied | StoreErrorKind::Invalid
-    )
+    cause.stage == Stage::Reading
+        || matches!(
+            cause.kind(),
+            StoreErrorKind::Unsupported | StoreErrorKind::Denied | StoreErrorKind::Invalid
+        )
 }

@@ -243,6 +243,61 @@ pub(super) async fn truncated_s3_bodies_are_fetched_again(weed: Arc<Weed>, setti
     }
 }
 
+/// Servers without versions that answer the question for versions in their own ways.
+pub(super) async fn objects_without_listed_versions_are_deleted(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let nothing = "<ListVersionsResult></ListVersionsResult>";
+    let answers = [
+        Action::Answer(nothing.to_owned()),
+        Action::Answer("<ListBucketResult></ListBucketResult>".to_owned()),
+        Action::Answer("<html>welcome</html>".to_owned()),
+        Action::Refuse(501, "NotImplemented"),
+    ];
+    for (n, answer) in answers.into_iter().enumerate() {
+        let asks = |head: &str| head.starts_with("get") && head.contains("?versions");
+        let proxy = Proxy::start(&weed.endpoint(), first(usize::MAX, answer, asks));
+        let store = connect_by(
+            &proxy,
+            S3Settings {
+                prefix: format!("{}/{n}", settings.prefix),
+                ..settings.clone()
+            },
+        )
+        .await;
+        let name = key("tank/@a/x");
+        store.put_new(&name, pattern(3, 1)).await.unwrap();
+        assert!(store.any_version(&name).await.unwrap(), "answer {n}");
+        store
+            .delete(&name)
+            .await
+            .unwrap_or_else(|error| panic!("answer {n}: {}", story(&error)));
+        assert_empty(&store).await;
+        assert!(!store.any_version(&name).await.unwrap(), "answer {n}");
+        store.delete(&name).await.unwrap();
+        assert!(proxy.requests("?versions") > 0, "the store was not asked");
+    }
+    // One that says it deleted the object, and did not.
+    let rules: Vec<Box<Rule>> = vec![
+        Box::new(first(
+            usize::MAX,
+            Action::Answer(nothing.to_owned()),
+            |head| head.starts_with("get") && head.contains("?versions"),
+        )),
+        Box::new(first(usize::MAX, Action::Answer(String::new()), |head| {
+            head.starts_with("delete")
+        })),
+    ];
+    let proxy = Proxy::start(&weed.endpoint(), chain(rules));
+    let store = connect_by(&proxy, settings).await;
+    let name = key("tank/@a/kept");
+    store.put_new(&name, pattern(3, 1)).await.unwrap();
+    let error = store.delete(&name).await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Unsupported);
+    assert_says(&error, &["tank/@a/kept", "still has it"]);
+}
+
 pub(super) async fn pages_that_never_end_are_an_error(weed: Arc<Weed>, settings: S3Settings) {
     let page = "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>\
                 </ListBucketResult>";
