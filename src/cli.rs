@@ -19,6 +19,7 @@ use perform::perform;
 use screen::output::Output;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// Parses the command line, runs the command and returns the exit status.
@@ -44,7 +45,14 @@ pub fn run() -> ExitCode {
     };
     let (sender, stop) = watch::channel(false);
     let leftovers = Arc::new(Leftovers::default());
-    runtime.spawn(listen_for_signals(sender, Arc::clone(&leftovers)));
+    // Before any work begins: a signal that nobody listens for would end the run and leave its lock.
+    let signals = {
+        let _entered = runtime.enter();
+        stop_signals()
+    };
+    if let Some(signals) = signals {
+        runtime.spawn(listen_for_signals(signals, sender, Arc::clone(&leftovers)));
+    }
     let result = runtime.block_on(async {
         let context = Context::new(args.global.clone(), Arc::clone(&output), stop, leftovers);
         match &args.command {
@@ -70,16 +78,21 @@ pub fn run() -> ExitCode {
 /// This number of threads can fill any network line.
 const RUNTIME_THREADS_MAX: usize = 4;
 
+/// Starts to catch the signals that request a stop; `None` when the system refuses.
+fn stop_signals() -> Option<[Signal; 2]> {
+    Some([
+        signal(SignalKind::interrupt()).ok()?,
+        signal(SignalKind::terminate()).ok()?,
+    ])
+}
+
 /// Listens for signals: the first one requests a stop, a second one ends the process at once. In
 /// both cases no manifest is half-written, because a manifest is a single put.
-async fn listen_for_signals(sender: watch::Sender<bool>, leftovers: Arc<Leftovers>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        return;
-    };
+async fn listen_for_signals(
+    [mut interrupt, mut terminate]: [Signal; 2],
+    sender: watch::Sender<bool>,
+    leftovers: Arc<Leftovers>,
+) {
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
