@@ -24,6 +24,7 @@ mod memory;
 mod output;
 mod pace;
 #[path = "../support/proxy.rs"]
+#[expect(dead_code, reason = "shared with the live tests, which use more of it")]
 mod proxy;
 mod rclone;
 mod rclone_cli;

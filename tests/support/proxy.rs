@@ -6,7 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Guards [`Proxy::wait_until_idle`] against hanging.
+const IDLE_MAX: Duration = Duration::from_secs(300);
 
 /// The treatment of one request.
 #[derive(Debug, Clone)]
@@ -38,6 +41,23 @@ pub(crate) struct Proxy {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
     parts_at_once_max: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+}
+
+/// One connection that is open. Counts itself.
+struct Connection(Arc<AtomicUsize>);
+
+impl Connection {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Proxy {
@@ -53,7 +73,9 @@ impl Proxy {
             address: listener.local_addr().unwrap(),
             requests: Arc::default(),
             parts_at_once_max: Arc::default(),
+            open: Arc::default(),
         };
+        let open = Arc::clone(&proxy.open);
         let (rule, requests): (Arc<Rule>, _) = (Arc::new(rule), Arc::clone(&proxy.requests));
         let (parts_now, parts_max) = (
             Arc::new(AtomicUsize::new(0)),
@@ -63,7 +85,9 @@ impl Proxy {
             for client in listener.incoming() {
                 let (rule, requests) = (Arc::clone(&rule), Arc::clone(&requests));
                 let (parts_now, parts_max) = (Arc::clone(&parts_now), Arc::clone(&parts_max));
+                let connection = Connection::new(&open);
                 thread::spawn(move || {
+                    let _connection = connection;
                     let mut client = client?;
                     let (head, body) = read_request(&mut client)?;
                     let first_line = head.lines().next().unwrap_or_default().to_owned();
@@ -75,7 +99,14 @@ impl Proxy {
                             Ordering::SeqCst,
                         );
                     }
-                    let answer = answer(&rule(&head.to_lowercase()), upstream, &head, &body);
+                    let action = rule(&head.to_lowercase());
+                    // A request whose client has ended meanwhile never left it: the server must not
+                    // get it at some later time.
+                    let answer = if is_gone(&client)? {
+                        Ok(Vec::new())
+                    } else {
+                        answer(&action, upstream, &head, &body)
+                    };
                     if is_part {
                         parts_now.fetch_sub(1, Ordering::SeqCst);
                     }
@@ -98,6 +129,16 @@ impl Proxy {
             .iter()
             .filter(|line| line.contains(part))
             .count()
+    }
+
+    /// Waits until no connection is open: nothing that a client sent before it ended can reach the
+    /// server any more.
+    pub(crate) fn wait_until_idle(&self) {
+        let begun = Instant::now();
+        while self.open.load(Ordering::SeqCst) > 0 {
+            assert!(begun.elapsed() < IDLE_MAX, "the proxy is still at work");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Returns the maximum number of parts that were in flight at once.
@@ -201,6 +242,14 @@ fn answer(action: &Action, upstream: SocketAddr, head: &str, body: &[u8]) -> io:
             Ok([kept.as_bytes(), &whole[end..]].concat())
         }
     }
+}
+
+/// Returns whether the client has closed its connection. A client sends nothing after its request.
+fn is_gone(client: &TcpStream) -> io::Result<bool> {
+    client.set_nonblocking(true)?;
+    let peeked = client.peek(&mut [0]);
+    client.set_nonblocking(false)?;
+    Ok(!matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock))
 }
 
 /// Forwards the request on a connection of its own, and reads the response to its end.
