@@ -12,10 +12,14 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use stream_common::{
     finds_damage, first_block, layout, parse_any, pattern, points_at_blocks, splice_onto,
 };
 use zfs_backup::stream::record::{RecordType, feature};
+
+/// Guards against a device that never appears.
+const DEVICE_MAX: Duration = Duration::from_secs(300);
 
 /// A pool on a file, destroyed with this.
 struct Pool {
@@ -223,14 +227,15 @@ fn filled_pool() -> Pool {
 /// The device of a volume: its link if udev made one, else the only node.
 fn volume_device(dataset: &str) -> PathBuf {
     let link = Path::new("/dev/zvol").join(dataset);
-    for _ in 0..100 {
+    let begun = Instant::now();
+    while begun.elapsed() < DEVICE_MAX {
         if let Some(found) = [link.clone(), PathBuf::from("/dev/zd0")]
             .into_iter()
             .find(|path| path.exists())
         {
             return found;
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     panic!("no device for {dataset}");
 }

@@ -38,6 +38,15 @@ pub(crate) fn tell(line: &str) {
     writeln!(terminal, "{line}").unwrap();
 }
 
+/// The present moment. ZFS dates snapshots in seconds: a later snapshot is of a later second.
+pub(crate) fn moment() -> jiff::Timestamp {
+    let now = jiff::Timestamp::now();
+    while jiff::Timestamp::now().as_second() <= now.as_second() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    now
+}
+
 /// One bench for one test.
 pub(crate) struct Bench {
     pub(crate) pool: Pool,

@@ -1,7 +1,7 @@
 //! Incrementals on a real pool: files change, snapshots go, datasets are renamed and rolled back,
 //! and every point of the chain is what `zfs send` makes of it.
 
-use crate::bench::{Bench, assert_same_tree, change, describe};
+use crate::bench::{Bench, assert_same_tree, change, describe, moment};
 use crate::pool::{noise, property, run, zfs};
 use std::fs;
 use std::sync::Arc;
@@ -53,6 +53,8 @@ fn bookmark_of(snapshot: &str, dataset: &str) -> String {
 
 /// A snapshot of changed files, streamed; the newest snapshot.
 fn next(bench: &Bench, dataset: &str, seed: u64) -> String {
+    // Ids order backups by the second of their snapshots.
+    moment();
     change(bench, seed);
     bench.good(&["snapshot"]);
     bench.good(&["stream-to-remote", "--incremental"]);
@@ -219,6 +221,7 @@ fn chain_continues_after_rename_rollback_and_reused_snapshot_name() {
         ),
     )
     .unwrap();
+    moment();
     fs::write(bench.pool.file("pictures/changed"), noise(1 << 20, 3)).unwrap();
     bench.good(&["snapshot"]);
     bench.good(&["stream-to-remote", "--incremental"]);
@@ -239,6 +242,7 @@ fn chain_continues_after_rename_rollback_and_reused_snapshot_name() {
     .unwrap();
     let daily = format!("{renamed}@daily");
     for seed in [4, 5] {
+        moment();
         fs::write(bench.pool.file("pictures/changed"), noise(1 << 20, seed)).unwrap();
         zfs(&["snapshot", &daily]);
         bench.good(&["stream-to-remote", "--incremental"]);
@@ -269,6 +273,7 @@ fn chain_continues_after_rename_rollback_and_reused_snapshot_name() {
     for snapshot in snapshots(&renamed) {
         zfs(&["destroy", &snapshot]);
     }
+    moment();
     zfs(&["snapshot", &daily]);
     let refused = bench.zb(&["stream-to-remote", "--incremental"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -4,13 +4,12 @@
 //! sentence that says so.
 
 use crate::halves::text;
-use crate::pool::{noise, property, run, run_with_input, zfs};
+use crate::pool::{device_of, noise, property, run, run_with_input, wait_until, zfs};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::model::Digest;
 
@@ -129,25 +128,17 @@ fn write_config(series: &str) {
     }
 }
 
-fn device() -> fs::File {
-    let begun = Instant::now();
-    while fs::metadata("/dev/zd0").is_err() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "the volume has no device"
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    }
+fn device(volume: &str) -> fs::File {
     fs::OpenOptions::new()
         .read(true)
         .write(true)
-        .open("/dev/zd0")
+        .open(device_of(volume))
         .unwrap()
 }
 
 fn change(name: &str, seed: u64) {
     if name == "volume" {
-        let device = device();
+        let device = device(&format!("{POOL}/all/{name}"));
         device
             .write_all_at(&noise(300_000, seed), seed * 500_000)
             .unwrap();
@@ -170,13 +161,13 @@ fn change(name: &str, seed: u64) {
 }
 
 /// Hash by file; of a volume the whole.
-fn content(name: &str, folder: &Path) -> BTreeMap<String, String> {
+fn content(name: &str, dataset: &str) -> BTreeMap<String, String> {
     if name == "volume" {
         let mut bytes = vec![0; 4 << 20];
-        device().read_exact_at(&mut bytes, 0).unwrap();
+        device(dataset).read_exact_at(&mut bytes, 0).unwrap();
         return [("device".to_owned(), Digest::of(&bytes).to_string())].into();
     }
-    let files = fs::read_dir(folder)
+    let files = fs::read_dir(format!("/tmp/{dataset}"))
         .unwrap()
         .map(|entry| entry.unwrap().path());
     files
@@ -219,7 +210,7 @@ fn made_here() {
         good(&series, &["snapshot"]);
         good(&series, &["stream-to-remote", kind]);
     }
-    let found = |name: &str| content(name, Path::new(&format!("/tmp/{POOL}/all/{name}")));
+    let found = |name: &str| content(name, &format!("{POOL}/all/{name}"));
     let contents: BTreeMap<&str, _> = kinds(&series)
         .map(|(name, _)| (*name, found(name)))
         .collect();
@@ -270,7 +261,6 @@ fn restored_here() {
             continue;
         }
         good(made_on, &restore);
-        let folder = PathBuf::from(format!("/tmp/crossed/{name}"));
         match name.as_str() {
             "volume" => {}
             "encrypted" => {
@@ -280,7 +270,7 @@ fn restored_here() {
             _ => drop(zfs(&["mount", &target])),
         }
         assert!(
-            content(name, &folder) == *expected,
+            content(name, &target) == *expected,
             "{name} came back with other content"
         );
         assert_eq!(
@@ -315,10 +305,13 @@ fn restored_here() {
         "something is left"
     );
     assert_eq!(property(&"bare", "type"), "filesystem");
-    // The next volume is the first again.
+    // `made_here` follows in the same boot and makes a volume of the same size.
     ["crossed", "bare"]
         .iter()
         .for_each(|pool| drop(run("zpool", &["destroy", "-f", pool])));
+    wait_until("the volume's device is gone", || {
+        !Path::new("/dev/zd0").exists()
+    });
 }
 
 #[track_caller]

@@ -3,15 +3,13 @@
 //! the next run succeeds.
 
 use crate::bench::Bench;
+use crate::halves::{chunk_number, confirmed, interrupt, is_part_of_chunk};
 use crate::pool::{noise, run, zfs};
 use crate::proxy::{Action, Proxy};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::process::Output;
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -65,54 +63,19 @@ fn check_no_backup_and_recover(bench: &Bench) {
     assert_eq!(manifests(bench), 2, "a manifest and its signature");
 }
 
-/// A proxy that says when two chunks were completed.
-fn watching(
-    bench: &Bench,
-    action: impl Fn(&str, usize) -> Action + Send + Sync + 'static,
-) -> (Proxy, Arc<AtomicUsize>) {
-    let completed = Arc::new(AtomicUsize::new(0));
-    let seen = Arc::clone(&completed);
-    let proxy = Proxy::start(&bench.weed.endpoint(), move |head| {
-        let done = seen.load(Ordering::SeqCst);
-        let action = action(head, done);
-        // HEAD after Complete is the confirmation.
-        if head.starts_with("head ") && head.contains(".zfs.age") && matches!(action, Action::Pass)
-        {
-            seen.fetch_add(1, Ordering::SeqCst);
-        }
-        action
-    });
-    bench.write_config("proxied.toml", &proxy.endpoint());
-    (proxy, completed)
-}
-
-fn wait_for(what: &str, reached: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !reached() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "{what}: not reached"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn signal(pid: u32, name: &str) {
-    run("kill", &["-s", name, &pid.to_string()]);
-}
-
 #[test]
 fn a_server_that_refuses_the_last_part_leaves_no_backup() {
     let bench = Bench::small("refuse");
     bench.good(&["snapshot"]);
-    let (_proxy, completed) = watching(&bench, |head, done| {
-        let last = head.starts_with("put ") && head.contains("partnumber=1") && done >= 1;
-        if last {
+    let proxy = Proxy::start(&bench.weed.endpoint(), |head| {
+        // Each chunk has one part, so it is the last one.
+        if is_part_of_chunk(head) && chunk_number(head).is_some_and(|number| number >= 1) {
             Action::Refuse(403, "AccessDenied")
         } else {
             Action::Pass
         }
     });
+    bench.write_config("proxied.toml", &proxy.endpoint());
     let output = bench
         .command("proxied.toml", &["stream-to-remote", "--full"])
         .output()
@@ -123,7 +86,7 @@ fn a_server_that_refuses_the_last_part_leaves_no_backup() {
         "{}",
         stderr(&output)
     );
-    assert!(completed.load(Ordering::SeqCst) >= 1);
+    assert_eq!(confirmed(&bench.path("state")), 1);
     check_no_backup_and_recover(&bench);
 }
 
@@ -132,27 +95,7 @@ fn killed_and_interrupted_runs_leave_no_backup() {
     for (name, signal_name, exit) in [("killed", "KILL", None), ("stopped", "TERM", Some(130))] {
         let bench = Bench::small(name);
         bench.good(&["snapshot"]);
-        let hold = Arc::new(AtomicBool::new(true));
-        let held = Arc::clone(&hold);
-        // Parts of the third chunk wait, so that the signal comes in the middle.
-        let (_proxy, completed) = watching(&bench, move |head, done| {
-            while done >= 2 && head.contains("partnumber=1") && held.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Action::Pass
-        });
-        let mut command = bench.command("proxied.toml", &["stream-to-remote", "--full"]);
-        let child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        wait_for("two confirmed chunks", || {
-            completed.load(Ordering::SeqCst) >= 2
-        });
-        signal(child.id(), signal_name);
-        let output = child.wait_with_output().unwrap();
-        hold.store(false, Ordering::SeqCst);
+        let output = interrupt(&bench, "--full", 2, signal_name);
         assert_eq!(output.status.code(), exit, "{}", stderr(&output));
         if exit.is_none() {
             assert_eq!(output.status.signal(), Some(9));
@@ -181,18 +124,14 @@ fn send_aborted_by_the_kernel_leaves_no_backup() {
         "zpool",
         &["import", "-d", &format!("/tmp/{pool}.img"), &pool],
     );
-    let (_proxy, completed) = watching(&bench, |_, _| Action::Pass);
-    let output = bench
-        .command("proxied.toml", &["stream-to-remote", "--full"])
-        .output()
-        .unwrap();
+    let output = bench.zb(&["stream-to-remote", "--full"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(
         stderr(&output).contains(&format!("send {}@", bench.dataset())),
         "it must name the snapshot: {}",
         stderr(&output)
     );
-    assert!(completed.load(Ordering::SeqCst) >= 1);
+    assert!(confirmed(&bench.path("state")) >= 1);
     image.write_all_at(&needle, at).unwrap();
     run("zpool", &["export", &pool]);
     run(

@@ -2,12 +2,12 @@
 //! then the third moment comes back: exactly the datasets that there were, under their names of
 //! then, with exactly their files.
 
-use crate::bench::{Bench, tell};
+use crate::bench::{self, Bench, tell};
 use crate::pool::{noise, run, zfs};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use zfs_backup::model::Digest;
 
 /// The files of each dataset, by its name below the root of the tree.
@@ -146,8 +146,7 @@ fn tree_of_fifty_datasets_is_restored_to_the_third_of_five_snapshots() {
         .for_each(|name| fifty.write(name));
     counts.push(fifty.night());
     let third = moment(&fifty.root(), &fifty.bench.pool.file("data"));
-    let then = jiff::Timestamp::now().to_string();
-    std::thread::sleep(Duration::from_secs(2));
+    let then = bench::moment().to_string();
 
     fifty.rename("pictures", "photos");
     fifty.destroy("g3");

@@ -2,19 +2,18 @@
 //! middle, and all that must hold after the run that follows.
 
 use crate::bench::Bench;
-use crate::pool::{run, zfs};
+use crate::pool::{device_of, run, threads, wait_until, zfs};
 use crate::proxy::{Action, Proxy};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Emulated, on a machine that does other things too.
-const REACHED_MAX: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
 
 /// What happens to requests at the gate.
@@ -114,6 +113,13 @@ impl Gate {
         self.shared.passage.store(passage as u8, Ordering::SeqCst);
     }
 
+    /// Ends the gate after the program has ended. The requests that still waited never reach the
+    /// server, and those that were forwarded are answered: the store changes no more.
+    pub(crate) fn end(&self) {
+        self.set(Passage::Open);
+        self.proxy.wait_until_idle();
+    }
+
     /// Requests that came so far.
     pub(crate) fn requests(&self) -> usize {
         self.shared.seen.load(Ordering::SeqCst)
@@ -121,32 +127,29 @@ impl Gate {
 
     /// Waits until so many chunks are confirmed and a part of a later chunk waits at the gate.
     pub(crate) fn wait_for(&self, chunks: usize) {
-        let begun = Instant::now();
-        while confirmed(&self.state) < chunks || !self.shared.reached.load(Ordering::SeqCst) {
-            assert!(
-                begun.elapsed() < REACHED_MAX,
-                "{chunks} confirmed chunks and a part at the gate: not reached"
-            );
-            std::thread::sleep(POLL);
-        }
+        let what = format!("{chunks} chunks are confirmed and a part waits at the gate");
+        wait_until(&what, || {
+            confirmed(&self.state) >= chunks && self.shared.reached.load(Ordering::SeqCst)
+        });
     }
 
     /// Until a request waits at the gate; false when the run was over before.
     pub(crate) fn wait(&self, child: &mut Child) -> bool {
-        let begun = Instant::now();
-        while !self.shared.reached.load(Ordering::SeqCst) {
-            if child.try_wait().unwrap().is_some() {
-                return false;
-            }
-            assert!(begun.elapsed() < REACHED_MAX, "the gate was not reached");
-            std::thread::sleep(POLL);
-        }
-        true
+        let reached = || self.shared.reached.load(Ordering::SeqCst);
+        wait_until("the gate is reached", || {
+            reached() || child.try_wait().unwrap().is_some()
+        });
+        reached()
     }
 }
 
+/// Whether a request sends the first part of a chunk.
+pub(crate) fn is_part_of_chunk(head: &str) -> bool {
+    head.starts_with("put ") && head.contains(".zfs.age") && head.contains("partnumber=1")
+}
+
 /// The number of the chunk, counted from 0, that a request is about.
-fn chunk_number(head: &str) -> Option<usize> {
+pub(crate) fn chunk_number(head: &str) -> Option<usize> {
     let object = head.split_once(".zfs.age")?.0.rsplit_once('/')?.1;
     object.split_once('-')?.0.parse().ok()
 }
@@ -191,22 +194,40 @@ pub(crate) fn signal(child: &Child, name: &str) {
     run("kill", &["-s", name, &child.id().to_string()]);
 }
 
-/// Stops the process, by a signal that stops, and lets it go on.
+/// Stops the process with a signal, and continues it after the kernel has ended its send, as the
+/// kernel does when the process that sends was stopped.
 pub(crate) fn stop_and_go_on(child: &Child, name: &str, gate: &Gate) {
     signal(child, name);
-    let begun = Instant::now();
-    let state = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-    while !state().rsplit_once(") ").unwrap().1.starts_with('T') {
-        assert!(
-            begun.elapsed() < Duration::from_secs(20),
-            "{name} did not stop it"
-        );
-        std::thread::sleep(POLL);
-    }
+    let folder = PathBuf::from(format!("/proc/{}", child.id()));
+    wait_until("the process is stopped", || {
+        process_state(&folder) == Some('T')
+    });
     gate.set(Passage::Open);
-    // Long enough for the kernel to find that the reader of its pipe is not at work.
-    std::thread::sleep(Duration::from_secs(2));
+    // A thread in the kernel stops when its call returns.
+    wait_until("the kernel has ended the send", || {
+        threads(&folder, "zfs-send")
+            .iter()
+            .all(|thread| process_state(thread) == Some('T'))
+    });
     signal(child, "CONT");
+}
+
+/// The state of a process or thread, by its folder in `/proc`; `None` once it has ended.
+fn process_state(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Reads the standard error of a child until it has said something or has ended.
+pub(crate) fn wait_for_words(child: &mut Child, words: &str) {
+    let stderr = child.stderr.as_mut().unwrap();
+    let (mut said, mut byte) = (Vec::new(), [0]);
+    while !String::from_utf8_lossy(&said).contains(words) {
+        if stderr.read(&mut byte).unwrap() == 0 {
+            return;
+        }
+        said.push(byte[0]);
+    }
 }
 
 /// Begins an upload and ends it with a signal once so many chunks are confirmed.
@@ -216,7 +237,7 @@ pub(crate) fn interrupt(bench: &Bench, kind: &str, chunks: usize, signal_name: &
     gate.wait_for(chunks);
     signal(&child, signal_name);
     let output = child.wait_with_output().unwrap();
-    gate.set(Passage::Open);
+    gate.end();
     output
 }
 
@@ -393,23 +414,7 @@ pub(crate) fn add_secret(bench: &Bench) -> String {
 pub(crate) fn add_volume(bench: &Bench) -> (String, PathBuf) {
     let name = format!("{}/vol", bench.pool.name);
     zfs(&["create", "-V", "8M", "-o", "volblocksize=16k", &name]);
-    let begun = Instant::now();
-    let device = loop {
-        // There is no udev: the node has the number in its name, not the volume's.
-        let nodes = (0..64).map(|number| PathBuf::from(format!("/dev/zd{}", number * 16)));
-        let by_name = PathBuf::from(format!("/dev/zvol/{name}"));
-        if let Some(found) = std::iter::once(by_name)
-            .chain(nodes)
-            .rfind(|path| fs::metadata(path).is_ok())
-        {
-            break found;
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "the volume has no device"
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    };
+    let device = device_of(&name);
     (name, device)
 }
 

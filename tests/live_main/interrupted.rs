@@ -56,6 +56,8 @@ fn interrupted_by_kill_uploads_resume_and_hold_their_snapshot() {
 #[test]
 fn interrupted_by_stop_signals_or_a_paused_process_uploads_complete() {
     let bench = Bench::small("resterm");
+    // More than the pipe and the buffers hold, so that the send waits for its reader at the gate.
+    bench.pool.write("data/long", 12 << 20, 41);
     let mut reference = begin(&bench);
     for (signal_name, stop_name) in [("TERM", "STOP"), ("INT", "TSTP")] {
         let stopped = interrupt(&bench, "--full", 1, signal_name);
@@ -66,8 +68,13 @@ fn interrupted_by_stop_signals_or_a_paused_process_uploads_complete() {
         stop_and_go_on(&child, stop_name, &gate);
         let output = child.wait_with_output().unwrap();
         // The kernel ends a send whose process was stopped while it waited for its reader; the run
-        // goes on with it.
+        // resumes it.
         assert!(output.status.success(), "{stop_name}: {}", text(&output));
+        assert!(
+            text(&output).contains("the send was interrupted; resuming it"),
+            "{stop_name}: {}",
+            text(&output)
+        );
         check_ended(&bench, &bench.dataset(), &text(&output), &reference);
         fs::write(bench.pool.file("data/more"), noise(1 << 20, 5)).unwrap();
         reference = begin(&bench);
@@ -84,7 +91,8 @@ fn interrupted_by_an_unreachable_or_failing_store_uploads_resume() {
     gate.set(Passage::Away);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    gate.set(Passage::Open);
+    gate.end();
+    assert!(confirmed(&bench.path("state")) >= 2);
     let gate = Gate::new(&bench, At::Request(24), Passage::Broken);
     let output = bench
         .command("proxied.toml", &["stream-to-remote", "--full"])
@@ -151,7 +159,7 @@ fn interrupted_raw_sends_and_volumes_resume() {
         gate.wait_for(1);
         signal(&child, "KILL");
         child.wait_with_output().unwrap();
-        gate.set(Passage::Open);
+        gate.end();
         check_goes_on(&bench, dataset, "--full", &reference, before + 1);
     }
     assert_nothing_held(&secret);

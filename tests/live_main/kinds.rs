@@ -2,11 +2,10 @@
 //! with what the pool itself sends, byte for byte.
 
 use crate::bench::Bench;
-use crate::pool::{noise, property, run, run_with_input, zfs};
+use crate::pool::{device_of, noise, property, run, run_with_input, zfs};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 /// Names below `kinds/all`, with what `zfs create` gets.
 const KINDS: &[(&str, &[&str])] = &[
@@ -160,34 +159,6 @@ impl Kinds {
                 fs::remove_file(folder.join(format!("small-{}-2", seed - 1))).unwrap();
             }
         }
-    }
-}
-
-/// The device of a volume. There is no udev, so it is the one whose size is the volume's.
-fn device_of(dataset: &str) -> PathBuf {
-    let sectors = property(&dataset, "volsize").parse::<u64>().unwrap() / 512;
-    let begun = Instant::now();
-    loop {
-        let by_name = PathBuf::from(format!("/dev/zvol/{dataset}"));
-        let is_it = |path: &PathBuf| {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            let size = fs::read_to_string(format!("/sys/block/{name}/size")).unwrap_or_default();
-            fs::metadata(path).is_ok() && size.trim() == sectors.to_string()
-        };
-        let mut by_number = (0..64).map(|number| PathBuf::from(format!("/dev/zd{}", number * 16)));
-        let found = if by_name.exists() {
-            Some(by_name)
-        } else {
-            by_number.find(is_it)
-        };
-        if let Some(found) = found {
-            return found;
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "{dataset} has no device"
-        );
-        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -3,14 +3,14 @@
 //! the server, one killed run.
 
 use crate::bench::{Bench, Tree, assert_same_tree, describe};
-use crate::pool::{noise, run, zfs};
+use crate::pool::{noise, run, wait_until, zfs};
 use crate::proxy::{Action, Proxy};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 use zfs_backup::model::{BackupId, BackupKind};
 
 /// From one night to the next. Not a whole day, so that no age is just about a rule's.
@@ -189,17 +189,6 @@ fn text(output: &Output) -> String {
     )
 }
 
-fn wait_for(what: &str, reached: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !reached() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "{what}: not reached"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 fn kinds(found: &BTreeMap<u64, (BackupKind, BackupId)>) -> Vec<(u64, BackupKind)> {
     found
         .iter()
@@ -312,17 +301,20 @@ fn without_the_server(nights: &Nights) {
 /// Killed while a chunk goes up, it leaves its lock behind; the next run takes the lock over and
 /// does all of the work.
 fn killed_in_the_middle(nights: &Nights) {
-    let (_proxy, hold, arrived) = nights.held_config("held.toml");
+    let (proxy, hold, arrived) = nights.held_config("held.toml");
     let mut command = nights.bench.command("held.toml", &["perform"]);
     let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    wait_for("a chunk on its way", || arrived.load(Ordering::SeqCst) > 0);
+    wait_until("a chunk is on its way", || {
+        arrived.load(Ordering::SeqCst) > 0
+    });
     child.kill().unwrap();
     child.wait().unwrap();
     hold.store(false, Ordering::SeqCst);
+    proxy.wait_until_idle();
     assert!(!nights.in_remote().contains_key(&7));
     let said = nights.perform();
     assert!(said.contains("stale"), "{said}");
@@ -338,7 +330,9 @@ fn two_at_once(nights: &Nights) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    wait_for("a chunk on its way", || arrived.load(Ordering::SeqCst) > 0);
+    wait_until("a chunk is on its way", || {
+        arrived.load(Ordering::SeqCst) > 0
+    });
     let second = nights.bench.zb(&["perform"]);
     let first_pid = child.id().to_string();
     hold.store(false, Ordering::SeqCst);

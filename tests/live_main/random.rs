@@ -9,7 +9,7 @@
 use crate::bench::{Bench, tell};
 use crate::halves::{
     At, Gate, Passage, add_secret, add_volume, check_backup, newest, settle, signal, start,
-    stop_and_go_on, text, unfinished,
+    stop_and_go_on, text, unfinished, wait_for_words,
 };
 use crate::pool::{noise, property, run, zfs};
 use std::collections::BTreeMap;
@@ -275,13 +275,13 @@ impl Rounds {
                 End::StoreAway | End::Status500 => {}
             }
             if matches!(end, End::Term | End::Int) {
-                // What it asks for to leave nothing half-done goes through.
-                std::thread::sleep(std::time::Duration::from_millis(300));
+                // The requests of a run that knows of its end leave nothing half-done: they pass.
+                wait_for_words(&mut child, "stopping at the next safe point");
                 gate.set(Passage::Open);
             }
         }
         let output = child.wait_with_output().unwrap();
-        gate.set(Passage::Open);
+        gate.end();
         let interrupted = reached && gate.requests() >= request;
         if interrupted {
             *self.done.entry((what.to_owned(), end)).or_default() += 1;

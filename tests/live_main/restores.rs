@@ -1,7 +1,7 @@
 //! Ways back on a real pool: drills, properties, a rollback, a tree at one moment, and the
 //! configuration on a bare host.
 
-use crate::bench::{Bench, assert_same_tree, change, describe};
+use crate::bench::{Bench, assert_same_tree, change, describe, moment};
 use crate::pool::{noise, property, run, zfs};
 use crate::weed::{ACCESS_KEY, SECRET_KEY};
 use std::fs;
@@ -217,11 +217,10 @@ fn tree_is_restored_at_one_time_and_its_configuration_is_recovered() {
     .unwrap();
     bench.good(&["snapshot"]);
     bench.good(&["stream-to-remote"]);
-    let then = jiff::Timestamp::now().to_string();
+    let then = moment().to_string();
     run("zpool", &["sync"]);
     let before =
         ["data", "data/a", "data/a/deep", "data/b"].map(|place| describe_alone(&bench, place));
-    std::thread::sleep(std::time::Duration::from_secs(2));
     fs::write(bench.pool.file("data/a/file"), noise(40_000, 8)).unwrap();
     bench.good(&["snapshot"]);
     bench.good(&["stream-to-remote"]);

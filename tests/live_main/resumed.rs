@@ -2,14 +2,14 @@
 //! same data, and what was received is not fetched again.
 
 use crate::bench::{Bench, assert_same_tree, describe};
-use crate::pool::{noise, property, run, zfs};
+use crate::pool::{device_of, noise, property, run, wait_until, zfs};
 use crate::proxy::{Action, Proxy};
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{HEADER_BYTES, RecordHeader, RecordType};
 
@@ -73,18 +73,33 @@ impl Gate {
         self.shut.store(false, Ordering::SeqCst);
     }
 
-    /// Until the fetch waits, and what came before has gone through the kernel.
-    fn wait(&self) {
-        let begun = Instant::now();
-        while !self.waiting.load(Ordering::SeqCst) {
-            assert!(
-                begun.elapsed() < Duration::from_secs(180),
-                "the chunk is not asked for"
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        std::thread::sleep(Duration::from_secs(4));
+    /// Until the fetch of that chunk waits, and the pool has recorded at least half of what came
+    /// before. The rest may be in buffers.
+    fn wait(&self, target: &str, chunk: u64) {
+        wait_until("the chunk is asked for", || {
+            self.waiting.load(Ordering::SeqCst)
+        });
+        wait_until("the pool has what was received", || {
+            2 * received_bytes(target) >= chunk * CHUNK_BYTES
+        });
     }
+}
+
+/// Stream bytes in a chunk of [`Bench::large_chunks`].
+const CHUNK_BYTES: u64 = 6 << 20;
+
+/// The bytes of a stream from which the kernel would resume a receive that is at work.
+fn received_bytes(target: &str) -> u64 {
+    // The place is written down with each transaction group.
+    run("zpool", &["sync"]);
+    let zfs = |arguments: &[&str]| Command::new("zfs").args(arguments).output().unwrap();
+    let token = zfs(&["get", "-Ho", "value", "receive_resume_token", target]);
+    let described = zfs(&["send", "-nvt", text(&token.stdout).trim()]);
+    let described = text(&described.stdout) + &text(&described.stderr);
+    let bytes = described
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("bytes = 0x"));
+    bytes.map_or(0, |bytes| u64::from_str_radix(bytes, 16).unwrap())
 }
 
 /// Of `range: bytes=A-B`.
@@ -119,6 +134,8 @@ fn interrupt(
     signal: &str,
 ) -> Output {
     let gate = Gate::before(bench, parts);
+    let (_, number) = parts.last().unwrap().split_once('/').unwrap();
+    let chunk = number.trim_end_matches('-').parse().unwrap();
     let identity = identity(bench);
     let mut command = bench.command(
         "proxied.toml",
@@ -129,20 +146,13 @@ fn interrupt(
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    gate.wait();
+    gate.wait(target, chunk);
     run("kill", &["-s", signal, &child.id().to_string()]);
     let output = child.wait_with_output().unwrap();
     gate.open();
-    // The kernel writes down where it stopped.
-    let begun = Instant::now();
-    while property(&target, "receive_resume_token") == "-" {
-        assert!(
-            begun.elapsed() < Duration::from_secs(60),
-            "there is no token: {}",
-            text(&output.stderr)
-        );
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    wait_until("the kernel has written down where it stopped", || {
+        property(&target, "receive_resume_token") != "-"
+    });
     output
 }
 
@@ -320,7 +330,7 @@ fn resumed_full_after_kill_term_and_an_unreachable_store() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    gate.wait();
+    gate.wait(&target, 3);
     gate.away.store(true, Ordering::SeqCst);
     gate.open();
     let output = child.wait_with_output().unwrap();
@@ -424,7 +434,7 @@ fn resumed_incremental_within_a_chain_and_after_a_rollback() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    gate.wait();
+    gate.wait(&onto, 2);
     child.kill().unwrap();
     child.wait().unwrap();
     gate.open();
@@ -523,18 +533,7 @@ fn resumed_raw_datasets_volumes_and_compressed_chunks() {
 }
 
 fn write_volume(volume: &str) {
-    let device = ["/dev/zd0".to_owned(), format!("/dev/zvol/{volume}")];
-    let begun = Instant::now();
-    let device = loop {
-        if let Some(found) = device.iter().find(|path| fs::metadata(path).is_ok()) {
-            break found;
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "the volume has no device"
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    };
+    let device = device_of(volume);
     fs::write(device, noise(20 << 20, 9)).unwrap();
     run("zpool", &["sync"]);
 }

@@ -24,6 +24,8 @@ fn dataset_properties_equal_zfs_get() {
     let name = pool.create("a");
     zfs(&["set", "my:own=value of mine", "quota=1G", name.as_str()]);
     zfs(&["set", "my:inherited=from the pool", "getds"]);
+    // Space is accounted when a transaction group is written.
+    run("zpool", &["sync"]);
     let dataset = pool.zfs.dataset(&name).unwrap().unwrap();
     assert_eq!(dataset.name, name);
     assert_eq!(dataset.guid, Guid(property(&name, "guid").parse().unwrap()));
@@ -119,6 +121,7 @@ fn snapshots_are_listed_oldest_first_with_zfs_get_properties() {
         pool.take(&format!("a@{}", (index * 7) % 25));
     }
     zfs(&["hold", "tag", "snaps/a@7"]);
+    run("zpool", &["sync"]);
     let snapshots = pool.zfs.snapshots(&name).unwrap();
     let shorts: Vec<_> = snapshots
         .iter()

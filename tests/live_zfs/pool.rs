@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
 use zfs_backup::zfs::{RealZfs, SendFlags, SendRequest, Zfs, ZfsErrno, ZfsError};
 
@@ -168,6 +169,51 @@ pub(crate) fn zfs(arguments: &[&str]) -> String {
 /// A property by the reference command, as a number without unit.
 pub(crate) fn property(name: &impl ToString, property: &str) -> String {
     zfs(&["get", "-Hpo", "value", property, &name.to_string()])
+}
+
+/// Guards against hanging. The machine may be emulated, and busy with other work.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// Waits until something holds.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < WAIT_MAX, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The folders of the threads of that name, of the process with that folder in `/proc`.
+pub(crate) fn threads(process: &Path, name: &str) -> Vec<PathBuf> {
+    let tasks = fs::read_dir(process.join("task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let is_named = |folder: &PathBuf| {
+        fs::read_to_string(folder.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    tasks.map(|task| task.path()).filter(is_named).collect()
+}
+
+/// The device of a volume, which appears some time after the volume. There is no udev, so the
+/// device is the one whose size is the volume's.
+pub(crate) fn device_of(volume: &str) -> PathBuf {
+    let sectors = (property(&volume, "volsize").parse::<u64>().unwrap() / 512).to_string();
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let size = fs::read_to_string(format!("/sys/block/{name}/size")).unwrap_or_default();
+        fs::metadata(path).is_ok() && size.trim() == sectors
+    };
+    let mut found = None;
+    wait_until("the volume has a device", || {
+        let by_name = PathBuf::from(format!("/dev/zvol/{volume}"));
+        let mut by_number = (0..64).map(|number| PathBuf::from(format!("/dev/zd{}", number * 16)));
+        found = Some(by_name).filter(|path| path.exists());
+        found = found.take().or_else(|| by_number.find(is_it));
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 /// The error number, which there must be.

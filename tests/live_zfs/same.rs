@@ -4,8 +4,9 @@
 //! `ZFS_BACKUP_TEST_SEED` repeats a run; `ZFS_BACKUP_TEST_SECONDS` is how long new sequences are
 //! begun.
 
-use crate::pool::{LARGE_COMPRESSED, Pool, noise, run, zfs};
+use crate::pool::{LARGE_COMPRESSED, Pool, noise, run, wait_until, zfs};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
@@ -17,6 +18,8 @@ use zfs_backup::zfs::{
 const POOL: &str = "same";
 const DATASETS: [&str; 4] = ["same/a", "same/b", "same/a/c", "same/r"];
 const SECONDS: u64 = 25;
+/// However slow the machine is.
+const SEQUENCES_MIN: usize = 3;
 const STEPS: usize = 30;
 
 /// An operation on names that may or may not exist.
@@ -140,12 +143,13 @@ fn kind<T>(result: Result<T, ZfsError>) -> String {
 }
 
 /// The operations that the two sides do in different ways.
-trait Side {
+trait Side: Sync {
     fn zfs(&self) -> &dyn Zfs;
     fn write(&self, dataset: &DatasetName, file: u64, bytes: &[u8]);
     fn clone_snapshot(&self, snapshot: &SnapshotName, dataset: &DatasetName) -> bool;
-    /// How long this side may take until it has begun a receive whose first half it has.
-    fn begin_receive_time(&self) -> Duration;
+    /// Waits until this side has checked the target of a receive whose first half it has. Other
+    /// threads than these belong to the receive.
+    fn wait_until_checked(&self, target: &DatasetName, others: &BTreeSet<OsString>);
 }
 
 impl Side for FakeZfs {
@@ -161,9 +165,7 @@ impl Side for FakeZfs {
         self.clone_snapshot(snapshot, dataset).is_ok()
     }
 
-    fn begin_receive_time(&self) -> Duration {
-        Duration::ZERO
-    }
+    fn wait_until_checked(&self, _: &DatasetName, _: &BTreeSet<OsString>) {}
 }
 
 /// Runs the reference command; returns whether it succeeded.
@@ -207,9 +209,20 @@ impl Side for Pool {
         ])
     }
 
-    fn begin_receive_time(&self) -> Duration {
-        Duration::from_millis(300)
+    fn wait_until_checked(&self, target: &DatasetName, others: &BTreeSet<OsString>) {
+        // The kernel makes this hidden dataset once it has checked the target. After a refusal
+        // the thread of the receive ends.
+        let hidden = format!("{target}/%recv");
+        wait_until("the target is checked", || {
+            threads_now().is_subset(others) || tried(&["list", &hidden])
+        });
     }
+}
+
+/// The ids of this process's threads.
+fn threads_now() -> BTreeSet<OsString> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    tasks.map(|task| task.unwrap().file_name()).collect()
 }
 
 /// Gives its bytes, and does something once half of them are read.
@@ -258,10 +271,9 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
         properties: [("canmount".to_owned(), PropertyValue::Number(2))].into(),
     };
     let zfs = side.zfs();
-    let begin_time = side.begin_receive_time();
+    let others = threads_now();
     let appear = move || {
-        // The kernel gets the stream through a pipe: by then it has checked the target.
-        std::thread::sleep(begin_time);
+        side.wait_until_checked(to.dataset(), &others);
         drop(zfs.take_snapshots(appears.as_slice(), &BTreeMap::new()));
     };
     let is_there = zfs.dataset(to.dataset()).unwrap().is_some();
@@ -413,7 +425,7 @@ fn the_fake_answers_as_the_kernel_does() {
     );
     zfs(&["set", "atime=off", POOL]);
     let (mut sequences, mut operations, mut refused) = (0, 0, 0);
-    while begun.elapsed() < Duration::from_secs(seconds) {
+    while sequences < SEQUENCES_MIN || begun.elapsed() < Duration::from_secs(seconds) {
         clear();
         let fake = FakeZfs::new();
         fake.create(&POOL.parse().unwrap(), DatasetType::Filesystem);

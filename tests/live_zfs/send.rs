@@ -1,8 +1,9 @@
 //! Streams: the same bytes as `zfs send`, from the start, from a base, from the middle.
 
-use crate::pool::{LARGE_COMPRESSED, Pool, errno, full, property, run, zfs};
+use crate::pool::{LARGE_COMPRESSED, Pool, errno, full, property, run, threads, wait_until, zfs};
 use crate::stream::{END, WRITE, content, records};
 use std::collections::BTreeMap;
+use std::path::Path;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{
     DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, Zfs,
@@ -178,13 +179,11 @@ fn abandoned_send_ends_by_itself() {
     let pool = filled("abandon");
     let name = pool.snapshot("a@2");
     drop(pool.zfs.send(&full(&name)).unwrap());
-    let gone = (0..100).any(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+    wait_until("the send has ended", || {
         pool.zfs
             .destroy_snapshots(std::slice::from_ref(&name))
             .is_ok()
     });
-    assert!(gone);
 }
 
 #[test]
@@ -241,13 +240,12 @@ fn signals_do_not_reach_the_sending_thread() {
     let pool = filled("signals");
     let mut stream = pool.zfs.send(&full(&pool.snapshot("a@2"))).unwrap();
     stream.reader().read_exact(&mut [0; 1000]).unwrap();
-    let threads = std::fs::read_dir("/proc/self/task")
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let sending: Vec<_> = threads
-        .filter(|path| std::fs::read_to_string(path.join("comm")).unwrap() == "zfs-send\n")
-        .collect();
-    assert_eq!(sending.len(), 1);
+    let mut sending = Vec::new();
+    // The thread of an earlier test's send may still be ending.
+    wait_until("one thread sends", || {
+        sending = threads(Path::new("/proc/self"), "zfs-send");
+        sending.len() == 1
+    });
     let status = std::fs::read_to_string(sending[0].join("status")).unwrap();
     let blocked = status
         .lines()
@@ -275,13 +273,7 @@ fn signals_do_not_reach_the_sending_thread() {
 fn volume_is_sent_as_zfs_send_does() {
     let pool = Pool::new("volume");
     zfs(&["create", "-s", "-V", "16M", "volume/v"]);
-    let device = std::path::Path::new("/dev/zd0");
-    (0..100).find(|_| {
-        device.exists() || {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-            false
-        }
-    });
+    let device = crate::pool::device_of("volume/v");
     let noise = crate::pool::noise(3_000_000, 5);
     std::fs::OpenOptions::new()
         .write(true)
