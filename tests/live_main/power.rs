@@ -3,11 +3,13 @@
 //! that disk; the store's folder has made durable what it confirmed, as a store elsewhere would.
 
 use crate::halves::{confirmed, journals, newest, text};
-use crate::pool::{noise, run, run_with_input, zfs};
+use crate::pool::{device_of, noise, run, run_with_input, zfs};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 use zfs_backup::keyring::KeyFile;
 
 const FOLDER: &str = "/work/power";
@@ -74,17 +76,7 @@ fn good(arguments: &[&str]) -> Output {
 fn change(seed: u64) {
     let bytes = noise(8 << 20, seed);
     match case().1.as_str() {
-        "volume" => {
-            let begun = Instant::now();
-            while fs::metadata("/dev/zd0").is_err() {
-                assert!(
-                    begun.elapsed() < Duration::from_secs(30),
-                    "the volume has no device"
-                );
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            fs::write("/dev/zd0", bytes).unwrap();
-        }
+        "volume" => fs::write(device_of(&dataset()), bytes).unwrap(),
         what => fs::write(path("mnt").join(what).join("file"), bytes).unwrap(),
     }
     run("zpool", &["sync"]);
@@ -185,21 +177,65 @@ fn first_half() {
         zfs(&["destroy", base]);
     }
     run("sync", &[]);
-    let mut child = command(&["stream-to-remote", flag(&kind)]).spawn().unwrap();
-    let begun = Instant::now();
-    while confirmed(&path("state")) < 6 {
-        if begun.elapsed() > Duration::from_secs(120) || child.try_wait().unwrap().is_some() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("the upload was over before the power went, or never came so far");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut upload = Upload::start(&kind);
+    upload.run_until_confirmed(CONFIRMED_MIN);
+    upload.run_on_for_some_lines();
     run("power-cut", &["0"]);
-    std::thread::sleep(Duration::from_secs(60));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    std::thread::sleep(Duration::from_secs(600));
     panic!("the power stayed");
+}
+
+/// Chunks that are confirmed before the power goes, of more than thirty.
+const CONFIRMED_MIN: usize = 6;
+/// Lines of the log, at least one a chunk, that the upload may write while the power goes.
+const LINES_AT_THE_CUT: usize = 8;
+
+/// A run whose log is a pipe that holds one line: the upload cannot get far ahead of the reader,
+/// however fast it is.
+struct Upload {
+    child: Child,
+    log: fs::File,
+}
+
+impl Upload {
+    fn start(kind: &str) -> Self {
+        let (log, end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT).unwrap();
+        // One page, and so one packet.
+        assert_eq!(fcntl_setpipe_size(&end, 4096).unwrap(), 4096);
+        let child = command(&["-vv", "stream-to-remote", flag(kind)])
+            .stderr(Stdio::from(end))
+            .spawn()
+            .unwrap();
+        let log = fs::File::from(log);
+        Self { child, log }
+    }
+
+    /// Reads the next line of the log.
+    fn read_line(log: &mut fs::File) -> String {
+        let mut line = [0; 4096];
+        let bytes = log.read(&mut line).unwrap();
+        assert!(bytes > 0, "the upload was over before the power went");
+        String::from_utf8_lossy(&line[..bytes]).into_owned()
+    }
+
+    fn run_until_confirmed(&mut self, chunks: usize) {
+        while confirmed(&path("state")) < chunks {
+            print!("{}", Self::read_line(&mut self.log));
+        }
+        assert!(self.child.try_wait().unwrap().is_none());
+    }
+
+    /// Reads on in the background, so that the upload is at work when the power goes.
+    fn run_on_for_some_lines(mut self) {
+        std::thread::spawn(move || {
+            for _ in 0..LINES_AT_THE_CUT {
+                Self::read_line(&mut self.log);
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            // The upload waits until the power goes.
+            std::thread::sleep(Duration::MAX);
+        });
+    }
 }
 
 #[test]
