@@ -152,12 +152,17 @@ fn failed_hook_is_reported_and_keeps_the_exit_status() {
 #[test]
 fn a_hook_that_takes_too_long_is_ended() {
     let scene = Scene::new(&[]);
-    let hook =
-        scene.hook("on_failure", "echo $$ > $D/pid; exec sleep 600") + "hook_timeout = \"1s\"\n";
-    scene.configure(&hook, &["snapshot"], "");
-    scene
-        .run(&["perform"])
-        .check(1, &["it took longer than 1s and was ended"]);
+    let hook = scene.hook("on_failure", "echo $$ > $D/pid; exec sleep 600");
+    // A busy machine may need longer to start the hook than the hook may take.
+    for limit in ["1s", "10s", "50s"] {
+        let main = format!("{hook}hook_timeout = \"{limit}\"\n");
+        scene.configure(&main, &["snapshot"], "");
+        let ended = format!("it took longer than {limit} and was ended");
+        scene.run(&["perform"]).check(1, &[&ended]);
+        if scene.read("pid").ends_with('\n') {
+            break;
+        }
+    }
     assert!(!is_alive(scene.read("pid").trim().parse().unwrap()));
 }
 

@@ -1,6 +1,6 @@
 //! The lockfile: who gets it, who is refused and what he reads, who waits.
 
-use crate::scene::{Scene, wait_until};
+use crate::scene::Scene;
 use rustix::process::Signal;
 use std::fs;
 use std::process::Command;
@@ -154,7 +154,7 @@ fn second_concurrent_perform_is_refused_and_the_first_stops_cleanly() {
         &["lock", "verify-checksums", "snapshot"],
     );
     let first = scene.start(&["perform"]);
-    wait_until("the first run has its lock", || scene.lock().exists());
+    scene.wait_until_asked();
     let second = scene.run(&["perform"]);
     second.check(
         11,
@@ -192,17 +192,18 @@ fn second_concurrent_perform_is_refused_and_the_first_stops_cleanly() {
 #[test]
 fn second_interrupt_ends_the_run_at_once_and_removes_its_lock() {
     let scene = Scene::with_silent_remote(|_| String::new(), &["lock", "verify-checksums"]);
-    let run = scene.start(&["perform"]);
-    wait_until("the run has its lock", || scene.lock().exists());
-    let asked = Instant::now();
+    let mut run = scene.start(&["perform"]);
+    scene.wait_until_asked();
     run.signal(Signal::INT);
-    std::thread::sleep(Duration::from_millis(300));
+    // Two signals at once are one to the kernel.
+    run.wait_for_words("a second signal ends the run at once");
     run.signal(Signal::INT);
-    run.end()
-        .check(130, &["a second signal ends the run at once"]);
+    let run = run.end();
+    run.check(130, &[]);
     assert!(
-        asked.elapsed() < Duration::from_secs(8),
-        "it waited for the step"
+        !run.stdout.contains("INTERRUPTED") && !run.stderr.contains("INTERRUPTED"),
+        "it waited for the step: {}",
+        run.stdout
     );
     assert!(!scene.lock().exists());
 }
@@ -211,7 +212,7 @@ fn second_interrupt_ends_the_run_at_once_and_removes_its_lock() {
 fn a_killed_run_leaves_a_stale_lock() {
     let scene = Scene::with_silent_remote(|_| String::new(), &["lock", "verify-checksums"]);
     let run = scene.start(&["perform"]);
-    wait_until("the run has its lock", || scene.lock().exists());
+    scene.wait_until_asked();
     run.signal(Signal::KILL);
     assert_eq!(run.end().status, None);
     assert!(scene.lock().exists());
@@ -235,15 +236,15 @@ fn lock_wait_limits_the_time_waiting_for_the_lockfile() {
         &["waiting for at most 1s: locked by hand", "removes it"],
     );
     assert!(begun.elapsed() >= Duration::from_secs(1));
-    let waiting = scene.start(&["perform", "--lock-wait", "10m"]);
-    std::thread::sleep(Duration::from_millis(700));
+    let mut waiting = scene.start(&["perform", "--lock-wait", "10m"]);
+    waiting.wait_for_words("waiting for at most");
     scene.run(&["unlock"]).check(0, &[]);
     waiting
         .end()
         .check(0, &["waiting for at most", "locked: DIR/zb.lock"]);
     scene.run(&["lock"]).check(0, &[]);
-    let waiting = scene.start(&["snapshot", "--lock-wait", "10m"]);
-    std::thread::sleep(Duration::from_millis(300));
+    let mut waiting = scene.start(&["snapshot", "--lock-wait", "10m"]);
+    waiting.wait_for_words("waiting for at most");
     waiting.signal(Signal::TERM);
     waiting.end().check(130, &["interrupted"]);
 }

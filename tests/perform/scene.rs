@@ -1,20 +1,25 @@
 //! [`Scene`]: a folder with a configuration, and the program run with it.
 
 use std::fs::{self, Permissions};
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long anything here may take before the test fails rather than hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One configuration in a folder of its own.
 pub(crate) struct Scene {
     folder: TempDir,
     remote: String,
+    /// Whether the silent remote was connected to.
+    is_asked: Arc<AtomicBool>,
 }
 
 impl Scene {
@@ -23,7 +28,11 @@ impl Scene {
         let folder = TempDir::new().unwrap();
         let remote = format!("file:{}", folder.path().join("store").display());
         fs::create_dir(folder.path().join("store")).unwrap();
-        let scene = Self { folder, remote };
+        let scene = Self {
+            folder,
+            remote,
+            is_asked: Arc::default(),
+        };
         scene.configure("", steps, "");
         scene
     }
@@ -36,14 +45,20 @@ impl Scene {
             "[s3]\nendpoint = \"http://{}\"\n",
             listener.local_addr().unwrap()
         );
+        let is_asked = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&is_asked);
         // The thread ends with the test.
         std::thread::spawn(move || {
             let mut open: Vec<TcpStream> = Vec::new();
-            listener.incoming().for_each(|stream| open.extend(stream));
+            for stream in listener.incoming() {
+                asked.store(true, Ordering::SeqCst);
+                open.extend(stream);
+            }
         });
         let scene = Self {
             folder: TempDir::new().unwrap(),
             remote: "s3:bucket/x".to_owned(),
+            is_asked,
         };
         let main = main(&scene);
         scene.configure(&main, steps, &endpoint);
@@ -65,6 +80,13 @@ impl Scene {
         );
         fs::write(self.path("zb.toml"), text).unwrap();
         fs::set_permissions(self.path("zb.toml"), Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// Waits until a step asks the silent remote.
+    pub(crate) fn wait_until_asked(&self) {
+        wait_until("the remote is asked", || {
+            self.is_asked.load(Ordering::SeqCst)
+        });
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -116,6 +138,7 @@ impl Scene {
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         Running {
             child: Some(self.command(arguments).spawn().unwrap()),
+            said: Vec::new(),
             folder: self.path(""),
         }
     }
@@ -139,6 +162,8 @@ impl Scene {
 /// A program that was started; killed if the test fails meanwhile.
 pub(crate) struct Running {
     child: Option<Child>,
+    /// What was read of its standard error.
+    said: Vec<u8>,
     folder: PathBuf,
 }
 
@@ -152,6 +177,22 @@ impl Running {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Reads its standard error until it has said this.
+    #[track_caller]
+    pub(crate) fn wait_for_words(&mut self, words: &str) {
+        let stderr = self.child.as_mut().unwrap().stderr.as_mut().unwrap();
+        let mut byte = [0];
+        while !String::from_utf8_lossy(&self.said).contains(words) {
+            let said = String::from_utf8_lossy(&self.said).into_owned();
+            assert_eq!(
+                stderr.read(&mut byte).unwrap(),
+                1,
+                "no {words:?} in: {said}"
+            );
+            self.said.push(byte[0]);
+        }
+    }
+
     /// Waits for its end.
     pub(crate) fn end(mut self) -> Ended {
         let mut child = self.child.take().unwrap();
@@ -163,7 +204,9 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ended::new(&child.wait_with_output().unwrap(), &self.folder)
+        let mut output = child.wait_with_output().unwrap();
+        output.stderr = [&self.said[..], &output.stderr].concat();
+        Ended::new(&output, &self.folder)
     }
 }
 
