@@ -6,6 +6,7 @@ use crate::contract::{key, pattern, upload};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use zfs_backup::store::{
@@ -224,7 +225,8 @@ async fn later_of_two_concurrent_b2_uploads_is_removed() {
         } else {
             "b2_upload_file"
         };
-        sim.fail(call, 0, 1, Fault::SlowReader(Duration::from_millis(300)));
+        let is_held = Arc::new(AtomicBool::new(true));
+        sim.fail(call, 0, 1, Fault::Held(Arc::clone(&is_held)));
         let late = tokio::spawn(async move {
             let bytes = pattern(if large { PART + 1 } else { 10 }, 1);
             upload(&store, &key("x"), &bytes).await
@@ -233,6 +235,7 @@ async fn later_of_two_concurrent_b2_uploads_is_removed() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         sim.plant("x", b"somebody else's");
+        is_held.store(false, Ordering::SeqCst);
         assert_eq!(
             late.await.unwrap().unwrap_err().kind,
             StoreErrorKind::AlreadyExists,
@@ -246,18 +249,15 @@ async fn later_of_two_concurrent_b2_uploads_is_removed() {
 async fn the_same_bytes_twice_become_one_version() {
     let sim = B2Sim::start();
     let (store, bytes) = (connect(sim.settings()), pattern(10, 1));
-    sim.fail(
-        "b2_upload_file",
-        0,
-        1,
-        Fault::SlowReader(Duration::from_millis(300)),
-    );
+    let is_held = Arc::new(AtomicBool::new(true));
+    sim.fail("b2_upload_file", 0, 1, Fault::Held(Arc::clone(&is_held)));
     let (sent, late) = (bytes.clone(), store.clone());
     let late = tokio::spawn(async move { late.put_new(&key("x"), sent).await });
     while sim.requests("b2_upload_file") == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     sim.plant("x", &bytes);
+    is_held.store(false, Ordering::SeqCst);
     let (_, evidence) = late.await.unwrap().unwrap();
     assert_eq!(sim.versions(), [upload_of("x", 10)]);
     assert_eq!(store.head(&key("x")).await.unwrap(), Some(evidence));
@@ -285,19 +285,22 @@ async fn b2_upload_urls_are_reused_and_never_shared() {
 async fn b2_parts_in_flight_are_bounded() {
     for concurrency in [1, 3] {
         let sim = B2Sim::start();
-        sim.fail(
-            "b2_upload_part",
-            0,
-            100,
-            Fault::SlowReader(Duration::from_millis(10)),
-        );
+        let is_held = Arc::new(AtomicBool::new(true));
+        sim.fail("b2_upload_part", 0, 100, Fault::Held(Arc::clone(&is_held)));
         let store = connect(B2Settings {
             concurrency,
             ..sim.settings()
         });
-        upload(&store, &key("x"), &pattern(8 * PART, 1))
-            .await
-            .unwrap();
+        let (name, bytes) = (key("x"), pattern(8 * PART, 1));
+        let (uploaded, ()) = tokio::join!(upload(&store, &name, &bytes), async {
+            while sim.parts_at_once_max() < concurrency {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // A part too many would come now.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            is_held.store(false, Ordering::SeqCst);
+        });
+        uploaded.unwrap();
         assert_eq!(sim.parts_at_once_max(), concurrency);
     }
 }

@@ -555,22 +555,39 @@ async fn files_that_a_killed_rclone_left_are_unfinished_uploads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_put_stops_its_rclone_process() {
     let host = Host::new("http://127.0.0.1:9");
-    let (begun, ended) = (host.path("begun"), host.path("ended"));
+    let (pid, go, ended) = (host.path("pid"), host.path("go"), host.path("ended"));
     let script = format!(
-        "[ \"$1\" = copyto ] && {{ touch '{}'; sleep 3; touch '{}'; }}",
-        begun.display(),
+        "[ \"$1\" = copyto ] && {{ echo $$ > '{}'; until [ -e '{}' ]; do sleep 0.1; done; touch '{}'; }}",
+        pid.display(),
+        go.display(),
         ended.display()
     );
     let store = host.open(host.with_script(host.disk(), &script)).await;
     let put = tokio::spawn(async move { store.put_new(&key("tank/@a/x"), pattern(10, 1)).await });
-    let since = Instant::now();
-    while !begun.exists() {
-        assert!(since.elapsed() < Duration::from_secs(60), "it never began");
+    let read_pid = || std::fs::read_to_string(&pid).unwrap_or_default();
+    wait_until("rclone begins", || read_pid().ends_with('\n')).await;
+    put.abort();
+    let stat = format!("/proc/{}/stat", read_pid().trim());
+    wait_until("rclone has ended", || {
+        let stat = std::fs::read_to_string(&stat).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, state)| state.starts_with('Z'))
+    })
+    .await;
+    std::fs::write(&go, "").unwrap();
+    assert!(!ended.exists(), "rclone went on");
+}
+
+/// Waits until something holds.
+async fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(300),
+            "waited in vain until {what}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    put.abort();
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert!(!ended.exists(), "rclone went on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

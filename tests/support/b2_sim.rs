@@ -37,7 +37,7 @@ const ALL: &str = "listKeys writeKeys deleteKeys listBuckets writeBuckets delete
 /// connections is detected.
 const CONNECTIONS_MAX: usize = 200;
 /// The time limit for an idle client.
-const IDLE_LIMIT: Duration = Duration::from_secs(20);
+const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A fault of one request.
 #[derive(Debug, Clone)]
@@ -52,6 +52,8 @@ pub(crate) enum Fault {
     LoseReply,
     /// No response comes for this time, then the connection breaks; the request has no effect.
     Silence(Duration),
+    /// The request is carried out only after this has become false.
+    Held(Arc<AtomicBool>),
     /// The body is read slowly, with this pause for each 16 KiB.
     SlowReader(Duration),
     /// Only this many bytes of the response body are sent.
@@ -168,7 +170,7 @@ impl B2Sim {
             endpoint: Some(self.endpoint()),
             credentials: Some(credentials(KEY_ID, KEY)),
             part_bytes: self.0.options.part_bytes_min,
-            attempt_slack: Duration::from_secs(10),
+            attempt_slack: Duration::from_secs(120),
             pause_first: Duration::from_millis(5),
             ..B2Settings::default()
         }
@@ -465,6 +467,11 @@ impl Inner {
             return Ok(false);
         }
         let mut body = http::read_body(stream, rest, head, pace)?;
+        if let Some(Fault::Held(is_held)) = fault {
+            while is_held.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
         let answer = match fault {
             Some(Fault::Status(status, code)) => {
                 Answer::refused(*status, code, "said the simulator")
