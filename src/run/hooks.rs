@@ -334,21 +334,28 @@ mod tests {
     #[tokio::test]
     async fn a_hook_that_takes_too_long_ends_with_its_children() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("pid");
-        let command = sh(&format!("sleep 600 & echo $! > '{}'; wait", file.display()));
-        let slow = HookCall {
-            time_max: TimeLimit::seconds(1),
-            ..call(&command)
-        };
-        let started = Instant::now();
-        assert!(
-            run(&slow)
-                .await
-                .unwrap_err()
-                .ends_with("it took longer than 1s and was ended")
-        );
-        assert!(started.elapsed() < END_GRACE, "SIGTERM was enough");
-        assert_gone(&file);
+        let (pid, asked) = (folder.path().join("pid"), folder.path().join("asked"));
+        let command = sh(&format!(
+            "trap 'echo yes > \"{}\"; exit' TERM; sleep 600 & echo $! > '{}'; wait",
+            asked.display(),
+            pid.display()
+        ));
+        // A busy machine may need longer to start the hook than the hook may take.
+        for seconds in [1, 10, 60] {
+            let slow = HookCall {
+                time_max: TimeLimit::seconds(seconds),
+                ..call(&command)
+            };
+            assert!(run(&slow).await.unwrap_err().ends_with(&format!(
+                "it took longer than {} and was ended",
+                slow.time_max
+            )));
+            if std::fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n')) {
+                break;
+            }
+        }
+        assert!(asked.exists(), "SIGTERM was enough");
+        assert_gone(&pid);
     }
 
     #[tokio::test]
@@ -374,9 +381,19 @@ mod tests {
 
     #[tokio::test]
     async fn daemon_that_keeps_the_pipe_open_does_not_delay_the_hook() {
-        let started = Instant::now();
-        run(&call(&sh("sleep 20 & exit 0"))).await.unwrap();
-        assert!(started.elapsed() < Duration::from_secs(15));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let command = sh(&format!("sleep 600 & echo $! > '{}'", file.display()));
+        run(&call(&command)).await.unwrap();
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let pid: u32 = pid.trim().parse().unwrap();
+        let started = crate::state::process::process_started(pid).unwrap();
+        assert!(
+            !crate::state::process::is_gone(pid, started),
+            "the daemon had ended: this proves nothing"
+        );
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::KILL).unwrap();
     }
 
     async fn written(file: &Path) {
@@ -392,7 +409,7 @@ mod tests {
             .trim()
             .parse()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while crate::state::process::process_started(pid)
             .is_some_and(|started| !crate::state::process::is_gone(pid, started))
         {

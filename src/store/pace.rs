@@ -302,7 +302,7 @@ mod tests {
         // 600 kB at 2 MB/s, minus the last piece of 20 ms; a busy machine is slower.
         let took = begun.elapsed();
         assert!(
-            (Duration::from_millis(150)..Duration::from_secs(20)).contains(&took),
+            (Duration::from_millis(150)..Duration::from_secs(120)).contains(&took),
             "{took:?}"
         );
     }

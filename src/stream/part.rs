@@ -175,7 +175,7 @@ mod tests {
             "taken while a clone was alive"
         );
         drop(clone);
-        assert_eq!(receiver.recv_timeout(Duration::from_secs(5)), Ok(true));
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(60)), Ok(true));
         thread.join().unwrap().unwrap();
     }
 
@@ -185,7 +185,7 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || (0..3).for_each(|_| sender.send(pool.take().is_err()).unwrap()));
         for _ in 0..3 {
-            assert_eq!(receiver.recv_timeout(Duration::from_secs(5)), Ok(true));
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(60)), Ok(true));
         }
     }
 }

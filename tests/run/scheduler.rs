@@ -23,7 +23,7 @@ use zfs_backup::store::{
 
 /// An operation that neither ends nor calls a store for so long is stuck. The longest pause of a
 /// retry is 6 s.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_secs(300);
 
 /// The mishap of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -415,10 +415,10 @@ mod tests {
         let error = run(&settings, call).await.err().unwrap();
         assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
         let (settings, mut call) = script("sh", Duration::from_millis(200));
-        call.arguments = ["-c", "exec sleep 50"].map(str::to_owned).to_vec();
+        call.arguments = ["-c", "exec sleep 600"].map(str::to_owned).to_vec();
         let begun = Instant::now();
         let error = run(&settings, call).await.err().unwrap();
         assert!(error.to_string().contains("longer than 0 s"), "{error}");
-        assert!(begun.elapsed() < minute / 2, "it was not killed");
+        assert!(begun.elapsed() < 5 * minute, "it was not killed");
     }
 }
