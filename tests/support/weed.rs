@@ -19,7 +19,9 @@ pub(crate) const ACCESS_KEY: &str = "testkey";
 pub(crate) const SECRET_KEY: &str = "testsecret0123";
 /// The time limit for the start. The server is ready in about 4 s; machines that build at the same
 /// time need longer.
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(600);
+/// The maximum number of starts, each with other ports.
+const START_TRIES_MAX: usize = 5;
 /// The number of ports: S3, filer, master and volume server, each with its gRPC port.
 const PORTS: usize = 8;
 
@@ -33,6 +35,18 @@ pub(crate) struct Weed {
 impl Weed {
     /// Starts a server with an empty bucket and returns when objects can be written.
     pub(crate) async fn start(bucket: &str) -> Self {
+        let mut ended = String::new();
+        for _ in 0..START_TRIES_MAX {
+            match Self::try_start(bucket).await {
+                Ok(weed) => return weed,
+                Err(log) => ended = log,
+            }
+        }
+        panic!("SeaweedFS ends; its log, newest first:\n{ended}");
+    }
+
+    /// Returns the end of the log if the server ended: another process may have taken a port.
+    async fn try_start(bucket: &str) -> Result<Self, String> {
         let folder = TempDir::new().unwrap();
         let ports = free_ports();
         let process = spawn(
@@ -47,19 +61,24 @@ impl Weed {
         };
         let begun = Instant::now();
         while !weed.is_ready(bucket).await {
-            let ended = weed.process.try_wait().unwrap();
-            if ended.is_some() || begun.elapsed() > START_LIMIT {
-                let log =
-                    fs::read_to_string(weed.folder.path().join("weed.log")).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(15).collect();
-                panic!(
-                    "SeaweedFS does not answer (ended: {ended:?}); its log, newest first:\n{}",
-                    tail.join("\n")
-                );
+            if weed.process.try_wait().unwrap().is_some() {
+                return Err(weed.log_end());
             }
+            assert!(
+                begun.elapsed() < START_LIMIT,
+                "SeaweedFS does not answer; its log, newest first:\n{}",
+                weed.log_end()
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        weed
+        Ok(weed)
+    }
+
+    /// Returns the last lines of the log, newest first.
+    fn log_end(&self) -> String {
+        let log = fs::read_to_string(self.folder.path().join("weed.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(15).collect();
+        lines.join("\n")
     }
 
     /// Returns the URL of the server.
@@ -101,7 +120,7 @@ impl Weed {
         let client = self.client();
         let _ = client.create_bucket().bucket(bucket).send().await;
         let put = client.put_object().bucket(bucket).key("ready").send();
-        let put = tokio::time::timeout(Duration::from_secs(5), put).await;
+        let put = tokio::time::timeout(Duration::from_secs(30), put).await;
         matches!(put, Ok(Ok(_)))
             && client
                 .delete_object()

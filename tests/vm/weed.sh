@@ -47,7 +47,7 @@ END
   # wait until a file can be written too, by way of the filer, which takes a form as a browser sends it.
   weed_form=$(printf -- '--x\r\nContent-Disposition: form-data; name="file"; filename="ready"\r\n\r\nready\r\n--x--\r\n.')
   weed_form=${weed_form%.}
-  weed_tries=300
+  weed_tries=1500
   until grep -q 'Start Seaweed S3 API Server' "$WEED_FOLDER/weed.log" 2>/dev/null &&
     busybox wget -q -O /dev/null "http://127.0.0.1:$2/healthz" 2>/dev/null &&
     busybox wget -q -O /dev/null --header 'Content-Type: multipart/form-data; boundary=x' --post-data "$weed_form" \
