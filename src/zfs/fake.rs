@@ -25,7 +25,9 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, StreamSource};
+use stream::{
+    FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, StreamSource, Written,
+};
 
 /// The initial clock, unless a test sets another: 2026-01-01 00:00 UTC.
 const FIRST_SECOND: i64 = 1_767_225_600;
@@ -127,6 +129,23 @@ impl FakeZfs {
         self.change(dataset, |content, txg| {
             content.write(object, bytes.to_vec(), txg)
         });
+    }
+
+    /// Makes a block of an existing file unreadable: a send of any snapshot that has the block, and
+    /// must send it, ends with EIO before the block. A block that is written later is readable.
+    pub fn damage_block(&self, dataset: &DatasetName, object: u64, offset: usize) {
+        let state = &mut self.lock().state;
+        let index = offset / content::BLOCK_BYTES;
+        let found = state.get(dataset).ok();
+        let file = found.and_then(|dataset| dataset.content.file(object));
+        if let Some(birth) = file.and_then(|file| file.birth(index)) {
+            state.damaged.insert((object, index, birth));
+        }
+    }
+
+    /// Makes all blocks readable again, as when a device comes back.
+    pub fn repair_blocks(&self) {
+        self.lock().state.damaged.clear();
     }
 
     /// Removes a file of a dataset, if the file exists.
@@ -333,7 +352,7 @@ impl Read for Sending {
 }
 
 /// Returns the stream of a request, and the content of the snapshot, which the send holds.
-fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Content>), i32> {
+fn stream_of(state: &State, request: &SendRequest) -> Result<(Written, Arc<Content>), i32> {
     let base = state.base(request)?;
     let snapshot = state.snapshot(&request.snapshot).ok_or(libc::ENOENT)?;
     let dataset = state.get(request.snapshot.dataset())?;
@@ -365,10 +384,11 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Conte
             .filter(|(on, _)| *on)
             .fold(0, |bits, (_, bit)| bits | bit),
         content: &snapshot.content,
+        damaged: &state.damaged,
         resume: request.resume,
     };
-    let bytes = stream::write_stream(&source).ok_or(libc::ENOENT)?;
-    Ok((bytes, Arc::clone(&snapshot.content)))
+    let written = stream::write_stream(&source).ok_or(libc::ENOENT)?;
+    Ok((written, Arc::clone(&snapshot.content)))
 }
 
 impl Zfs for FakeZfs {
@@ -502,16 +522,16 @@ impl Zfs for FakeZfs {
 
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
         let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let (bytes, _) = stream_of(&self.call(&attempt)?.state, request)
+        let (stream, _) = stream_of(&self.call(&attempt)?.state, request)
             .map_err(|errno| attempt.refused(errno))?;
-        Ok(bytes.len() as u64)
+        Ok(stream.bytes.len() as u64)
     }
 
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
         let attempt = Attempt::new("send", &request.snapshot);
         let mut shared = self.call(&attempt)?;
         let fault = shared.send_fault.take();
-        let (mut bytes, snapshot) = match stream_of(&shared.state, request) {
+        let (Written { mut bytes, is_cut }, snapshot) = match stream_of(&shared.state, request) {
             Ok(found) => found,
             // As in the kernel: the reader ends at once, and the verdict has the error number.
             Err(errno) => {
@@ -534,6 +554,7 @@ impl Zfs for FakeZfs {
         let verdict = move || match fault {
             _ if !exhausted.load(Ordering::Acquire) => Err(attempt.refused(libc::EINTR)),
             Some(fault) => attempt.verdict(fault.errno),
+            None if is_cut => Err(attempt.refused(libc::EIO)),
             None => Ok(()),
         };
         Ok(SendStream::new(Box::new(reader), Box::new(verdict)))

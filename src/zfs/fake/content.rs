@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 /// The size of a file's blocks. The last block may be shorter; a stream pads it with zeroes.
 pub(super) const BLOCK_BYTES: usize = 4096;
 
+/// A block of a file: its object, its index, and the transaction group in which it was written. The
+/// snapshots and clones that share the block have the same three numbers.
+pub(super) type Block = (u64, usize, u64);
+
 /// A file of the fake.
 #[derive(Debug, Clone)]
 pub(super) struct FakeFile {
@@ -57,6 +61,11 @@ impl FakeFile {
             block.resize(BLOCK_BYTES, 0);
             (index * BLOCK_BYTES, block)
         })
+    }
+
+    /// Returns the transaction group in which a block was written.
+    pub(super) fn birth(&self, index: usize) -> Option<u64> {
+        self.block_txgs.get(index).copied()
     }
 
     /// Whether the file changed after `txg`.

@@ -1,6 +1,6 @@
 //! The pools in memory, and the effect of each call on them.
 
-use super::content::Content;
+use super::content::{Block, Content};
 use super::stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_RAW};
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::zfs::{
@@ -105,6 +105,8 @@ pub(super) struct State {
     /// Whether a received OBJECT advances the resume point of an interrupted receive too, as from
     /// OpenZFS 2.2.4 on.
     pub(super) points_at_objects: bool,
+    /// The blocks that cannot be read.
+    pub(super) damaged: BTreeSet<Block>,
     txg: u64,
     guids: u64,
 }
@@ -136,6 +138,7 @@ impl State {
             datasets: BTreeMap::new(),
             now,
             points_at_objects: false,
+            damaged: BTreeSet::new(),
             txg: 3,
             guids: 0,
         }

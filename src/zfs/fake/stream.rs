@@ -1,8 +1,9 @@
 //! Send streams of in-memory datasets: real records, so that tests can run the readers of streams
 //! on them.
 
-use super::content::{BLOCK_BYTES, Content, FakeFile};
+use super::content::{BLOCK_BYTES, Block, Content, FakeFile};
 use crate::zfs::{DatasetType, SendResume};
+use std::collections::BTreeSet;
 
 pub(super) const HEADER_BYTES: usize = 312;
 pub(super) const CHECKSUM_AT: usize = 280;
@@ -66,6 +67,7 @@ pub(super) struct StreamSource<'a> {
     pub(super) is_clone: bool,
     pub(super) features: u64,
     pub(super) content: &'a Content,
+    pub(super) damaged: &'a BTreeSet<Block>,
     pub(super) resume: Option<SendResume>,
 }
 
@@ -93,8 +95,16 @@ struct Writer {
     to_guid: u64,
 }
 
-/// Writes the whole stream. Returns `None` if the resume point is not in the content.
-pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Vec<u8>> {
+/// A stream.
+pub(super) struct Written {
+    pub(super) bytes: Vec<u8>,
+    /// Whether the stream ends before a block that cannot be read.
+    pub(super) is_cut: bool,
+}
+
+/// Writes the whole stream, or its beginning up to a block that cannot be read. Returns `None` if
+/// the resume point is not in the content.
+pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Written> {
     let mut writer = Writer {
         out: Vec::new(),
         sum: Sum::default(),
@@ -125,11 +135,22 @@ pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Vec<u8>> {
         let block = if resumed { first_block } else { 0 };
         writer.object(object, file);
         for (offset, bytes) in file.blocks_after(source.from_txg, block) {
+            let index = offset / BLOCK_BYTES;
+            let birth = file.birth(index).unwrap_or_default();
+            if source.damaged.contains(&(object, index, birth)) {
+                return Some(Written {
+                    bytes: writer.out,
+                    is_cut: true,
+                });
+            }
             writer.write(object, offset as u64, &bytes, raw);
         }
     }
     writer.end();
-    Some(writer.out)
+    Some(Written {
+        bytes: writer.out,
+        is_cut: false,
+    })
 }
 
 /// Returns the runs of object numbers that the receiver must free: those freed since the base or,
