@@ -44,6 +44,7 @@
 //! receipt        the signed evidence that the store gave for each object at the commit
 //! evidence       what a store says about an object: size, checksum, version
 //! commit         the puts, in a fixed order, that turn an upload into a backup
+//! read fault     the place in a stream at which ZFS could not read the snapshot any further
 //! attempt        an upload that has no verified manifest: unfinished, abandoned or damaged
 //! prune record   the signed list of backups that a prune is about to delete
 //! store          a place for objects

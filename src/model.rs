@@ -7,6 +7,7 @@ mod error_chain;
 mod host_mark;
 mod name;
 mod quantity;
+mod read_fault;
 mod store_id;
 
 pub use backup_id::{BackupId, BackupKind};
@@ -15,6 +16,7 @@ pub use error_chain::error_chain;
 pub use host_mark::HostMark;
 pub use name::{BookmarkName, DatasetName, SnapshotName};
 pub use quantity::bytes_text;
+pub use read_fault::ReadFault;
 pub use store_id::{KnownStore, StoreId};
 
 use std::fmt;

@@ -289,6 +289,12 @@ impl ZfsErrno {
     pub const EXISTS: Self = Self(libc::EEXIST);
     /// EINTR: the call was interrupted, by a signal or because its reader closed the pipe.
     pub const INTERRUPTED: Self = Self(libc::EINTR);
+
+    /// Returns whether a block of the pool could not be read (EIO), or its checksum does not match
+    /// (ECKSUM).
+    pub fn is_read_error(self) -> bool {
+        matches!(self.0, libc::EIO | libc::EBADE)
+    }
 }
 
 /// The blocking ZFS operations. Implementations may be called from several threads at once.

@@ -95,6 +95,7 @@ impl Failure {
             Self::Run(RunError::State(StateError::Locked { .. }) | RunError::LockedBy { .. }) => {
                 status::LOCKED
             }
+            Self::Run(RunError::SteppedOver { .. }) => status::PARTIAL,
             Self::Run(error) if error.is_damage() => status::DAMAGE,
             Self::Run(_) => status::FAILED,
             Self::Config(_) | Self::Secret(_) | Self::Usage { .. } => status::USAGE,
@@ -137,6 +138,19 @@ pub(crate) fn usage(what: &str, hint: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stepped_over_snapshot_ends_with_status_3() {
+        let failure = Failure::Run(RunError::SteppedOver {
+            snapshot: "tank/a@b".parse().unwrap(),
+            fault: crate::model::ReadFault {
+                position: 1,
+                object: None,
+            },
+            newest: None,
+        });
+        assert_eq!(failure.status(), 3);
+    }
 
     #[test]
     fn worst_exit_status_follows_the_severity_order_not_the_number() {

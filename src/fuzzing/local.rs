@@ -2,7 +2,7 @@
 //! lockfile.
 
 use super::{Choices, Target};
-use crate::model::{DatasetName, KnownStore};
+use crate::model::{DatasetName, KnownStore, ReadFault};
 use crate::state::journal::log::{JournalRecord, line_of_log, records_of_log};
 use crate::state::lockfile::{Holder, LockKind, LockState, read_lock};
 use crate::state::manifests::{CacheMode, ObjectCache};
@@ -128,6 +128,10 @@ fn records() -> Vec<JournalRecord> {
         JournalRecord::Closing {
             private: vec![2; 9],
         },
+        JournalRecord::ReadFault(ReadFault {
+            position: 9,
+            object: None,
+        }),
         JournalRecord::Abandoned {
             why: "its snapshot is gone".to_owned(),
         },

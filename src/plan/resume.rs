@@ -8,7 +8,7 @@
 use super::BackupFacts;
 use super::send::RequestedKind;
 use crate::manifest::{CompressionName, Origin, Started};
-use crate::model::{BackupId, BackupKind, Guid};
+use crate::model::{BackupId, BackupKind, Guid, ReadFault};
 use crate::zfs::{Bookmark, SendBase, Snapshot};
 use std::collections::BTreeSet;
 
@@ -17,6 +17,8 @@ use std::collections::BTreeSet;
 pub struct UnfinishedFacts<'a> {
     /// The first object of the upload.
     pub started: &'a Started,
+    /// The places at which ZFS could not read its snapshot, in the order of the runs.
+    pub read_faults: &'a [ReadFault],
     /// The listed keys under its id, without the prefix.
     pub listed: &'a BTreeSet<String>,
     /// The keys that its journal and its progress objects name.
@@ -102,7 +104,9 @@ pub fn judge_unfinished(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> 
         };
     }
     let checked = check_store(upload, now).and_then(|()| check_plan(upload.started, now));
-    let sources = checked.and_then(|()| find_sources(upload, now));
+    let sources = checked
+        .and_then(|()| check_readable(upload))
+        .and_then(|()| find_sources(upload, now));
     let (snapshot, base) = match sources {
         Ok(sources) => sources,
         Err(why) => return ResumeVerdict::Abandon { why },
@@ -116,6 +120,25 @@ pub fn judge_unfinished(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> 
             why: format!("{why}; but {unseen}"),
         },
         (Err(why), None) => ResumeVerdict::Abandon { why },
+    }
+}
+
+/// Returns the place at which ZFS failed twice to read the snapshot of one upload. One failure may
+/// pass, for instance when a disk comes back. A second one at the same place does not: without a
+/// repair of the pool, no run gets further.
+pub fn unreadable_at(faults: &[ReadFault]) -> Option<ReadFault> {
+    let is_repeated = |(index, fault): &(usize, &ReadFault)| {
+        let earlier = &faults[..*index];
+        earlier.iter().any(|other| other.position == fault.position)
+    };
+    let mut faults = faults.iter().enumerate();
+    faults.find(is_repeated).map(|(_, fault)| *fault)
+}
+
+fn check_readable(upload: &UnfinishedFacts<'_>) -> Result<(), String> {
+    match unreadable_at(upload.read_faults) {
+        None => Ok(()),
+        Some(fault) => Err(format!("ZFS twice could not read its snapshot {fault}")),
     }
 }
 

@@ -27,7 +27,7 @@ use super::keys::WriterKeys;
 use super::transfer::{ProgressSink, Stop};
 use crate::config::{RawMode, SnapshotSource, Window};
 use crate::manifest::Manifest;
-use crate::model::{BackupId, KnownStore};
+use crate::model::{BackupId, KnownStore, ReadFault};
 use crate::plan::resume::ResumeVerdict;
 use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::run::pool::select::Selected;
@@ -35,11 +35,12 @@ use crate::state::dataset_lock::lock_dataset;
 use crate::state::manifests::CacheMode;
 use crate::store::{Evidence, ObjectStore};
 use crate::stream::seal::Compression;
-use crate::zfs::Zfs;
+use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
 use planning::{View, decide};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use steps::Steps;
@@ -144,6 +145,17 @@ pub struct PlannedBackup {
     pub plan: SendPlan,
     /// The kernel's estimate of the stream in bytes, never exact; `None` when there is no estimate.
     pub estimate_bytes: Option<u64>,
+    /// The unreadable snapshots that are newer than the planned one, the newest first.
+    pub stepped_over: Vec<SteppedOver>,
+}
+
+/// An unreadable snapshot that is not backed up.
+#[derive(Debug, Clone)]
+pub struct SteppedOver {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// The place at which ZFS could not read it.
+    pub fault: ReadFault,
 }
 
 /// An unfinished upload, and whether a run would resume it.
@@ -168,7 +180,7 @@ pub struct BackupRun {
     /// The backups that the run committed, in order: interrupted uploads that it finished, then the
     /// newest snapshot.
     pub committed: Vec<CommittedBackup>,
-    /// How the run ended: an error only after a commit.
+    /// How the run ended: an error only after a commit, or if a snapshot was stepped over.
     pub end: Result<BackupEnd, RunError>,
 }
 
@@ -283,9 +295,17 @@ pub async fn back_up(
         has_restarted: false,
         has_overtaken: false,
         has_replanned: false,
+        stepped_over: BTreeMap::new(),
     };
     let end = match steps.run().await {
-        Ok(id) => Ok(BackupEnd::UpToDate(id)),
+        Ok(id) => match steps.stepped_over.pop_last() {
+            None => Ok(BackupEnd::UpToDate(id)),
+            Some((_, SteppedOver { snapshot, fault })) => Err(RunError::SteppedOver {
+                snapshot: snapshot.name,
+                fault,
+                newest: Some(id),
+            }),
+        },
         Err(RunError::Paused { id, why }) => {
             let (chunks, stream_bytes) = stored_of(env, selected, &id)?;
             Ok(BackupEnd::Paused(PausedUpload {

@@ -3,7 +3,7 @@
 use crate::catalog::CatalogError;
 use crate::keyring::KeyringError;
 use crate::manifest::ManifestError;
-use crate::model::{BackupId, DatasetName};
+use crate::model::{BackupId, DatasetName, ReadFault, SnapshotName};
 use crate::plan::send::SendConflict;
 use crate::sign::SignatureError;
 use crate::state::error::{StateError, full_disk_hint};
@@ -14,7 +14,7 @@ use crate::stream::record::StreamError;
 use crate::stream::resuming::ResumingError;
 use crate::stream::seal::SealError;
 use crate::stream::splice::SpliceError;
-use crate::zfs::{ALLOW_VARIABLE, MODULE_VERSION, ZfsError};
+use crate::zfs::{ALLOW_VARIABLE, MODULE_VERSION, ZfsErrno, ZfsError};
 
 /// Why a command did not complete. The text names the attempted action and its object; the source
 /// is the cause.
@@ -26,6 +26,32 @@ pub enum RunError {
     /// The store refused or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// ZFS could not read a block of the snapshot while it sent it. The next run tries again.
+    #[error("send {snapshot}: ZFS cannot read it {fault}")]
+    ReadSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// The place.
+        fault: ReadFault,
+        /// The error of the send.
+        source: ZfsErrno,
+    },
+    /// A snapshot is stepped over, because ZFS twice could not read it at the same place.
+    #[error(
+        "{snapshot} is unreadable and is stepped over: twice ZFS could not read it {fault}; {}",
+        match newest {
+            Some(newest) => format!("the newest readable snapshot is stored as {newest}"),
+            None => "there is no readable snapshot to back up".to_owned(),
+        }
+    )]
+    SteppedOver {
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// The place.
+        fault: ReadFault,
+        /// The backup of the newest snapshot that ZFS can read, if there is one.
+        newest: Option<BackupId>,
+    },
     /// The stream from ZFS is incomplete or invalid.
     #[error("check the stream of {snapshot}")]
     Stream {
@@ -237,6 +263,17 @@ impl RunError {
             Self::Refused { hint, .. } => hint.clone(),
             Self::Store(error) => error.hint.clone(),
             Self::Zfs(ZfsError::Library { hint, .. }) => Some(hint.clone()),
+            Self::ReadSnapshot { snapshot, .. } => Some(format!(
+                "{}; the next run resumes the upload, and if it fails at the same place, that run steps over the snapshot and backs up a newer one",
+                damaged_files_hint(snapshot)
+            )),
+            Self::SteppedOver { snapshot, .. } => Some(format!(
+                "{}; repair the pool, or delete or replace those files: the next snapshot without them is backed up. \
+                 Nothing of this program holds the unreadable snapshot any more: `zfs destroy {}` removes it. \
+                 To leave the dataset out, add it to main.exclude",
+                damaged_files_hint(snapshot),
+                shell_words::quote(&snapshot.to_string())
+            )),
             Self::NoDataset { similar: Some(name), .. } => Some(format!("did you mean {name}?")),
             Self::NoDataset { similar: None, .. } => Some("check main.zfs_fs, and that the pool is imported".into()),
             Self::Keyring { source: KeyringError::WrongPassphrase, .. } => {
@@ -275,4 +312,12 @@ impl RunError {
             _ => None,
         }
     }
+}
+
+/// Returns the command that lists the damaged files of a snapshot's pool.
+fn damaged_files_hint(snapshot: &SnapshotName) -> String {
+    format!(
+        "`zpool status -v {}` lists the damaged files (in a filesystem, the object is the inode number of the file)",
+        shell_words::quote(snapshot.dataset().pool())
+    )
 }

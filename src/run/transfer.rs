@@ -22,7 +22,7 @@ mod sealers;
 
 use super::{RunError, error_chain};
 use crate::manifest::{ChunkEntry, HeadEntry, ProgressChunk, ResumeEntry};
-use crate::model::{BackupId, ChunkIndex, DatasetName, Guid};
+use crate::model::{BackupId, ChunkIndex, DatasetName, Guid, SnapshotName};
 use crate::store::key::{BackupObject, object_name};
 use crate::store::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind};
 use crate::stream::part::PartPool;
@@ -107,7 +107,7 @@ pub struct TransferPlan {
     /// The backup.
     pub id: BackupId,
     /// The snapshot's name, for messages.
-    pub snapshot: String,
+    pub snapshot: SnapshotName,
     /// The snapshot and base that the stream must have.
     pub expectation: StreamExpectation,
     /// Bytes of stream in every chunk but the last.

@@ -19,7 +19,7 @@ pub mod log;
 use super::dir::state_name;
 use super::dir::{create_folder, create_new, replace_file};
 use super::error::{StateError, failed};
-use crate::model::{BackupId, DatasetName, KnownStore};
+use crate::model::{BackupId, DatasetName, KnownStore, ReadFault};
 use log::{AttemptLog, JournalRecord, ReadLog, read_log};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -271,6 +271,15 @@ impl JournaledAttempt {
         self.records()
             .iter()
             .any(|record| matches!(record, JournalRecord::Abandoned { .. }))
+    }
+
+    /// Returns the places at which ZFS could not read the snapshot, in the order of the runs.
+    pub fn read_faults(&self) -> Vec<ReadFault> {
+        let faults = self.records().iter().filter_map(|record| match record {
+            JournalRecord::ReadFault(fault) => Some(*fault),
+            _ => None,
+        });
+        faults.collect()
     }
 
     /// Opens the log behind the last valid record.

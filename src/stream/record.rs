@@ -177,6 +177,13 @@ impl StreamParser {
         }
     }
 
+    /// Returns the object of the last record that belongs to one. A resumed parser knows only the
+    /// records after the resume point, and the object of that point.
+    pub fn last_object(&self) -> Option<u64> {
+        let of_point = || self.watch.resume.point().map(|point| point.object);
+        self.watch.last_object.or_else(of_point)
+    }
+
     /// Ends the stream.
     ///
     /// # Errors
@@ -236,6 +243,7 @@ struct Watch {
     expect: StreamExpectation,
     counts: RecordCounts,
     resume: ResumeTracker,
+    last_object: Option<u64>,
 }
 
 impl Watch {
@@ -244,6 +252,7 @@ impl Watch {
             expect,
             counts: RecordCounts::default(),
             resume,
+            last_object: None,
         }
     }
 }
@@ -278,6 +287,7 @@ impl RecordSink for Watch {
     fn header(&mut self, header: &RecordHeader, payload: Payload) -> Result<(), StreamError> {
         self.counts.add(header.record_type());
         self.resume.header(header, payload);
+        self.last_object = header.object().or(self.last_object);
         Ok(())
     }
 

@@ -69,6 +69,7 @@ mod sums;
 mod two_hosts;
 mod two_stores;
 mod unfinished;
+mod unreadable;
 mod upload;
 mod upload_failures;
 mod verify;

@@ -18,7 +18,7 @@ use crate::model::{BackupId, DatasetName};
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
     BackupEnd, BackupEnv, BackupRun, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
-    PlannedResume, StoreRole, back_up, plan_backup, plan_resumes,
+    PlannedResume, SteppedOver, StoreRole, back_up, plan_backup, plan_resumes,
 };
 use crate::run::clock::note_clock;
 use crate::run::copy::sums::write_sums;
@@ -339,6 +339,12 @@ async fn dry_run(
         }
         match plan_backup(&backup, selected, requested).await {
             Ok(planned) => {
+                for SteppedOver { snapshot, fault } in &planned.stepped_over {
+                    let name = snapshot.name.short();
+                    context.output.note(&format!(
+                        "{dataset}: @{name} is unreadable and is stepped over: twice ZFS could not read it {fault}"
+                    ));
+                }
                 print_plan(dataset, &planned, config, &context.output);
                 plans.push(plan_json(dataset, &planned, config));
                 context.done(dataset, 0);

@@ -58,6 +58,7 @@ struct Case {
     known: BTreeSet<String>,
     has_manifest: bool,
     is_pruned: bool,
+    read_faults: Vec<ReadFault>,
     origin: Origin,
     snapshots: Vec<Snapshot>,
     bookmarks: Vec<Bookmark>,
@@ -103,6 +104,7 @@ impl Case {
             known: names(&["started.json", "chunk", "another chunk"]),
             has_manifest: false,
             is_pruned: false,
+            read_faults: Vec::new(),
             origin,
             snapshots: vec![snapshot(1), snapshot(2), snapshot(3)],
             bookmarks: Vec::new(),
@@ -123,6 +125,7 @@ impl Case {
             known,
             has_manifest,
             is_pruned,
+            read_faults,
             origin,
             snapshots,
             bookmarks,
@@ -136,6 +139,7 @@ impl Case {
                 known,
                 has_manifest,
                 is_pruned,
+                read_faults,
             },
             &ResumeFacts {
                 origin,
@@ -172,6 +176,14 @@ fn said(verdict: &ResumeVerdict) -> (&'static str, String) {
         Over { why } => ("over", why.clone()),
         Abandon { why } => ("give up", why.clone()),
     }
+}
+
+fn faults(positions: &[u64]) -> Vec<ReadFault> {
+    let fault = |position: &u64| ReadFault {
+        position: *position,
+        object: Some(*position),
+    };
+    positions.iter().map(fault).collect()
 }
 
 type Change = fn(&mut Case);
@@ -237,6 +249,21 @@ fn full_upload_is_resumed_only_if_its_facts_are_unchanged() {
                     "give up",
                     "its snapshot, guid 0000000000000002, is no longer in the pool",
                 ),
+            ),
+            (
+                "one read error",
+                |case| case.read_faults = faults(&[9]),
+                ("go on", "t/a@s2"),
+            ),
+            (
+                "read errors at different places",
+                |case| case.read_faults = faults(&[9, 8, 10]),
+                ("go on", "t/a@s2"),
+            ),
+            (
+                "two read errors at one place",
+                |case| case.read_faults = faults(&[9, 8, 9]),
+                ("give up", "twice could not read its snapshot after byte 9"),
             ),
             (
                 "another dataset",

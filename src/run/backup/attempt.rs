@@ -11,6 +11,7 @@ use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{Descendant, ReceiptEntry};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
+use crate::plan::resume::unreadable_at;
 use crate::run::commit::object_lock::extend_keyring;
 use crate::run::commit::put::to_json;
 use crate::run::commit::target::{CommitError, CommitTarget};
@@ -425,7 +426,7 @@ impl<'a> Attempt<'a> {
         let plan = Arc::new(TransferPlan {
             dataset: self.stored.clone(),
             id: self.id.clone(),
-            snapshot: self.snapshot.name.to_string(),
+            snapshot: self.snapshot.name.clone(),
             expectation: StreamExpectation {
                 snapshot_guid: self.snapshot.guid,
                 base_guid,
@@ -463,6 +464,15 @@ impl<'a> Attempt<'a> {
             }
             Err(error @ (RunError::CannotResume { .. } | RunError::StreamChanged { .. })) => {
                 Err(self.pointless(error))
+            }
+            Err(error @ RunError::ReadSnapshot { fault, .. }) => {
+                course.log.append(&JournalRecord::ReadFault(fault))?;
+                let earlier = self.unfinished.as_ref().map(Unfinished::read_faults);
+                let faults = [earlier.unwrap_or_default(), vec![fault]].concat();
+                match unreadable_at(&faults) {
+                    Some(_) => Err(self.pointless(error)),
+                    None => Err(error),
+                }
             }
             Err(error) => Err(error),
         }

@@ -1,23 +1,26 @@
 //! Reads what the stores and the pool hold of a dataset, and decides what to send.
 
 use super::source::{flag_names, send_flags};
-use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
+use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, SteppedOver, StoreRole};
 use crate::catalog::remembered::{recall, remember};
 use crate::catalog::stores::{RemoteView, StoresView, is_out_of_reach};
 use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
-use crate::model::{BackupId, DatasetName, Digest};
+use crate::model::{BackupId, DatasetName, Digest, Guid, ReadFault};
+use crate::plan::resume::unreadable_at;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::Selected;
 use crate::run::pool::snapshot::{find_dataset, is_own};
 use crate::run::{RunError, error_chain};
+use crate::state::journal::read_attempts;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::ObjectStore;
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The stores and the pool, as a step of a run has read them.
@@ -228,20 +231,24 @@ impl Local {
         })
     }
 
-    /// Returns the newest snapshot that may be sent.
-    fn candidate(&self, settings: &BackupSettings) -> Result<Option<&Snapshot>, RunError> {
-        let mut newest_first = self.snapshots.iter().rev();
+    /// Returns the snapshots that may be sent, the newest first.
+    fn candidates(&self, settings: &BackupSettings) -> Result<Vec<&Snapshot>, RunError> {
+        let newest_first = self.snapshots.iter().rev();
         match &settings.source {
             SnapshotSource::Own => {
-                let prefix = &settings.snapshot_prefix;
-                Ok(newest_first.find(|snapshot| is_own(snapshot, self.dataset.guid, prefix)))
+                let is_own = |snapshot: &&Snapshot| {
+                    is_own(snapshot, self.dataset.guid, &settings.snapshot_prefix)
+                };
+                Ok(newest_first.filter(is_own).collect())
             }
             SnapshotSource::Matching(pattern) => {
                 let wrong = |error: globset::Error| {
                     RunError::refused(error.to_string(), "check main.use_snapshots")
                 };
                 let glob = Glob::new(pattern).map_err(wrong)?.compile_matcher();
-                Ok(newest_first.find(|snapshot| glob.is_match(snapshot.name.short())))
+                Ok(newest_first
+                    .filter(|snapshot| glob.is_match(snapshot.name.short()))
+                    .collect())
             }
         }
     }
@@ -272,7 +279,22 @@ pub(super) fn decide(
             "load the key, or set send.raw = \"auto\"",
         ));
     }
-    let candidate = local.candidate(settings)?;
+    let mut candidates = local.candidates(settings)?.into_iter().peekable();
+    let unreadable = unreadable_snapshots(env, stores)?;
+    let mut stepped_over = Vec::new();
+    while let Some(snapshot) = candidates.next_if(|it| unreadable.contains_key(&it.guid)) {
+        let fault = unreadable[&snapshot.guid];
+        let snapshot = snapshot.clone();
+        stepped_over.push(SteppedOver { snapshot, fault });
+    }
+    let candidate = candidates.next();
+    if let (None, Some(SteppedOver { snapshot, fault })) = (candidate, stepped_over.first()) {
+        return Err(RunError::SteppedOver {
+            snapshot: snapshot.name.clone(),
+            fault: *fault,
+            newest: None,
+        });
+    }
     let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
         let request = SendRequest {
             snapshot: snapshot.name.clone(),
@@ -315,7 +337,32 @@ pub(super) fn decide(
     Ok(PlannedBackup {
         plan,
         estimate_bytes,
+        stepped_over,
     })
+}
+
+/// Returns the snapshots of attempts that ended twice at the same place because ZFS could not read
+/// the snapshot. With `--restart` there are none: the snapshots are tried again. A snapshot that is
+/// stored all the same was readable later, after a repair.
+fn unreadable_snapshots(
+    env: &BackupEnv,
+    stores: &StoresView,
+) -> Result<BTreeMap<Guid, ReadFault>, RunError> {
+    if env.settings.restart {
+        return Ok(BTreeMap::new());
+    }
+    let dataset = &stores.target.catalog.dataset;
+    let attempts = read_attempts(&env.settings.state_dir, &env.store.known(), dataset)?;
+    let (target, remote) = (stores.target_facts(), stores.remote_facts());
+    let usable = target.iter().chain(&remote).filter(|it| it.is_usable());
+    let stored: BTreeSet<Guid> = usable.map(|backup| backup.snapshot.guid).collect();
+    let unreadable = attempts.iter().filter_map(|attempt| {
+        let fault = unreadable_at(&attempt.read_faults())?;
+        Some((attempt.id.snapshot_guid(), fault))
+    });
+    Ok(unreadable
+        .filter(|(guid, _)| !stored.contains(guid))
+        .collect())
 }
 
 fn explain(env: &BackupEnv, dataset: &DatasetName, conflict: SendConflict) -> RunError {

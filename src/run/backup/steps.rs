@@ -6,14 +6,16 @@ use super::planning::{Base, View, decide, remember_remote};
 use super::recommit::{end_commits, has_interrupted_commits};
 use super::release::release_bookmarks;
 use super::unfinished::{ResumableUpload, judge_all};
-use super::{BackupEnv, CommittedBackup};
-use crate::model::{BackupId, BackupKind};
+use super::{BackupEnv, CommittedBackup, SteppedOver};
+use crate::model::{BackupId, BackupKind, ReadFault};
 use crate::plan::next_step::{RunFacts, Step, next_step};
 use crate::plan::send::{RequestedKind, SendPlan};
 use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::state::manifests::CacheMode;
 use crate::state::stored_name::record_place;
+use crate::zfs::Snapshot;
+use std::collections::BTreeMap;
 
 /// A backup run of one dataset.
 pub(super) struct Steps<'a> {
@@ -27,6 +29,8 @@ pub(super) struct Steps<'a> {
     pub(super) has_overtaken: bool,
     /// Whether a snapshot or a base was destroyed since the last commit, and the run planned again.
     pub(super) has_replanned: bool,
+    /// The unreadable snapshots that this run does not back up, by transaction group.
+    pub(super) stepped_over: BTreeMap<u64, SteppedOver>,
 }
 
 impl Steps<'_> {
@@ -116,6 +120,9 @@ impl Steps<'_> {
                 let why = error_chain(&error);
                 tracing::warn!(id = %attempt.id, "an unfinished upload is given up, and a new one begins: {why}");
                 abandon_id(env, selected, &attempt.id, &why)?;
+                if let RunError::ReadSnapshot { fault, .. } = &error {
+                    self.step_over(&attempt.snapshot, *fault);
+                }
                 if *env.stop.borrow() {
                     return Err(error);
                 }
@@ -134,6 +141,9 @@ impl Steps<'_> {
     ) -> Result<Option<BackupId>, RunError> {
         let (env, selected) = (self.env, self.selected);
         let planned = decide(env, view, requested)?;
+        for SteppedOver { snapshot, fault } in &planned.stepped_over {
+            self.step_over(snapshot, *fault);
+        }
         let (snapshot, base) = match &planned.plan {
             SendPlan::UpToDate { id } => return Ok(Some(id.clone())),
             SendPlan::Full { snapshot, .. } => (snapshot, None),
@@ -173,6 +183,13 @@ impl Steps<'_> {
         Ok(None)
     }
 
+    fn step_over(&mut self, snapshot: &Snapshot, fault: ReadFault) {
+        let snapshot = snapshot.clone();
+        let stepped_over = SteppedOver { snapshot, fault };
+        self.stepped_over
+            .insert(stepped_over.snapshot.createtxg, stepped_over);
+    }
+
     async fn add(&mut self, view: &View, committed: CommittedBackup) {
         release_bookmarks(self.env, self.selected, &view.stores, &committed.manifest).await;
         self.committed.push(committed);
@@ -183,7 +200,7 @@ impl Steps<'_> {
 fn can_send_incremental(env: &BackupEnv, view: &View) -> Result<bool, RunError> {
     match decide(env, view, RequestedKind::Incremental) {
         Ok(planned) => Ok(matches!(planned.plan, SendPlan::Incremental { .. })),
-        Err(RunError::Conflict { .. }) => Ok(false),
+        Err(RunError::Conflict { .. } | RunError::SteppedOver { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -11,7 +11,7 @@ use crate::manifest::{
     LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as,
     parse_progress, parse_started,
 };
-use crate::model::{BackupId, DatasetName, Digest};
+use crate::model::{BackupId, DatasetName, Digest, ReadFault};
 use crate::plan::resume::{
     ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished,
 };
@@ -87,6 +87,7 @@ impl Unfinished {
             match record {
                 JournalRecord::Plan { .. }
                 | JournalRecord::Commit(_)
+                | JournalRecord::ReadFault(_)
                 | JournalRecord::Abandoned { .. } => {}
                 JournalRecord::Chunk { name } => {
                     upload.uploads.entry(name.clone()).or_default();
@@ -180,6 +181,12 @@ impl Unfinished {
         self.uploads
             .iter()
             .filter(move |(name, _)| !confirmed.contains(name))
+    }
+
+    /// Returns the places at which ZFS could not read the snapshot.
+    pub(super) fn read_faults(&self) -> Vec<ReadFault> {
+        let journal = self.journal.as_ref();
+        journal.map_or_else(Vec::new, JournaledAttempt::read_faults)
     }
 
     /// Returns the names of the objects that this upload can have put by now.
@@ -356,6 +363,7 @@ async fn judge(
     let flags = flag_names(send_flags(&local.dataset, &env.settings));
     let facts = UnfinishedFacts {
         started: &upload.started,
+        read_faults: &upload.read_faults(),
         listed: &listed,
         known: &upload.known(),
         has_manifest,

@@ -5,7 +5,7 @@ use super::produce_error::ProduceError;
 use super::sealers::{EndOfChunk, SealLine, sealers, with_sealers};
 use super::{Ending, Event, StreamSource, TransferPlan};
 use crate::manifest::CHUNKS_MAX;
-use crate::model::ChunkIndex;
+use crate::model::{ChunkIndex, ReadFault};
 use crate::store::key::BackupObject;
 use crate::stream::part::PartPool;
 use crate::stream::record::{
@@ -13,7 +13,7 @@ use crate::stream::record::{
 };
 use crate::stream::seal::{ChunkFiller, Compression};
 use crate::stream::splice::Splicer;
-use crate::zfs::SendResume;
+use crate::zfs::{SendResume, ZfsError};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Producer {
         let mut cutter = Cutter::new(self, line, StreamParser::new(self.plan.expectation));
         let mut buffer = vec![0; READ_BYTES];
         while cutter.read(stream.reader(), &mut buffer)? {}
-        stream.finish().map_err(ProduceError::Zfs)?;
+        stream.finish().map_err(|error| cutter.send_error(error))?;
         cutter.finish()
     }
 
@@ -83,7 +83,7 @@ impl Producer {
             // joined.
             written.and(fed.map_err(ProduceError::Splice))?;
         }
-        stream.finish().map_err(ProduceError::Zfs)?;
+        stream.finish().map_err(|error| cutter.send_error(error))?;
         splicer.finish().map_err(ProduceError::Splice)?;
         cutter.finish()
     }
@@ -216,6 +216,18 @@ impl<'a> Cutter<'a> {
         match self.producer.skip.range(self.index..).next() {
             Some((beyond, _)) => Err(ProduceError::Changed(*beyond)),
             None => Ok(summary),
+        }
+    }
+
+    /// Returns the error for a send that failed after the bytes that were read.
+    fn send_error(&self, error: ZfsError) -> ProduceError {
+        let fault = ReadFault {
+            position: self.parser.position(),
+            object: self.parser.last_object(),
+        };
+        match error.errno() {
+            Some(errno) if errno.is_read_error() => ProduceError::Unreadable(fault, errno),
+            _ => ProduceError::Zfs(error),
         }
     }
 

@@ -2,15 +2,18 @@
 
 use super::TransferPlan;
 use crate::manifest::CHUNKS_MAX;
+use crate::model::ReadFault;
 use crate::run::RunError;
 use crate::stream::record::StreamError;
 use crate::stream::seal::SealError;
 use crate::stream::splice::SpliceError;
-use crate::zfs::ZfsError;
+use crate::zfs::{ZfsErrno, ZfsError};
 
 /// A failure of the reader or of the threads behind it.
 pub(super) enum ProduceError {
     Zfs(ZfsError),
+    /// ZFS could not read a block of the snapshot.
+    Unreadable(ReadFault, ZfsErrno),
     Read(std::io::Error),
     Stream(StreamError),
     Splice(SpliceError),
@@ -23,9 +26,14 @@ pub(super) enum ProduceError {
 
 impl ProduceError {
     pub(super) fn into_run_error(self, plan: &TransferPlan) -> RunError {
-        let snapshot = plan.snapshot.clone();
+        let snapshot = plan.snapshot.to_string();
         match self {
             Self::Zfs(error) => RunError::Zfs(error),
+            Self::Unreadable(fault, source) => RunError::ReadSnapshot {
+                snapshot: plan.snapshot.clone(),
+                fault,
+                source,
+            },
             Self::Read(source) => RunError::ReadStream {
                 subject: snapshot,
                 source,

@@ -16,7 +16,7 @@
 //! An attempt that copies a backup from another store keeps its file empty: it needs only its name.
 
 use crate::manifest::{ProgressChunk, base64_text};
-use crate::model::Digest;
+use crate::model::{Digest, ReadFault};
 use crate::state::error::{StateError, failed};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -71,6 +71,8 @@ pub enum JournalRecord {
     },
     /// The commit is about to be made of exactly these bytes. From here on the manifest may exist.
     Commit(Box<CommitBytes>),
+    /// ZFS could not read a block of the snapshot, so the send ended.
+    ReadFault(ReadFault),
     /// The attempt was abandoned: no run resumes it.
     #[serde(rename = "given_up")]
     Abandoned {
@@ -265,6 +267,10 @@ mod tests {
                 name: "00000000-00000000.zfs.age".into(),
                 upload_id: "u\n1".into(),
             },
+            JournalRecord::ReadFault(ReadFault {
+                position: u64::MAX,
+                object: Some(7),
+            }),
             JournalRecord::Abandoned {
                 why: "\u{1f4be}".into(),
             },

@@ -72,6 +72,18 @@ impl RecordHeader {
         }
     }
 
+    /// Returns the object that the record belongs to, if it belongs to exactly one.
+    pub(super) fn object(&self) -> Option<u64> {
+        match self.record_type() {
+            RecordType::Object
+            | RecordType::Write
+            | RecordType::Free
+            | RecordType::Spill
+            | RecordType::WriteEmbedded => Some(self.u64(8)),
+            _ => None,
+        }
+    }
+
     /// Returns the number of payload bytes that follow; 0 for unknown types, whose rule is unknown.
     ///
     /// # Errors

@@ -1,0 +1,25 @@
+//! [`ReadFault`]: the place at which ZFS could not read a snapshot that it was sending.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The place at which ZFS could not read a snapshot that it was sending. The kernel ends such a
+/// send after the last record that it could read, and does not report the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadFault {
+    /// The position in the stream at which the send ended, in bytes.
+    pub position: u64,
+    /// The object of the last record before that position: the block is in this object or in a
+    /// later one. `None` when no object was sent.
+    pub object: Option<u64>,
+}
+
+impl fmt::Display for ReadFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after byte {} of its stream", self.position)?;
+        match self.object {
+            Some(object) => write!(f, ", in object {object} or a later one"),
+            None => Ok(()),
+        }
+    }
+}
