@@ -464,3 +464,54 @@ fn replaced_store_id_does_not_hide_missing_backups() {
         fs::write(&identity, &text).unwrap();
     }
 }
+
+/// The folder is gone after a fire, and its mount point is empty while its disk is away. The remote
+/// then answers readers. Commands that write there, or that delete because of it, refuse.
+#[test]
+fn missing_intermediate_directory_stops_writers_and_no_reader() {
+    let host = Host::new();
+    host.configure(RULES);
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &[]);
+    let id = host.backup("remote");
+    let id = id.file_name().unwrap().to_str().unwrap();
+    let id = id.strip_prefix('@').unwrap();
+    let expected =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/stream.b3"))
+            .unwrap();
+    fs::remove_dir_all(host.path("intermediate")).unwrap();
+    let missing = "the intermediate directory cannot be read, and may have something newer";
+    for (out, warning) in [
+        ("while missing", missing),
+        ("while unmounted", "has no identity now"),
+    ] {
+        let stored = files(&host.path("remote/frozen/data"));
+        let path = host.path(out).display().to_string();
+        check(
+            &host.run(&["restore", "frozen/data", "--output", &path]),
+            0,
+            &[warning],
+        );
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(blake3::hash(&bytes).to_hex().as_str(), expected.trim());
+        check(&host.run(&["verify-checksums"]), 0, &["0 damaged"]);
+        let shown = host.run(&["--json", "show", "--include-remote"]);
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        assert_eq!(
+            shown["datasets"][0]["remote"]["backups"][0]["id"], id,
+            "{shown}"
+        );
+        for refused in [
+            &["prune-remote", "-y"][..],
+            &["prune-intermediate", "-y"],
+            &["forget", id, "--dataset", "frozen/data", "-y"],
+            &["upload-intermediate-to-remote"],
+        ] {
+            let output = host.run(refused);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{refused:?}: {errors}");
+            assert!(errors.contains("intermediate"), "{refused:?}: {errors}");
+        }
+        assert_eq!(files(&host.path("remote/frozen/data")), stored);
+        fs::create_dir_all(host.path("intermediate")).unwrap();
+    }
+}

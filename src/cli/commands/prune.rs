@@ -11,7 +11,7 @@ use crate::cli::open::access::Access;
 use crate::cli::open::datasets::origin_of;
 use crate::cli::open::history;
 use crate::cli::open::identity::check_other_store;
-use crate::cli::open::remote::{RemoteState, open_zfs};
+use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::open::settings::prune_env;
 use crate::cli::screen::table::bytes;
 use crate::config::RetentionRules;
@@ -68,12 +68,16 @@ pub(crate) async fn prune_intermediate(
     let config = &setup.config;
     let access = Access::to_delete(context.carries_out(prune.yes));
     let store = setup.open(StoreRole::Intermediate, access).await?;
-    let secondary = match setup.open_remote_if_any(Access::Read).await? {
-        RemoteState::None => SecondaryStore::Nothing,
-        RemoteState::Open(remote) => SecondaryStore::Remote(remote),
-        RemoteState::Unreachable(why) => {
+    let secondary = match setup
+        .open_if_reachable(StoreRole::Remote, Access::Read)
+        .await?
+    {
+        StoreState::None => SecondaryStore::Nothing,
+        StoreState::Open(remote) => SecondaryStore::Remote(remote),
+        StoreState::Unreachable(failure) => {
             context.output.always(&format!(
-                "the remote cannot be reached, so everything is kept: {why}"
+                "the remote cannot be reached, so everything is kept: {}",
+                failure.reason()
             ));
             SecondaryStore::Unreachable
         }

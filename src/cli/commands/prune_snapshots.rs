@@ -7,7 +7,7 @@ use crate::cli::lock::wait_for_others;
 use crate::cli::open::access::Access;
 use crate::cli::open::history;
 use crate::cli::open::keys::keys_for_pruning;
-use crate::cli::open::remote::{RemoteState, open_zfs};
+use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::screen::table::bytes;
 use crate::plan::snapshots::find_snapshots_doubt;
 use crate::run::backup::StoreRole;
@@ -60,15 +60,16 @@ pub(crate) async fn prune_snapshots_of(
             beside_remote,
         });
     }
-    match setup.open_remote_if_any(access).await? {
-        RemoteState::None => {}
-        RemoteState::Open(store) => stores.push(SnapshotStore {
+    match setup.open_if_reachable(StoreRole::Remote, access).await? {
+        StoreState::None => {}
+        StoreState::Open(store) => stores.push(SnapshotStore {
             store,
             beside_remote: false,
         }),
-        RemoteState::Unreachable(why) => {
+        StoreState::Unreachable(failure) => {
             output.always(&format!(
-                "the remote cannot be reached, so no snapshot is destroyed: {why}"
+                "the remote cannot be reached, so no snapshot is destroyed: {}",
+                failure.reason()
             ));
             datasets
                 .iter()

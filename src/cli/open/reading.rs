@@ -6,7 +6,7 @@ use crate::cli::context::{Context, Setup};
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::access::Access;
 use crate::cli::open::keys::{configured_passphrase, signing_side, verify_keys};
-use crate::cli::open::remote::{RemoteState, open_dir};
+use crate::cli::open::remote::{StoreState, open_dir};
 use crate::cli::open::{b2, rclone, s3};
 use crate::cli::screen::output::Output;
 use crate::config::{InvalidValue, KeySource, Remote};
@@ -178,8 +178,8 @@ pub(crate) struct Places<'a> {
     pub(crate) setup: Option<&'a Setup>,
 }
 
-/// Opens the requested stores: one, or all that the configuration names. An unreachable remote is
-/// reported, and the intermediate directory is used. `typed` asks for the passphrase, even if the
+/// Opens the requested stores: one, or all that the configuration names. If one of two is
+/// unreachable, this is reported, and the other one is used. `typed` asks for the passphrase, even if the
 /// configuration has it.
 pub(crate) async fn open_places<'a>(
     context: &'a Context,
@@ -235,19 +235,27 @@ async fn open_nearest_first(
     output: &Output,
 ) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
-    if setup.config.intermediate.is_some() {
-        stores.push(setup.open(StoreRole::Intermediate, Access::Restore).await?);
-    }
-    match setup.open_remote_if_any(Access::Restore).await? {
-        RemoteState::None => {}
-        RemoteState::Open(remote) => stores.push(remote),
-        // Open the remote again, so that its own error is returned.
-        RemoteState::Unreachable(_) if stores.is_empty() => {
-            stores.push(setup.open(StoreRole::Remote, Access::Restore).await?);
-        }
-        RemoteState::Unreachable(why) => {
+    let role = StoreRole::Intermediate;
+    match setup.open_if_reachable(role, Access::Restore).await? {
+        StoreState::None => {}
+        StoreState::Open(store) => stores.push(store),
+        StoreState::Unreachable(failure) if setup.config.remote.is_none() => return Err(failure),
+        StoreState::Unreachable(failure) => {
             output.always(&format!(
-                "the remote cannot be reached, and may have something newer: {why}"
+                "the intermediate directory cannot be read, and may have something newer than the remote: {}",
+                failure.reason()
+            ));
+        }
+    }
+    let role = StoreRole::Remote;
+    match setup.open_if_reachable(role, Access::Restore).await? {
+        StoreState::None => {}
+        StoreState::Open(remote) => stores.push(remote),
+        StoreState::Unreachable(failure) if stores.is_empty() => return Err(failure),
+        StoreState::Unreachable(failure) => {
+            output.always(&format!(
+                "the remote cannot be reached, and may have something newer: {}",
+                failure.reason()
             ));
         }
     }

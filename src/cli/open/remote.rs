@@ -19,14 +19,14 @@ pub(crate) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
     Ok(Arc::new(RealZfs::open(allowed.as_deref())?))
 }
 
-/// The state of the remote that the configuration names.
-pub(crate) enum RemoteState {
-    /// The configuration names no remote.
+/// The state of a store that the configuration may name.
+pub(crate) enum StoreState {
+    /// The configuration does not name the store.
     None,
-    /// The remote can be reached.
+    /// The store can be reached.
     Open(Arc<dyn ObjectStore>),
-    /// The network, the server or the mount is missing. The text has the reason.
-    Unreachable(String),
+    /// The network, the server, the folder or the mount is missing.
+    Unreachable(Failure),
 }
 
 /// The remote as `doctor` sees it.
@@ -79,17 +79,22 @@ impl Setup {
         }
     }
 
-    /// Opens the remote. An unreachable remote is a result: the caller keeps everything, and the
-    /// next steps continue. Wrong credentials or a wrong name are errors.
-    pub(crate) async fn open_remote_if_any(&self, access: Access) -> Result<RemoteState, Failure> {
-        let Some(remote) = &self.config.remote else {
-            return Ok(RemoteState::None);
-        };
-        match self.open(StoreRole::Remote, access).await {
-            Ok(store) => Ok(RemoteState::Open(store)),
-            Err(failure) if is_away(&failure, remote) => {
-                Ok(RemoteState::Unreachable(failure.reason()))
-            }
+    /// Opens a store without which the caller can work. An unreachable store is a result: the
+    /// caller reads the other store, or keeps everything. Wrong credentials or a wrong name are
+    /// errors.
+    pub(crate) async fn open_if_reachable(
+        &self,
+        role: StoreRole,
+        access: Access,
+    ) -> Result<StoreState, Failure> {
+        if !self.roles().contains(&role) {
+            return Ok(StoreState::None);
+        }
+        let is_folder = role == StoreRole::Intermediate
+            || matches!(self.config.remote, Some(Remote::File { .. }));
+        match self.open(role, access).await {
+            Ok(store) => Ok(StoreState::Open(store)),
+            Err(failure) if is_away(&failure, is_folder) => Ok(StoreState::Unreachable(failure)),
             Err(failure) => Err(failure),
         }
     }
@@ -149,14 +154,14 @@ impl Setup {
     }
 }
 
-fn is_away(failure: &Failure, remote: &Remote) -> bool {
+fn is_away(failure: &Failure, is_folder: bool) -> bool {
     let Failure::Run(RunError::Store(error)) = failure else {
         return false;
     };
     match error.kind {
         StoreErrorKind::Unavailable | StoreErrorKind::Throttled => true,
         // The folder is not mounted.
-        StoreErrorKind::NotFound => matches!(remote, Remote::File { .. }),
+        StoreErrorKind::NotFound => is_folder,
         _ => false,
     }
 }

@@ -12,12 +12,13 @@ use crate::cli::commands::show::views::{
 };
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
+use crate::cli::open::access::Access;
 use crate::cli::open::datasets::configured_place;
 use crate::cli::open::history;
 use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::cli::open::identity::known_stores;
 use crate::cli::open::reading::{ReadSide, open_configured, open_for_reading, trusted_keys};
-use crate::cli::open::remote::open_zfs;
+use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::screen::output::Output;
 use crate::config::Config;
 use crate::model::DatasetName;
@@ -93,13 +94,27 @@ pub(crate) async fn survey_host(
         dataset.only_intermediate = config.remote.is_none();
     }
     if config.intermediate.is_some() {
-        let answer = match open_configured(setup, StoreRole::Intermediate).await {
-            Ok(side) => {
+        let opened = setup
+            .open_if_reachable(StoreRole::Intermediate, Access::Read)
+            .await;
+        let answer = match opened {
+            Ok(StoreState::Open(store)) => {
+                let setup = Some(setup);
+                let side = ReadSide { store, setup };
                 survey
                     .store(&side, show, Shelf::Intermediate, deep, context)
                     .await
             }
-            Err(failure) => survey.unanswered(&failure, output),
+            // The directory is a copy on the way to the remote. A host without it is described by
+            // the remote, and the remarks below the table name the missing directory.
+            Ok(StoreState::Unreachable(failure)) if config.remote.is_some() => StoreAnswer {
+                error: Some(failure.reason()),
+                ..StoreAnswer::default()
+            },
+            Ok(StoreState::None) => StoreAnswer::default(),
+            Ok(StoreState::Unreachable(failure)) | Err(failure) => {
+                survey.unanswered(&failure, output)
+            }
         };
         survey.overview.intermediate = answer;
         survey.overview.intermediate.url = config
