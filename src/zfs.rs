@@ -287,6 +287,8 @@ pub struct ZfsErrno(pub i32);
 impl ZfsErrno {
     /// EEXIST: the name or tag is taken.
     pub const EXISTS: Self = Self(libc::EEXIST);
+    /// EROFS: the pool was imported read-only.
+    pub const READ_ONLY: Self = Self(libc::EROFS);
     /// EINTR: the call was interrupted, by a signal or because its reader closed the pipe.
     pub const INTERRUPTED: Self = Self(libc::EINTR);
 

@@ -29,6 +29,25 @@ impl Attempt {
         }
     }
 
+    /// Whether the kernel refuses the operation in a pool that was imported read-only.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn changes_a_pool(&self) -> bool {
+        let changes = [
+            "abandon the receive into",
+            "bookmark",
+            "create",
+            "destroy",
+            "hold",
+            "inherit",
+            "receive",
+            "release the hold on",
+            "roll back to",
+            "set properties of",
+            "snapshot",
+        ];
+        changes.contains(&self.operation)
+    }
+
     /// Makes the error for a refusal by ZFS with this error number.
     pub(super) fn refused(&self, errno: i32) -> ZfsError {
         ZfsError::Call {

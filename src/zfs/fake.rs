@@ -26,7 +26,8 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stream::{
-    FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, StreamSource, Written,
+    FEATURE_COMPRESSED, FEATURE_EMBED_DATA, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW,
+    StreamSource, Written,
 };
 
 /// The initial clock, unless a test sets another: 2026-01-01 00:00 UTC.
@@ -48,6 +49,7 @@ struct Shared {
     happening: BTreeMap<u64, Happening>,
     during_receive: Option<Happening>,
     send_fault: Option<SendFault>,
+    is_read_only: bool,
 }
 
 /// A concurrent change to the pools by somebody else.
@@ -94,6 +96,7 @@ impl FakeZfs {
             happening: BTreeMap::new(),
             during_receive: None,
             send_fault: None,
+            is_read_only: false,
         };
         Self {
             shared: Arc::new(Mutex::new(shared)),
@@ -263,6 +266,11 @@ impl FakeZfs {
         }
     }
 
+    /// Imports all pools again, read-only or not.
+    pub fn set_read_only(&self, is_read_only: bool) {
+        self.lock().is_read_only = is_read_only;
+    }
+
     /// Sets the clock that new snapshots and holds are stamped with.
     pub fn set_now(&self, now: Timestamp) {
         self.lock().state.now = now;
@@ -329,6 +337,9 @@ impl FakeZfs {
         let number = shared.calls;
         match shared.failing.remove(&number) {
             Some(errno) => Err(attempt.refused(errno)),
+            None if shared.is_read_only && attempt.changes_a_pool() => {
+                Err(attempt.refused(libc::EROFS))
+            }
             None => Ok(shared),
         }
     }
@@ -370,6 +381,10 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Written, Arc<Conte
             FEATURE_LARGE_BLOCKS,
         ),
         (raw, FEATURE_RAW),
+        (
+            (request.flags.embedded || request.flags.raw) && !raw,
+            FEATURE_EMBED_DATA,
+        ),
     ];
     let source = StreamSource {
         name: request.snapshot.to_string(),

@@ -4,8 +4,8 @@
 use super::content::Content;
 use super::state::{FakeDataset, FakeSnapshot, Partial, State};
 use super::stream::{
-    BEGIN, BEGIN_MAGIC, CHECKSUM_AT, END, FEATURE_RAW, FEATURE_RESUMING, FLAG_CLONE, FREE,
-    FREEOBJECTS, HEADER_BYTES, OBJECT, Sum, WRITE, read_resume_list,
+    BEGIN, BEGIN_MAGIC, CHECKSUM_AT, END, FEATURE_EMBED_DATA, FEATURE_RAW, FEATURE_RESUMING,
+    FLAG_CLONE, FREE, FREEOBJECTS, HEADER_BYTES, OBJECT, Sum, WRITE, read_resume_list,
 };
 use crate::zfs::attempt::Attempt;
 use crate::zfs::{DatasetType, Property, ReceiveRequest, STREAM_TRUNCATED, SendResume, ZfsError};
@@ -356,6 +356,10 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
             let parent = state.datasets.get(parent.as_str()).ok_or(libc::ENOENT)?;
             if parent.dataset_type != DatasetType::Filesystem {
                 return Err(WRONG_PARENT);
+            }
+            let is_plain = begin.features() & FEATURE_RAW == 0;
+            if parent.encrypted && is_plain && begin.features() & FEATURE_EMBED_DATA != 0 {
+                return Err(libc::EINVAL);
             }
             Ok(target(Content::default(), beginning, None))
         }

@@ -1,7 +1,7 @@
 //! The pools in memory, and the effect of each call on them.
 
 use super::content::{Block, Content};
-use super::stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_RAW};
+use super::stream::{FEATURE_COMPRESSED, FEATURE_EMBED_DATA, FEATURE_LARGE_BLOCKS, FEATURE_RAW};
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::zfs::{
     Bookmark, Dataset, DatasetType, Property, PropertyValue, RESUME_TOKEN_PROPERTY, ResumeToken,
@@ -74,7 +74,7 @@ impl Partial {
             from_guid: Some(self.from_guid).filter(|guid| *guid != 0).map(Guid),
             to_name: self.to_name.clone(),
             large_blocks: has(FEATURE_LARGE_BLOCKS),
-            embedded: false,
+            embedded: has(FEATURE_EMBED_DATA),
             compressed: has(FEATURE_COMPRESSED),
             raw: has(FEATURE_RAW),
         }

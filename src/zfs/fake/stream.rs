@@ -14,6 +14,7 @@ pub(super) const FREEOBJECTS: u32 = 2;
 pub(super) const WRITE: u32 = 3;
 pub(super) const FREE: u32 = 4;
 pub(super) const END: u32 = 5;
+pub(super) const FEATURE_EMBED_DATA: u64 = 1 << 16;
 pub(super) const FEATURE_LZ4: u64 = 1 << 17;
 pub(super) const FEATURE_LARGE_BLOCKS: u64 = 1 << 19;
 pub(super) const FEATURE_RESUMING: u64 = 1 << 20;
