@@ -50,6 +50,7 @@ mod prune;
 mod prune_boundaries;
 mod prune_property;
 mod rclone;
+mod read_only;
 mod rekey;
 mod restore;
 mod resumed;

@@ -12,7 +12,7 @@ use crate::cli::screen::table::bytes;
 use crate::model::{BackupId, DatasetName};
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
-use crate::run::pool::pins::unpin;
+use crate::run::pool::pins::unpin_if_writable;
 use crate::run::prune;
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
@@ -92,7 +92,7 @@ fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
             .iter()
             .filter(|selected| selected.stored == *stored)
         {
-            unpin(&*zfs, &selected.dataset.name, |held| held == id)?;
+            unpin_if_writable(&*zfs, &selected.dataset.name, |held| held == id)?;
         }
         Ok(())
     };

@@ -20,7 +20,7 @@ use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
-use crate::run::pool::pins::unpin;
+use crate::run::pool::pins::unpin_if_writable;
 use crate::run::pool::select::Selected;
 use crate::run::pool::view::pool_view;
 use crate::run::prune::{
@@ -161,7 +161,7 @@ async fn prune_store(
             let PruneOutcome { view, deleted } = pruned?;
             // Release also the holds that an interrupted run left here: the record that names its
             // backups still exists.
-            unpin(zfs, &selected.dataset.name, |id| {
+            unpin_if_writable(zfs, &selected.dataset.name, |id| {
                 deleted.contains(id) || view.is_over(id)
             })?;
             Ok(view)

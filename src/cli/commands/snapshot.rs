@@ -4,8 +4,9 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
 use crate::cli::open::remote::open_zfs;
 use crate::config::SnapshotSource;
+use crate::run::RunError;
 use crate::run::pool::snapshot::{SnapshotRun, SnapshotsTaken, snapshot_between_hooks};
-use crate::zfs::Dataset;
+use crate::zfs::{Dataset, ZfsErrno};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -68,7 +69,17 @@ fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
         context.done(name.dataset(), 0);
     }
     for (dataset, error) in refused {
-        context.failed(&dataset, &Failure::Run(error));
+        match &error {
+            // The next steps back up the snapshots that the pool has.
+            RunError::Zfs(error)
+                if context.is_step() && error.errno() == Some(ZfsErrno::READ_ONLY) =>
+            {
+                context.output.always(&format!(
+                    "{dataset}: no snapshot is taken, because the pool was imported read-only; existing snapshots are backed up"
+                ));
+            }
+            _ => context.failed(&dataset, &Failure::Run(error)),
+        }
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
     context

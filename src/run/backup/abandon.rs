@@ -9,7 +9,7 @@ use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::resume::ResumeVerdict;
 use crate::run::commit::tidy::tidy;
-use crate::run::pool::pins::unpin;
+use crate::run::pool::pins::unpin_if_writable;
 use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::JournalRecord;
@@ -44,7 +44,7 @@ pub(super) async fn keep_resumable(
                 tracing::warn!(%id, "the journal of an upload is forgotten: {why}");
                 let (state_dir, known) = (&env.settings.state_dir, env.store.known());
                 forget_attempt(state_dir, &known, &selected.stored, id)?;
-                unpin(&*env.zfs, &selected.dataset.name, |over| over == id)?;
+                unpin_if_writable(&*env.zfs, &selected.dataset.name, |over| over == id)?;
             }
             ResumeVerdict::Abandon { why } => abandon(env, selected, &upload, &why).await?,
         }
@@ -133,7 +133,7 @@ pub(super) fn abandon_id(
     if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
         attempt.abandon(why)?;
     }
-    unpin(&*env.zfs, &selected.dataset.name, |over| over == id)
+    unpin_if_writable(&*env.zfs, &selected.dataset.name, |over| over == id)
 }
 
 /// Releases what interrupted runs left in the pool for attempts that are over: committed, or
@@ -162,7 +162,7 @@ pub(super) async fn settle(
         .filter(|attempt| attempt.is_abandoned())
         .map(|attempt| &attempt.id)
         .collect();
-    unpin(&*env.zfs, &selected.dataset.name, |id| {
+    unpin_if_writable(&*env.zfs, &selected.dataset.name, |id| {
         given_up.contains(id) || is_committed(id)
     })
 }

@@ -560,6 +560,8 @@ impl<'a> Attempt<'a> {
         match made {
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.errno() == Some(ZfsErrno::EXISTS) => {}
+            // The warning of the pins says so.
+            Ok(Err(error)) if error.errno() == Some(ZfsErrno::READ_ONLY) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, snapshot = %self.snapshot.name, "no bookmark was made")
             }

@@ -8,7 +8,7 @@ use crate::catalog::stores::StoresView;
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
 use crate::run::commit::target::{CommitError, CommitTarget};
 use crate::run::commit::tidy::tidy;
-use crate::run::pool::pins::unpin;
+use crate::run::pool::pins::unpin_if_writable;
 use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::{CommitBytes, JournalRecord};
@@ -73,7 +73,7 @@ pub(super) async fn end_commits(
                     &selected.stored,
                     &attempt.id,
                 )?;
-                unpin(&*env.zfs, &selected.dataset.name, |id| *id == attempt.id)?;
+                unpin_if_writable(&*env.zfs, &selected.dataset.name, |id| *id == attempt.id)?;
                 committed.push(*backup);
             }
             RecommitEnd::Impossible(why) => {

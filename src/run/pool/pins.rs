@@ -21,7 +21,8 @@ fn tag(id: &BackupId) -> String {
     format!("{HOLD_PREFIX}{id}")
 }
 
-/// Pins what an upload needs. Existing pins stay as they are.
+/// Pins what an upload needs. Existing pins stay as they are. A pool that was imported read-only
+/// has no pins, and needs none: nothing can be destroyed in it.
 ///
 /// # Errors
 /// [`ZfsError`] when a snapshot could not be held.
@@ -35,7 +36,16 @@ pub fn pin(
         Err(error) if error.errno() == Some(ZfsErrno::EXISTS) => Ok(()),
         result => result,
     };
-    held(snapshot)?;
+    match held(snapshot) {
+        Err(error) if error.errno() == Some(ZfsErrno::READ_ONLY) => {
+            tracing::warn!(
+                pool = snapshot.dataset().pool(),
+                "the pool was imported read-only: {snapshot} is streamed without a hold, and gets no bookmark"
+            );
+            return Ok(());
+        }
+        result => result?,
+    }
     match base {
         None => Ok(()),
         Some(SendBase::Snapshot(base)) => held(base),
@@ -84,6 +94,25 @@ pub fn unpin(
         tracing::debug!(id = %pin.id, %dataset, "released a hold or bookmark of an upload that is over");
     }
     Ok(())
+}
+
+/// Does the same as [`unpin`]. In a pool that was imported read-only the pins stay until a later
+/// run.
+///
+/// # Errors
+/// As for [`unpin`].
+pub fn unpin_if_writable(
+    zfs: &dyn Zfs,
+    dataset: &DatasetName,
+    is_over: impl Fn(&BackupId) -> bool,
+) -> Result<(), RunError> {
+    match unpin(zfs, dataset, is_over) {
+        Err(RunError::Zfs(error)) if error.errno() == Some(ZfsErrno::READ_ONLY) => {
+            tracing::warn!(%dataset, "holds of uploads that are over stay: the pool was imported read-only");
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 struct Pin {

@@ -289,12 +289,20 @@ fn drop_culprits(
         });
     }
     if members.len() == before {
+        let errno = error.errno();
         let text = error_chain(&error);
         let mut first = Some(RunError::from(error));
         for dataset in members.drain(..) {
-            let shared = || RunError::Refused {
-                what: format!("{}: {text}", dataset.name),
-                hint: None,
+            let shared = || match errno {
+                Some(source) => RunError::Zfs(ZfsError::Call {
+                    operation: "snapshot",
+                    subject: dataset.name.to_string(),
+                    source,
+                }),
+                None => RunError::Refused {
+                    what: format!("{}: {text}", dataset.name),
+                    hint: None,
+                },
             };
             outcome
                 .refused
