@@ -856,3 +856,35 @@ async fn restored_dataset_continues_its_line_unless_its_source_continues_too() {
         "{error}"
     );
 }
+
+/// The kernel answers EINVAL or ENOTSUP, and does not say which of the two reasons it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embedded_blocks_and_missing_features_have_hints_of_their_own() {
+    const ENOTSUP: i32 = 95;
+    let mut world = World::new();
+    world.settings.embedded = true;
+    world.back_up().await;
+    let secret = name("tank/secret");
+    world.zfs.create(&secret, DatasetType::Filesystem);
+    world.zfs.set_encrypted(&secret, false);
+    let below = name("tank/secret/a");
+    let refused = world.restore_into(&below).await.unwrap_err();
+    let (text, hint) = (error_chain(&refused), refused.hint().unwrap());
+    assert!(text.contains("embedded blocks"), "{text}");
+    assert!(hint.contains("send.embedded = false"), "{hint}");
+    world.assert_not_received(&below);
+    let before = world.zfs.calls();
+    world.restore_into(&name("tank/plain")).await.unwrap();
+    let mut hints = Vec::new();
+    for n in 1..=world.zfs.calls() - before {
+        world.zfs.fail_call(n, ENOTSUP);
+        let restored = world.restore_into(&name(&format!("tank/plain{n}"))).await;
+        hints.extend(restored.err().and_then(|error| error.hint()));
+    }
+    assert!(
+        hints
+            .iter()
+            .any(|hint| hint.contains("`zpool upgrade tank`")),
+        "{hints:?}"
+    );
+}

@@ -48,21 +48,20 @@ pub fn check_allowed(
     if missing.is_empty() {
         return Ok(());
     }
-    let (uid, place) = (
-        runner.identity.uid,
-        shell_words::quote(above.as_str()).into_owned(),
-    );
+    let uid = runner.identity.uid;
+    let permissions = missing.join(",");
+    let quoted = shell_words::quote(above.as_str());
     Err(RunError::refused(
         format!(
             "restore into {target}: user {uid} lacks {} on {above}",
             missing.join(", ")
         ),
-        format!("as root: zfs allow -u {uid} {} {place}", missing.join(",")),
+        format!("as root: zfs allow -u {uid} {permissions} {quoted}"),
     ))
 }
 
 /// Returns the dataset itself, or its nearest existing ancestor.
-fn nearest(zfs: &dyn Zfs, target: &DatasetName) -> Result<DatasetName, RunError> {
+pub(super) fn nearest(zfs: &dyn Zfs, target: &DatasetName) -> Result<DatasetName, RunError> {
     let mut name = Some(target.clone());
     while let Some(candidate) = name {
         if zfs.dataset(&candidate)?.is_some() {

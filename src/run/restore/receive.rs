@@ -1,6 +1,7 @@
 //! Receives a chain: into a new dataset, onto an existing dataset that is rolled back to the newest
 //! snapshot in common with the chain, or by resuming an interrupted restore.
 
+use super::allowed::nearest;
 use super::leave::{
     abort_cut, check_own, destroy_begun, leave_half, may_resume, must_start_over, remove_received,
 };
@@ -17,8 +18,9 @@ use crate::run::restore::reading::reader::{FailureSlot, RestoreReader, open_resu
 use crate::run::restore::reading::resume::{FoundStart, find_start};
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
+use crate::stream::record::feature;
 use crate::zfs::{
-    Dataset, PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsError,
+    Dataset, PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsErrno, ZfsError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -283,6 +285,9 @@ impl Receiving<'_> {
         .await?;
         match (take_failure(&failure), result) {
             (Some(error), _) => return Err(error),
+            (None, Err(error)) if is_new && self.refuses_embedded(backup, &error)? => {
+                return Err(embedded_below_encrypted(backup, &error));
+            }
             (None, Err(error)) if is_new && lacks_feature(&error) => {
                 return Err(self.without_feature(backup, &error)?);
             }
@@ -324,6 +329,21 @@ impl Receiving<'_> {
         }
     }
 
+    /// Whether ZFS refuses a stream because of its embedded blocks, which it never receives into an
+    /// encrypted dataset. The kernel does not say so: EINVAL has other reasons, and ENOTSUP also
+    /// means that the pool lacks a feature.
+    fn refuses_embedded(&self, backup: &RestoreBackup, error: &ZfsError) -> Result<bool, RunError> {
+        const REFUSALS: [i32; 2] = [libc::EINVAL, libc::ENOTSUP];
+        let flags = backup.manifest.send.feature_flags;
+        let has_embedded = flags & feature::EMBED_DATA != 0 && flags & feature::RAW == 0;
+        let is_refusal = |errno: ZfsErrno| REFUSALS.contains(&errno.0);
+        if !has_embedded || !error.errno().is_some_and(is_refusal) {
+            return Ok(false);
+        }
+        let above = self.zfs.dataset(&nearest(&**self.zfs, self.target)?)?;
+        Ok(above.is_some_and(|above| above.encrypted))
+    }
+
     /// Returns an error with the ZFS versions, for a stream that this pool or its ZFS cannot
     /// receive.
     fn without_feature(
@@ -335,7 +355,7 @@ impl Receiving<'_> {
             &backup.manifest.send.zfs_version,
             self.zfs.module_version()?,
         );
-        let pool = self.target.pool();
+        let quoted_pool = shell_words::quote(self.target.pool());
         Ok(RunError::refused(
             format!(
                 "{}; it was sent by ZFS {then}, and this is ZFS {now}",
@@ -343,7 +363,7 @@ impl Receiving<'_> {
             ),
             format!(
                 "restore it with an OpenZFS as new as the one that sent it, into a pool with its features: \
-                 `zpool upgrade {pool}` enables those that the ZFS here knows"
+                 `zpool upgrade {quoted_pool}` enables those that the ZFS here knows"
             ),
         ))
     }
@@ -389,10 +409,11 @@ impl Receiving<'_> {
     fn end(&self, made: &[DatasetName]) {
         let warn_if_left = |name: &DatasetName, property: &str, ended: Result<(), ZfsError>| {
             if let Err(error) = ended {
-                let name = shell_words::quote(name.as_str());
+                let quoted = shell_words::quote(name.as_str());
+                let quoted_property = shell_words::quote(property);
                 tracing::warn!(
                     error = error_chain(&error),
-                    "received; one step remains: zfs inherit {property} {name}"
+                    "received; one step remains: zfs inherit {quoted_property} {quoted}"
                 );
             }
         };
@@ -482,11 +503,11 @@ impl Receiving<'_> {
                 tracing::warn!(error = error_chain(&error), hint, "part of the failed restore stays");
             }
             if is_rollback && zfs.dataset(&target).ok().flatten().is_some_and(|dataset| mark.is_on(&dataset)) {
-                let name = shell_words::quote(target.as_str());
+                let quoted = shell_words::quote(target.as_str());
                 tracing::warn!(
                     "{target} stays readonly, and marked as half restored, as it is between two backups: the same \
-                     command resumes the restore; to keep the dataset as it is: zfs inherit readonly {name}; zfs \
-                     inherit {RESTORING_PROPERTY} {name}"
+                     command resumes the restore; to keep the dataset as it is: zfs inherit readonly {quoted}; zfs \
+                     inherit {RESTORING_PROPERTY} {quoted}"
                 );
             }
         })
@@ -528,6 +549,18 @@ async fn find_in(
         fetch_bytes: Entries::of(backup).sealed_bytes_from(backup, found.entry),
     };
     Ok((found, resumed))
+}
+
+fn embedded_below_encrypted(backup: &RestoreBackup, error: &ZfsError) -> RunError {
+    RunError::refused(
+        format!(
+            "{}: the stream of {} has embedded blocks, which ZFS does not receive into an encrypted dataset",
+            error_chain(error),
+            backup.manifest.id
+        ),
+        "restore it to a place that is not below an encrypted dataset; backups that are made with send.embedded = false \
+         and without send.raw = \"always\" can be restored here",
+    )
 }
 
 /// Whether the kernel found the target changed: its data (ETXTBSY), or a snapshot that appeared
