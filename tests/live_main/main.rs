@@ -46,3 +46,4 @@ mod restores;
 mod resumed;
 mod thousands;
 mod trees;
+mod unreadable;
