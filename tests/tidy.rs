@@ -5,11 +5,14 @@
 //! gets all files and gives the places that break it; each is shown to fail on a small bad sample,
 //! so that none can pass by being blind.
 
+#[path = "tidy/commands.rs"]
+mod commands;
 #[path = "tidy/comments.rs"]
 mod comments;
 #[path = "tidy/house.rs"]
 mod house;
 
+use commands::unquoted_commands;
 use comments::comment_openings;
 use house::{SUBROOMS, circles, subrooms};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
@@ -41,6 +44,10 @@ const RULES: &[Rule] = &[
     ("every file says what it holds", file_docs),
     ("no registry is named", registry_names),
     ("comments open with their subject", comment_openings),
+    (
+        "values in commands are quoted for a shell",
+        unquoted_commands,
+    ),
 ];
 
 /// Which rooms a room may use besides itself, each after those that it uses. The map in `lib.rs`
@@ -1055,6 +1062,18 @@ fn each_rule_fails_on_a_bad_sample_and_passes_a_good_one() {
             &[],
         ),
         (comment_openings, "tests/x.rs", "// It is a test.\n", &[]),
+        (
+            unquoted_commands,
+            "src/plan.rs",
+            "fn f() {\n    g(\"`zfs destroy {name}`\");\n    g(\"x: zfs allow -u {uid} {}\");\n}\n",
+            &[2, 3],
+        ),
+        (
+            unquoted_commands,
+            "src/plan.rs",
+            "fn f() { g(\"run zfs destroy {quoted}; {name}\", \"zfs-backup forget {id}\", \"zfs {x}\"); }\n",
+            &[],
+        ),
     ];
     for (check, path, text, expected) in cases {
         let start: String = text.chars().take(80).collect();

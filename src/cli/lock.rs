@@ -323,15 +323,13 @@ fn describe(state: &LockState, config: &Config, now: Timestamp) -> String {
 }
 
 fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -> RunError {
-    let unlock = |ignore: &str| match &context.global.config {
+    let unlock = |option: &str| match &context.global.config {
         Some(_) => {
             let file = config.file.display().to_string();
-            format!(
-                "`zfs-backup -c {}{ignore} unlock`",
-                shell_words::quote(&file)
-            )
+            let quoted = shell_words::quote(&file);
+            format!("`zfs-backup -c {quoted}{option} unlock`")
         }
-        None => format!("`zfs-backup{ignore} unlock`"),
+        None => format!("`zfs-backup{option} unlock`"),
     };
     let is_here = |holder: &Holder| holder.here.is_same_host(&HostBoot::current());
     let hint = match state {

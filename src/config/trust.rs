@@ -256,14 +256,14 @@ impl FileError {
             return None;
         };
         let path = path.display().to_string();
-        let path = shell_words::quote(&path);
+        let quoted = shell_words::quote(&path);
         match flaw {
             Flaw::NotAFile => None,
             Flaw::Owner(_) => Some(format!(
-                "run `chown root {path}` once you know that its content is yours"
+                "run `chown root {quoted}` once you know that its content is yours"
             )),
-            Flaw::Writable(_) => Some(format!("run `chmod go-w {path}`")),
-            Flaw::Readable(_) => Some(format!("run `chmod 600 {path}`")),
+            Flaw::Writable(_) => Some(format!("run `chmod go-w {quoted}`")),
+            Flaw::Readable(_) => Some(format!("run `chmod 600 {quoted}`")),
         }
     }
 

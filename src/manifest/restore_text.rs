@@ -44,7 +44,7 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
         verifying_key,
         ..
     } = from;
-    let place = shell_quote(&format!("{dataset}/@{id}/"));
+    let quoted_place = shell_quote(&format!("{dataset}/@{id}/"));
     let programs = if from.compression == CompressionName::Zstd {
         "age, b3sum, zstd"
     } else {
@@ -62,9 +62,9 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
          # of {dataset} with {programs} and a shell alone.\n\
          #\n\
          # 1. Fetch all objects of the backup into an empty folder, by any client:\n\
-         #      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} .\n\
-         #      rclone copy REMOTE:BUCKET/PREFIX/{place} .\n\
-         #      b2 sync b2://BUCKET/PREFIX/{place} .\n\
+         #      aws s3 cp --recursive s3://BUCKET/PREFIX/{quoted_place} .\n\
+         #      rclone copy REMOTE:BUCKET/PREFIX/{quoted_place} .\n\
+         #      b2 sync b2://BUCKET/PREFIX/{quoted_place} .\n\
          # 2. Have your key file ready as identity.txt beside them.\n"
     )?;
     if from.keyring {

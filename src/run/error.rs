@@ -267,13 +267,7 @@ impl RunError {
                 "{}; the next run resumes the upload, and if it fails at the same place, that run steps over the snapshot and backs up a newer one",
                 damaged_files_hint(snapshot)
             )),
-            Self::SteppedOver { snapshot, .. } => Some(format!(
-                "{}; repair the pool, or delete or replace those files: the next snapshot without them is backed up. \
-                 Nothing of this program holds the unreadable snapshot any more: `zfs destroy {}` removes it. \
-                 To leave the dataset out, add it to main.exclude",
-                damaged_files_hint(snapshot),
-                shell_words::quote(&snapshot.to_string())
-            )),
+            Self::SteppedOver { snapshot, .. } => Some(stepped_over_hint(snapshot)),
             Self::NoDataset { similar: Some(name), .. } => Some(format!("did you mean {name}?")),
             Self::NoDataset { similar: None, .. } => Some("check main.zfs_fs, and that the pool is imported".into()),
             Self::Keyring { source: KeyringError::WrongPassphrase, .. } => {
@@ -316,8 +310,19 @@ impl RunError {
 
 /// Returns the command that lists the damaged files of a snapshot's pool.
 fn damaged_files_hint(snapshot: &SnapshotName) -> String {
+    let quoted_pool = shell_words::quote(snapshot.dataset().pool());
     format!(
-        "`zpool status -v {}` lists the damaged files (in a filesystem, the object is the inode number of the file)",
-        shell_words::quote(snapshot.dataset().pool())
+        "`zpool status -v {quoted_pool}` lists the damaged files (in a filesystem, the object is the inode number of the file)"
+    )
+}
+
+fn stepped_over_hint(snapshot: &SnapshotName) -> String {
+    let name = snapshot.to_string();
+    let quoted = shell_words::quote(&name);
+    format!(
+        "{}; repair the pool, or delete or replace those files: the next snapshot without them is backed up. \
+         Nothing of this program holds the unreadable snapshot any more: `zfs destroy {quoted}` removes it. \
+         To leave the dataset out, add it to main.exclude",
+        damaged_files_hint(snapshot)
     )
 }

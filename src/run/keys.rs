@@ -286,6 +286,7 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
     let Some((key, error)) = unlisted else {
         return Ok(());
     };
+    let quoted = shell_words::quote(store.url());
     Err(RunError::refused(
         format!(
             "{} was not read when `key rotate` ran: {key}: {error}",
@@ -294,8 +295,7 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
         format!(
             "nothing was changed there, and the passphrase still restores its backups. To keep them, use another prefix \
              in `remote` from now on; if somebody else made that backup, `zfs-backup forget` it. The next rotation lists \
-             them too with `zfs-backup key rotate --also-list {}`",
-            shell_words::quote(store.url())
+             them too with `zfs-backup key rotate --also-list {quoted}`"
         ),
     ))
 }

@@ -195,10 +195,9 @@ impl RcloneStore {
         };
         let missing = cause.is_no_folder();
         let error = self.failed(operation, "", cause);
-        let hint = format!(
-            "mount its file system, or create it: `rclone mkdir {}`",
-            self.settings.place()
-        );
+        let place = self.settings.place();
+        let quoted = shell_words::quote(&place);
+        let hint = format!("mount its file system, or create it: `rclone mkdir {quoted}`");
         Err(if missing {
             error.with_hint(hint)
         } else {

@@ -272,9 +272,9 @@ fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output
     match left_readonly(zfs, target) {
         Ok(Some(place)) => {
             let place = place.display().to_string();
-            let place = shell_words::quote(&place);
+            let quoted = shell_words::quote(&place);
             output.note(&format!(
-                "it is mounted readonly, and stays so until: mount -o remount,rw {place}"
+                "it is mounted readonly, and stays so until: mount -o remount,rw {quoted}"
             ));
         }
         Ok(None) => {}

@@ -237,10 +237,8 @@ impl RunReport {
             lines.push(format!("why  {}", said.text));
             lines.extend(said.hint.as_ref().map(|hint| format!("do   {hint}")));
         }
-        lines.push(format!(
-            "     then zfs-backup -c {} perform",
-            quoted(&self.config_file)
-        ));
+        let quoted = quoted(&self.config_file);
+        lines.push(format!("     then zfs-backup -c {quoted} perform"));
         let list = |run: bool| -> Vec<&str> {
             let wanted = self
                 .steps

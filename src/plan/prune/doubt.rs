@@ -203,9 +203,9 @@ impl Doubt {
             Self::Ahead { id, .. } => {
                 format!("set the clock; if the snapshot's time is wrong: zfs-backup forget {id}")
             }
-            Self::Order { later, .. } => {
+            Self::Order { later: id, .. } => {
                 format!(
-                    "a clock was wrong when one of them was taken; zfs-backup forget {later} ends the contradiction"
+                    "a clock was wrong when one of them was taken; zfs-backup forget {id} ends the contradiction"
                 )
             }
             Self::UploadUnreadable { id, .. } => {
@@ -223,18 +223,10 @@ fn host_words(host: Option<&HostMark>) -> String {
         .unwrap_or_default()
 }
 
-/// Returns the command that adopts `chosen`, quoted for a shell.
-pub fn adopt_command(stored: &DatasetName, chosen: &str) -> String {
-    format!("zfs-backup adopt {} {chosen} -y", quote(stored.as_str()))
-}
-
-/// Quotes a dataset's name, which may contain spaces and no other special character of a shell.
-fn quote(name: &str) -> String {
-    if name.contains(' ') {
-        format!("'{name}'")
-    } else {
-        name.to_owned()
-    }
+/// Returns the command that adopts what `option` chooses.
+pub fn adopt_command(stored: &DatasetName, option: &str) -> String {
+    let quoted = shell_words::quote(stored.as_str());
+    format!("zfs-backup adopt {quoted} {option} -y")
 }
 
 /// Returns all doubts about the dataset, in the order in which a person should check them.

@@ -145,11 +145,9 @@ pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) 
         };
         let missing = missing_permissions(dataset, &given, &runner.identity);
         let advice = || {
-            format!(
-                "zfs allow -u {} {} {dataset}",
-                runner.identity.uid,
-                missing.all().join(",")
-            )
+            let (uid, permissions) = (runner.identity.uid, missing.all().join(","));
+            let quoted = shell_words::quote(dataset.as_str());
+            format!("zfs allow -u {uid} {permissions} {quoted}")
         };
         if !missing.needed.is_empty() {
             let text = format!(
@@ -212,7 +210,9 @@ fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
             missing.join(", ")
         ),
     );
-    let advice = format!("as root: zfs allow -u {uid} {} {pool}", missing.join(","));
+    let permissions = missing.join(",");
+    let quoted = shell_words::quote(pool.as_str());
+    let advice = format!("as root: zfs allow -u {uid} {permissions} {quoted}");
     Some(Check {
         advice: Some(advice),
         ..note

@@ -49,7 +49,7 @@ pub async fn plan_forget(
     let catalog = read_catalog(store, dataset, &env.trusted).await?;
     let depends = |other: &BackupId| {
         let what = format!("{other} builds on {id}; nothing was deleted");
-        RunError::refused(what, format!("zfs-backup forget {other} first"))
+        RunError::refused(what, forget_first(other))
     };
     let records = read_prune_records(store, dataset, &env.trusted, None).await?;
     let own = OwnRecords::read(env, dataset)?;
@@ -79,10 +79,7 @@ pub async fn plan_forget(
                     "the base of {} is unknown: {}",
                     leftover.id, unreadable.reason
                 );
-                return Err(RunError::refused(
-                    what,
-                    format!("zfs-backup forget {} first", leftover.id),
-                ));
+                return Err(RunError::refused(what, forget_first(&leftover.id)));
             }
             _ => {}
         }
@@ -162,10 +159,13 @@ async fn check_waiting(
         "{other} in {} builds on {id}; nothing was deleted",
         intermediate.url()
     );
-    Err(RunError::refused(
-        what,
-        format!("zfs-backup forget --intermediate {other} first"),
-    ))
+    let id = other;
+    let hint = format!("zfs-backup forget --intermediate {id} first");
+    Err(RunError::refused(what, hint))
+}
+
+fn forget_first(id: &BackupId) -> String {
+    format!("zfs-backup forget {id} first")
 }
 
 /// Puts a signed record, deletes the objects of this id, and removes the id from this host's

@@ -97,10 +97,8 @@ fn has_scratch_name(dataset: &Dataset) -> bool {
 
 fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> AbandonedScratch {
     let name = dataset.name.clone();
-    let by_hand = format!(
-        "once no drill is running: zfs destroy -r {}",
-        shell_words::quote(name.as_str())
-    );
+    let quoted = shell_words::quote(name.as_str());
+    let by_hand = format!("once no drill is running: zfs destroy -r {quoted}");
     let stays = |what: &str| {
         RunError::refused(
             format!("{name} was left by an earlier drill, and stays: {what}"),
@@ -120,7 +118,6 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Abando
     // dataset, with the guids of its snapshots. An administrator who renames a scratch dataset
     // wants to keep it.
     if !has_scratch_name(&dataset) {
-        let quoted = shell_words::quote(name.as_str());
         return AbandonedScratch::Stays(
             name.clone(),
             RunError::refused(
@@ -188,10 +185,8 @@ pub async fn drill(
                 "the scratch dataset {scratch} of this drill stays: {}",
                 error_chain(&error)
             );
-            RunError::refused(
-                what,
-                format!("zfs destroy -r {}", shell_words::quote(scratch.as_str())),
-            )
+            let quoted = shell_words::quote(scratch.as_str());
+            RunError::refused(what, format!("zfs destroy -r {quoted}"))
         });
     match compared {
         Ok(compared) => Ok(DrillReport { compared, left }),

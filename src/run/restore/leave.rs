@@ -111,10 +111,10 @@ pub(super) fn remove_received(
 fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Result<(), RunError> {
     let target = &dataset.name;
     let stays = |what: &str| {
-        let name = shell_words::quote(target.as_str());
+        let quoted = shell_words::quote(target.as_str());
         RunError::refused(
             format!("{target} stays: it has {what}"),
-            format!("if it may go: zfs destroy -r {name}"),
+            format!("if it may go: zfs destroy -r {quoted}"),
         )
     };
     if dataset.inconsistent {
@@ -236,13 +236,13 @@ fn refuse_written(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
     if zfs.snapshots(&dataset.name)?.is_empty() {
         return Ok(());
     }
-    let name = shell_words::quote(dataset.name.as_str());
+    let quoted = shell_words::quote(dataset.name.as_str());
     Err(RunError::refused(
         format!(
             "{} stays: {bytes} bytes were written to it since its newest snapshot",
             dataset.name
         ),
-        format!("check its contents; if it may go: zfs destroy -r {name}"),
+        format!("check its contents; if it may go: zfs destroy -r {quoted}"),
     ))
 }
 
@@ -263,14 +263,14 @@ pub(super) fn check_own(
     if found.is_some() && found == token {
         return Ok(());
     }
-    let name = shell_words::quote(target.as_str());
+    let quoted = shell_words::quote(target.as_str());
     Err(RunError::refused(
         format!(
             "{target} has an interrupted receive that cannot be resumed: {}",
             error_chain(why)
         ),
         format!(
-            "nothing proves that it belongs to this restore; to abandon it: zfs receive -A {name}"
+            "nothing proves that it belongs to this restore; to abandon it: zfs receive -A {quoted}"
         ),
     ))
 }
@@ -306,13 +306,13 @@ pub(in crate::run) fn destroy_scratch(
     };
     match Scratch::of(&dataset) {
         Some(_) => destroy_whole(zfs, &dataset, guids),
-        None => Err(RunError::refused(
-            format!("{target} does not carry the mark of a drill"),
-            format!(
-                "if it may go: zfs destroy -r {}",
-                shell_words::quote(target.as_str())
-            ),
-        )),
+        None => {
+            let quoted = shell_words::quote(target.as_str());
+            Err(RunError::refused(
+                format!("{target} does not carry the mark of a drill"),
+                format!("if it may go: zfs destroy -r {quoted}"),
+            ))
+        }
     }
 }
 

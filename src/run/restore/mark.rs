@@ -253,25 +253,25 @@ pub fn is_makeshift(dataset: &Dataset) -> Option<String> {
 /// # Errors
 /// [`RunError::Zfs`] when the dataset's state cannot be read.
 pub fn left_half(dataset: &Dataset) -> Result<Option<(String, String)>, RunError> {
-    let name = shell_words::quote(dataset.name.as_str());
+    let quoted = shell_words::quote(dataset.name.as_str());
     let token = dataset.resume_token()?;
     Ok(match (is_makeshift(dataset), token) {
         (Some(what), _) if Scratch::of(dataset).is_some() => Some((
             what,
             format!(
-                "the next drill destroys it, once the drill that made it has ended: zfs destroy -r {name}"
+                "the next drill destroys it, once the drill that made it has ended: zfs destroy -r {quoted}"
             ),
         )),
         (Some(what), _) => Some((
             what,
-            format!("the same restore into {name} resumes it; with --restart it starts over"),
+            format!("the same restore into {quoted} resumes it; with --restart it starts over"),
         )),
         (None, Some(token)) => Some((
             format!(
                 "{} has an interrupted receive of {}",
                 dataset.name, token.to_name
             ),
-            format!("resume the receive, or abandon it: zfs receive -A {name}"),
+            format!("resume the receive, or abandon it: zfs receive -A {quoted}"),
         )),
         (None, None) => None,
     })

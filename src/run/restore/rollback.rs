@@ -159,11 +159,11 @@ impl Rollback {
 
     fn changed(&self, what: &str) -> RunError {
         let target = self.base.dataset();
+        let quoted = shell_words::quote(target.as_str());
         RunError::refused(
             format!("{target} changed after the list of what would be destroyed was made: {what}"),
             format!(
-                "run the command again for a new list; to prevent other changes meanwhile: zfs set readonly=on {}",
-                shell_words::quote(target.as_str())
+                "run the command again for a new list; to prevent other changes meanwhile: zfs set readonly=on {quoted}"
             ),
         )
     }
@@ -186,7 +186,8 @@ fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
         let quoted = shell_words::quote(&name);
         if snapshot.holds > 0 {
             for tag in zfs.holds(&snapshot.name)?.keys() {
-                commands.push(format!("zfs release {} {quoted}", shell_words::quote(tag)));
+                let quoted_tag = shell_words::quote(tag);
+                commands.push(format!("zfs release {quoted_tag} {quoted}"));
             }
             kept.push(format!("{name} is held"));
         }

@@ -168,10 +168,10 @@ impl ExistingTarget<'_> {
                 "{} is in the middle of a receive that cannot be resumed",
                 self.target
             );
-            let name = shell_words::quote(self.target.as_str());
+            let quoted = shell_words::quote(self.target.as_str());
             return Err(RunError::refused(
                 what,
-                format!("if no other process receives into it: zfs destroy {name}"),
+                format!("if no other process receives into it: zfs destroy {quoted}"),
             ));
         }
         self.plan(0)
@@ -219,12 +219,10 @@ impl ExistingTarget<'_> {
                 base.name
             );
             let name = base.name.to_string();
+            let quoted = shell_words::quote(&name);
             return Err(RunError::refused(
                 what,
-                format!(
-                    "to roll back to it: zfs rollback -r {}",
-                    shell_words::quote(&name)
-                ),
+                format!("to roll back to it: zfs rollback -r {quoted}"),
             ));
         }
         let rollback = match is_end {
@@ -255,10 +253,10 @@ impl ExistingTarget<'_> {
                 "an older build began {}, and its mark does not prove which snapshots are its own",
                 self.target
             );
-            let name = shell_words::quote(self.target.as_str());
+            let quoted = shell_words::quote(self.target.as_str());
             return Err(RunError::refused(
                 what,
-                format!("resume it without --restart, or: zfs destroy -r {name}"),
+                format!("resume it without --restart, or: zfs destroy -r {quoted}"),
             ));
         }
         if rollback && !self.dataset.inconsistent {
@@ -290,10 +288,10 @@ impl ExistingTarget<'_> {
                 "{} has more than this restore received: {}",
                 self.target, other.name
             );
-            let name = shell_words::quote(self.target.as_str());
+            let quoted = shell_words::quote(self.target.as_str());
             return Err(RunError::refused(
                 what,
-                format!("destroy it yourself: zfs destroy -r {name}"),
+                format!("destroy it yourself: zfs destroy -r {quoted}"),
             ));
         }
         let token = begun.token;
@@ -365,8 +363,8 @@ impl ExistingTarget<'_> {
                 )
             }
             None => {
-                let name = shell_words::quote(self.target.as_str());
-                format!("`zfs receive -A {name}` abandons it, if nobody needs it")
+                let quoted = shell_words::quote(self.target.as_str());
+                format!("`zfs receive -A {quoted}` abandons it, if nobody needs it")
             }
         }
     }

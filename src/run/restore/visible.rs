@@ -40,17 +40,16 @@ pub fn visible_steps(zfs: &dyn Zfs, name: &DatasetName) -> Result<VisibleSteps, 
 
 /// Decides from facts alone; `is_free` says whether a folder is free.
 fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> bool) -> VisibleSteps {
-    let name = quoted(dataset.name.as_str());
+    let quoted = quote(dataset.name.as_str());
     let mut steps = VisibleSteps::default();
     if dataset.encrypted && dataset.key_unavailable {
         let root = text(dataset, "encryptionroot").unwrap_or(dataset.name.as_str());
-        steps
-            .commands
-            .push(format!("zfs load-key {}", quoted(root)));
+        let quoted_root = quote(root);
+        steps.commands.push(format!("zfs load-key {quoted_root}"));
     }
     if dataset.dataset_type == DatasetType::Volume {
         if number(dataset, "volmode") == Some(3) {
-            steps.commands.push(format!("zfs inherit volmode {name}"));
+            steps.commands.push(format!("zfs inherit volmode {quoted}"));
         }
         steps.place = Some(Path::new("/dev/zvol").join(dataset.name.as_str()));
         return steps;
@@ -69,11 +68,11 @@ fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> boo
         // the children that inherit the mount point: in order, parents first. A parent with
         // canmount=noauto would be mounted over its children afterwards.
         if canmount != 1 {
-            steps.commands.push(format!("zfs set canmount=on {name}"));
+            steps.commands.push(format!("zfs set canmount=on {quoted}"));
         }
         steps
             .commands
-            .push(format!("zfs set mountpoint={CHOSEN_FOLDER} {name}"));
+            .push(format!("zfs set mountpoint={CHOSEN_FOLDER} {quoted}"));
         steps.note = Some(format!(
             "the dataset has no mount point: choose an empty folder for {CHOSEN_FOLDER}"
         ));
@@ -93,11 +92,10 @@ fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> boo
         sets.push(format!("mountpoint={CHOSEN_FOLDER}"));
     }
     if !sets.is_empty() {
-        steps
-            .commands
-            .push(format!("zfs set {} {name}", sets.join(" ")));
+        let settings = sets.join(" ");
+        steps.commands.push(format!("zfs set {settings} {quoted}"));
     }
-    steps.commands.push(format!("zfs mount {name}"));
+    steps.commands.push(format!("zfs mount {quoted}"));
     steps
 }
 
@@ -138,7 +136,7 @@ fn number(dataset: &Dataset, property: &str) -> Option<u64> {
     }
 }
 
-fn quoted(text: &str) -> String {
+fn quote(text: &str) -> String {
     shell_words::quote(text).into_owned()
 }
 

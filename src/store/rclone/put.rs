@@ -203,10 +203,13 @@ impl RcloneStore {
         let error = self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text);
         match found {
             // The object is not deleted, because it is only probably ours.
-            Some(_) => error.with_hint(format!(
-                "the object in the store is incomplete; check it, then remove it: `rclone deletefile '{}'`",
-                self.settings.place_of(key.as_str())
-            )),
+            Some(_) => {
+                let place = self.settings.place_of(key.as_str());
+                let quoted = shell_words::quote(&place);
+                error.with_hint(format!(
+                    "the object in the store is incomplete; check it, then remove it: `rclone deletefile {quoted}`"
+                ))
+            }
             None => error,
         }
     }

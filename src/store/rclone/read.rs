@@ -231,10 +231,9 @@ impl RcloneStore {
                     &key,
                     "the remote has two files of this name",
                 );
-                let hint = format!(
-                    "`rclone dedupe {}` keeps one of them",
-                    self.settings.place()
-                );
+                let place = self.settings.place();
+                let quoted = shell_words::quote(&place);
+                let hint = format!("`rclone dedupe {quoted}` keeps one of them");
                 return Err(error.with_hint(hint));
             }
         }

@@ -156,16 +156,17 @@ pub(crate) fn paper(answers: &Answers, file: &Path) -> String {
         .iter()
         .map(|name| format!("  dataset     {name}\n"))
         .collect();
+    let remote = answers.remote.to_string();
+    let quoted = shell_words::quote(&remote);
     format!(
         "{line}\nPAPER COPY of {}\n\n  passphrase  {}\n  store       {}\n{endpoint}{}\n\
          With these, the store's credentials and zfs-backup everything comes back:\n\
-         \x20 zfs-backup restore DATASET --remote {} --to NEW\n\
+         \x20 zfs-backup restore DATASET --remote {quoted} --to NEW\n\
          Without the passphrase nothing does. A dataset that ZFS encrypts needs its\nown ZFS key as well.\n{line}",
         file.display(),
         answers.passphrase,
         answers.remote,
         names.concat(),
-        answers.remote,
     )
 }
 

@@ -77,7 +77,8 @@ fn lines_of(
             bytes(left.bytes),
             left.why
         ));
-        lines.push(format!("       zfs-backup forget {}", left.id));
+        let id = &left.id;
+        lines.push(format!("       zfs-backup forget {id}"));
     }
     if unknown > 0 {
         lines.push(format!(
