@@ -295,6 +295,7 @@ pub async fn back_up(
         has_restarted: false,
         has_overtaken: false,
         has_replanned: false,
+        read_error: None,
         stepped_over: BTreeMap::new(),
     };
     let end = match steps.run().await {

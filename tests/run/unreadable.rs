@@ -228,3 +228,22 @@ async fn upload_is_resumed_when_its_snapshot_becomes_readable_or_fails_elsewhere
     world.assert_no_holds();
     assert_newest_restores(&world).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn incremental_is_sent_when_a_due_full_cannot_be_read() {
+    let mut world = World::new();
+    let base = world.back_up().await.manifest;
+    world.zfs.damage_block(&world.dataset, 8, 8192);
+    world.zfs.write_file(&world.dataset, 60, &noise(60, 9000));
+    world.snapshot();
+    world.settings.lifecycle.full_age_max = Some(SignedDuration::from_secs(1));
+    let night = run(&world).await.unwrap();
+    let [incremental] = &night.committed[..] else {
+        panic!("one backup is committed");
+    };
+    let of_base = incremental.manifest.base.as_ref().unwrap();
+    assert_eq!(of_base.backup_id, base.id);
+    let end = night.end.unwrap_err();
+    assert!(matches!(end, RunError::ReadSnapshot { .. }), "{end}");
+    assert_newest_restores(&world).await;
+}

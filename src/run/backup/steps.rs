@@ -29,6 +29,9 @@ pub(super) struct Steps<'a> {
     pub(super) has_overtaken: bool,
     /// Whether a snapshot or a base was destroyed since the last commit, and the run planned again.
     pub(super) has_replanned: bool,
+    /// The error of a full that ZFS could not read. The run ends with it after an incremental of the
+    /// newest snapshot, which reads only new blocks.
+    pub(super) read_error: Option<RunError>,
     /// The unreadable snapshots that this run does not back up, by transaction group.
     pub(super) stepped_over: BTreeMap<u64, SteppedOver>,
 }
@@ -83,6 +86,11 @@ impl Steps<'_> {
                 .iter()
                 .any(|backup| backup.manifest.base.is_none()),
         });
+        if step != Step::Overtake
+            && let Some(error) = self.read_error.take()
+        {
+            return Err(error);
+        }
         match step {
             Step::EndCommits => {
                 self.has_tried_commits = true;
@@ -168,6 +176,14 @@ impl Steps<'_> {
             }
             Err(error) => error,
         };
+        if matches!(error, RunError::ReadSnapshot { .. })
+            && attempt.base.is_none()
+            && requested == RequestedKind::Lifecycle
+            && can_send_incremental(env, view)?
+        {
+            self.read_error = Some(error);
+            return Ok(None);
+        }
         let is_lost = has_lost(&attempt);
         if attempt.is_pointless() || is_lost {
             abandon_id(env, selected, &attempt.id, &error_chain(&error))?;
