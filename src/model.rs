@@ -44,14 +44,22 @@ impl InvalidName {
     }
 }
 
-/// Writes and reads a type in JSON as the text that `Display` and `FromStr` agree on.
-macro_rules! serde_as_text {
+/// Writes a type in JSON as its `Display` text.
+macro_rules! serialize_as_text {
     ($($name:ty),+) => {$(
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
             }
         }
+    )+};
+}
+pub(crate) use serialize_as_text;
+
+/// Writes and reads a type in JSON as the text that `Display` and `FromStr` agree on.
+macro_rules! serde_as_text {
+    ($($name:ty),+) => {$(
+        serialize_as_text!($name);
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = String::deserialize(deserializer)?;
@@ -70,6 +78,7 @@ serde_as_text!(
     SnapshotName,
     StoreId
 );
+serialize_as_text!(BookmarkName);
 
 /// A 64-bit ZFS guid: of a snapshot, a dataset or a pool. Written as 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,9 +2,10 @@
 //! needs. [`RealZfs`] drives `libzfs_core`, opened at run time, and the read ioctls;
 //! [`fake::FakeZfs`] keeps pools in memory.
 
-use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
+use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName, serialize_as_text};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read;
 
 /// Filesystem or volume.
@@ -106,6 +107,17 @@ pub enum SendBase {
     Snapshot(SnapshotName),
     /// A bookmark.
     Bookmark(BookmarkName),
+}
+
+serialize_as_text!(SendBase);
+
+impl fmt::Display for SendBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(name) => write!(f, "@{}", name.short()),
+            Self::Bookmark(name) => write!(f, "#{}", name.short()),
+        }
+    }
 }
 
 /// The flags for `lzc_send`; constant within a chain.

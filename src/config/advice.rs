@@ -6,6 +6,7 @@ use super::secret::Passphrase;
 use super::stores::sealed_bytes_max;
 use super::{Age, Config, RawMode, Remote, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
+use serde::Serialize;
 
 /// Memory that does not depend on the configuration: the program itself, the runtime, TLS, the
 /// stream's pipe and the record parser. An allowance: about 27 MiB were measured, and 20 MiB more
@@ -23,7 +24,7 @@ const PASSPHRASE_CHARS_MIN: usize = 16;
 const ARCHIVE_CLASSES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
 
 /// A line of advice.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Advice {
     /// The subject of the advice: "memory", "requests", "evidence".
     pub subject: &'static str,

@@ -15,11 +15,12 @@ use super::sequence::KNOWN_TYPO;
 use super::units::Size;
 use super::{BandwidthSchedule, Remote};
 use ini::IniLine;
+use serde::Serialize;
 use std::path::PathBuf;
 use toml::Value;
 
 /// A converted configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Converted {
     /// The text of the new file.
     pub toml: String,

@@ -6,6 +6,7 @@ use super::timeline::{PoolView, Timeline};
 use crate::manifest::Origin;
 use crate::model::{BackupId, Guid, HostMark};
 use jiff::Timestamp;
+use serde::{Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -47,17 +48,20 @@ impl fmt::Display for Holder {
 
 /// The backups and uploads of another origin or time line under the dataset's name, in all stores
 /// together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Holding {
     /// The origin or time line.
+    #[serde(rename = "line", serialize_with = "line_of")]
     pub holder: Holder,
     /// The origin.
     pub origin: Origin,
     /// The hosts that made the backups, if their manifests have host marks.
     pub hosts: BTreeSet<HostMark>,
     /// The ids of its backups.
+    #[serde(rename = "backups", serialize_with = "count_of")]
     pub ids: BTreeSet<BackupId>,
     /// The number of unfinished uploads.
+    #[serde(rename = "unfinished")]
     pub attempts: usize,
     /// Bytes of all objects.
     pub bytes: u64,
@@ -67,7 +71,19 @@ pub struct Holding {
     pub newest: Timestamp,
     /// Whether the newest snapshot is newer than all that the pool knows: its host may still be
     /// active.
+    #[serde(rename = "newer_than_ours")]
     pub is_newer: bool,
+}
+
+fn line_of<S: Serializer>(holder: &Holder, serializer: S) -> Result<S::Ok, S::Error> {
+    match holder {
+        Holder::Origin(_) => serializer.serialize_none(),
+        Holder::Line(newest) => serializer.serialize_some(newest),
+    }
+}
+
+fn count_of<S: Serializer>(ids: &BTreeSet<BackupId>, serializer: S) -> Result<S::Ok, S::Error> {
+    ids.len().serialize(serializer)
 }
 
 impl Holding {

@@ -5,7 +5,7 @@ use super::BackupFacts;
 use super::retention::{chains_newest_first, decide_retention, in_order};
 use super::twin::{are_twins, facts_stand_in_as_base};
 use crate::config::RetentionRules;
-use crate::model::BackupId;
+use crate::model::{BackupId, serialize_as_text};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +44,8 @@ pub enum LeftReason {
     #[error("[lifecycle-remote] would delete it at once")]
     WouldBePruned,
 }
+
+serialize_as_text!(LeftReason);
 
 /// The reason why a backup cannot be copied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,10 +2,12 @@
 //! time are arguments.
 
 use jiff::Timestamp;
+use serde::Serialize;
 use std::time::Duration;
 
 /// The levels of monitoring plugins; the worst is last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Level {
     /// The dataset is backed up as configured.
     Ok,
@@ -81,13 +83,15 @@ pub struct HealthLimits {
 }
 
 /// The result for one dataset.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {
     /// The worst level of the findings.
+    #[serde(rename = "state")]
     pub level: Level,
     /// The findings, the worst first; empty at [`Level::Ok`].
     pub reasons: Vec<String>,
     /// Whether the newest backup is older than the limit.
+    #[serde(skip)]
     pub late: bool,
 }
 

@@ -22,6 +22,7 @@ use crate::config::RetentionRules;
 use crate::manifest::Origin;
 use crate::model::{BackupId, Digest};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The objects under an id without a valid, trusted manifest.
@@ -155,7 +156,7 @@ pub struct PruneInput<'a> {
 }
 
 /// A backup that is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kept {
     /// The id of the backup.
     pub id: BackupId,
@@ -164,7 +165,7 @@ pub struct Kept {
 }
 
 /// A backup that is deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Doomed {
     /// The id of the backup.
     pub id: BackupId,
@@ -175,7 +176,8 @@ pub struct Doomed {
 }
 
 /// The proof that a leftover is no backup and will never become one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Proof {
     /// A signed prune record names the leftover.
     PruneRecord,
@@ -184,7 +186,7 @@ pub enum Proof {
 }
 
 /// A leftover that is deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DoomedLeftover {
     /// The id of the leftover.
     pub id: BackupId,
@@ -197,7 +199,7 @@ pub struct DoomedLeftover {
 }
 
 /// A leftover that is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeftAlone {
     /// The id of the leftover.
     pub id: BackupId,
@@ -210,7 +212,7 @@ pub struct LeftAlone {
 }
 
 /// The plan of a prune for one dataset in one store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PrunePlan {
     /// The kept backups, oldest first.
     pub keep: Vec<Kept>,
@@ -221,6 +223,7 @@ pub struct PrunePlan {
     /// The kept leftovers, with reasons.
     pub left_alone: Vec<LeftAlone>,
     /// The reasons why nothing is deleted. With any doubt the two lists of deletions are empty.
+    #[serde(skip)]
     pub doubts: Vec<Doubt>,
 }
 

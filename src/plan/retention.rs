@@ -6,7 +6,7 @@
 
 use super::BackupFacts;
 use crate::config::{Age, RetentionRules};
-use crate::model::{BackupId, BackupKind, Guid};
+use crate::model::{BackupId, BackupKind, Guid, serialize_as_text};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,6 +121,8 @@ pub enum Reason {
     /// No rule keeps the backup: the reason to delete it.
     NoRuleKeepsIt,
 }
+
+serialize_as_text!(Reason);
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

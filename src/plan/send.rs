@@ -27,6 +27,7 @@ use crate::manifest::SnapshotRef;
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::zfs::{Bookmark, SendBase, Snapshot};
 use jiff::{SignedDuration, Timestamp};
+use serde::{Serialize, Serializer};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -85,11 +86,13 @@ pub struct SendFacts<'a> {
 }
 
 /// The decision what to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "plan", rename_all = "kebab-case")]
 pub enum SendPlan {
     /// A full of this snapshot.
     Full {
         /// The snapshot.
+        #[serde(serialize_with = "name_of")]
         snapshot: Snapshot,
         /// The reason why no incremental is made.
         why: FullReason,
@@ -97,10 +100,12 @@ pub enum SendPlan {
     /// An incremental.
     Incremental {
         /// The snapshot.
+        #[serde(serialize_with = "name_of")]
         snapshot: Snapshot,
         /// The base in the pool.
         base: SendBase,
         /// The base in the store.
+        #[serde(rename = "base_backup", serialize_with = "id_of")]
         backup: Box<BackupFacts>,
     },
     /// A complete backup of the snapshot is already stored.
@@ -108,6 +113,14 @@ pub enum SendPlan {
         /// The backup of the snapshot.
         id: BackupId,
     },
+}
+
+fn name_of<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
+    snapshot.name.serialize(serializer)
+}
+
+fn id_of<S: Serializer>(backup: &BackupFacts, serializer: S) -> Result<S::Ok, S::Error> {
+    backup.id.serialize(serializer)
 }
 
 /// The reason why a full is made.

@@ -8,9 +8,10 @@ use super::BackupFacts;
 use super::clock::ClockDoubt;
 use super::prune::StartedFact;
 use super::retention::in_order;
-use crate::model::{BackupId, BackupKind, Guid, SnapshotName};
+use crate::model::{BackupId, BackupKind, Guid, SnapshotName, serialize_as_text};
 use crate::zfs::{Bookmark, Snapshot};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -76,6 +77,8 @@ pub enum SnapshotReason {
     Old,
 }
 
+serialize_as_text!(SnapshotReason);
+
 impl fmt::Display for SnapshotReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -110,9 +113,10 @@ impl fmt::Display for SnapshotReason {
 }
 
 /// The decision about one snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SnapshotVerdict {
     /// The snapshot.
+    #[serde(rename = "snapshot")]
     pub name: SnapshotName,
     /// Whether the snapshot is destroyed.
     pub destroy: bool,

@@ -40,6 +40,7 @@ use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
 use planning::{View, decide};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -159,7 +160,7 @@ pub struct SteppedOver {
 }
 
 /// An unfinished upload, and whether a run would resume it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedResume {
     /// The id of the backup that it may become.
     pub id: BackupId,
@@ -194,7 +195,7 @@ pub enum BackupEnd {
 }
 
 /// A paused upload, which waits for the next run.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct PausedUpload {
     /// The id of the backup that it may become.
     pub id: BackupId,

@@ -28,6 +28,7 @@ use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::lock_dataset;
 use crate::store::{ObjectKey, ObjectStore};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -91,7 +92,7 @@ pub struct UploadReport {
 }
 
 /// A backup that is now in the remote.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CopiedBackup {
     /// The backup's id.
     pub id: BackupId,
@@ -103,6 +104,7 @@ pub struct CopiedBackup {
     pub sent_bytes: u64,
     /// The number of chunks that an earlier run had stored, and of which the store confirms only
     /// the size.
+    #[serde(rename = "chunks_confirmed_by_size_only")]
     pub by_size_only: usize,
 }
 

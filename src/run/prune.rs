@@ -19,7 +19,7 @@ mod forget;
 mod record;
 mod view;
 
-pub use forget::{forget, plan_forget};
+pub use forget::{Forgotten, forget, plan_forget};
 pub(super) use view::read_leftovers;
 use view::read_view_uncached;
 pub use view::{PruneView, SecondaryStore, read_view};

@@ -16,6 +16,7 @@ use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use backup::{BackupFindings, verify_backup};
 use futures_util::{StreamExt, stream};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -28,15 +29,18 @@ const BACKUPS_MAX: usize = 4;
 const MISSING: &str = "missing";
 
 /// The result for one dataset in one store.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct VerifyReport {
     /// The number of backups whose manifest verifies.
     pub backups: usize,
     /// The number of objects that are as confirmed, by the strength of the store's evidence.
+    #[serde(skip)]
     pub objects: BTreeMap<EvidenceTier, usize>,
     /// All findings of damage.
+    #[serde(skip)]
     pub damage: Vec<Damage>,
     /// The backups that the damage makes impossible to restore, and what that costs.
+    #[serde(skip)]
     pub broken: Vec<BrokenBackup>,
     /// Objects that no manifest names: unfinished attempts and unknown keys. They are reported, and
     /// are never damage.
@@ -48,11 +52,12 @@ pub struct VerifyReport {
     /// The result of the downloads, if any were requested.
     pub read: Option<ReadReport>,
     /// Backups that receipts name as present in this store.
+    #[serde(skip)]
     live: BTreeSet<BackupId>,
 }
 
 /// A finding of damage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Damage {
     /// The key of the object.
     pub key: String,
@@ -62,6 +67,7 @@ pub struct Damage {
     pub reason: String,
     /// Whether the fault makes the backup impossible to restore. The loss of a keyring copy, a
     /// receipt or instructions is damage, but no reason to refuse a restore.
+    #[serde(rename = "breaks_restore")]
     pub breaks: bool,
 }
 

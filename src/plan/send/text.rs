@@ -2,8 +2,10 @@
 //! indented.
 
 use super::{BaseLoss, FullReason, LocalBase, SendConflict};
-use crate::model::bytes_text;
+use crate::model::{bytes_text, serialize_as_text};
 use std::fmt;
+
+serialize_as_text!(FullReason);
 
 impl fmt::Display for FullReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

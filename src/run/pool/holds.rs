@@ -20,30 +20,34 @@ use crate::state::journal::attempts_anywhere;
 use crate::store::ObjectStore;
 use crate::zfs::{Zfs, ZfsError};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A hold of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OurHold {
     /// The held snapshot.
     pub snapshot: SnapshotName,
     /// The whole tag of the hold.
     pub tag: String,
     /// The attempt that needs the hold.
+    #[serde(rename = "backup")]
     pub id: BackupId,
     /// The time when the hold was made.
     pub since: Timestamp,
     /// The bytes that destroying the snapshot would free. A held snapshot cannot be destroyed.
     pub used_bytes: u64,
     /// The number of all holds on the snapshot.
+    #[serde(skip)]
     pub holds: u64,
 }
 
 /// A hold with the reason why it stays.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JudgedHold {
     /// The hold.
+    #[serde(flatten)]
     pub hold: OurHold,
     /// The reason why the hold stays; `None` when it may be released.
     pub stays: Option<String>,

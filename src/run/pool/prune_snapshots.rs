@@ -17,6 +17,7 @@ use crate::state::journal::{never_committing, unended};
 use crate::store::ObjectStore;
 use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,9 +52,10 @@ pub struct SnapshotsEnv {
 }
 
 /// The result for one snapshot.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct SnapshotOutcome {
     /// The decision.
+    #[serde(flatten)]
     pub verdict: SnapshotVerdict,
     /// The reason why ZFS refused to destroy the snapshot: it is held, being read or cloned.
     pub refused: Option<String>,

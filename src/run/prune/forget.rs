@@ -16,9 +16,10 @@ use crate::run::RunError;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::forget_attempt;
 use crate::store::{ObjectKey, ObjectStore};
+use serde::{Serialize, Serializer};
 
 /// The backup or leftover that is deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Forgotten {
     /// The id.
     pub id: BackupId,
@@ -27,10 +28,15 @@ pub struct Forgotten {
     /// Their bytes.
     pub bytes: u64,
     /// The hash of its manifest; `None` when the id is no backup.
+    #[serde(rename = "backup", serialize_with = "is_some")]
     pub manifest_blake3: Option<Digest>,
     /// Warnings to show before the deletion, for example that this is the newest usable backup, or
     /// that its manifest exists.
     pub warnings: Vec<String>,
+}
+
+fn is_some<S: Serializer>(manifest: &Option<Digest>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(manifest.is_some())
 }
 
 /// Returns what forgetting this id would delete. Changes nothing in the store. A remote comes with

@@ -22,6 +22,7 @@ use crate::stream::record::feature;
 use crate::zfs::{
     Dataset, PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsErrno, ZfsError,
 };
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub struct Received {
 }
 
 /// The point at which an interrupted receive was resumed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ResumedReceive {
     /// The backup.
     pub id: BackupId,

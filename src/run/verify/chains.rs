@@ -5,15 +5,17 @@ use super::{Damage, MISSING};
 use crate::catalog::Catalog;
 use crate::model::{BackupId, Guid};
 use crate::plan::restore::{Bases, RestoreGap};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A backup that cannot be restored, and the effect on other backups.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BrokenBackup {
     /// The backup's id.
     pub id: BackupId,
     /// The snapshot that it holds. While the source still has it, a new full of it repairs every
     /// chain through this backup.
+    #[serde(skip)]
     pub snapshot: Guid,
     /// Backups that build on it, oldest first: they cannot be restored either.
     pub dependents: Vec<BackupId>,

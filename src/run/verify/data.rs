@@ -13,6 +13,7 @@ use crate::run::transfer::{Stop, stopped};
 use crate::run::{RunError, error_chain};
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, stream};
+use serde::Serialize;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,13 +36,14 @@ pub struct ReadData {
 }
 
 /// The amounts that were downloaded.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct ReadReport {
     /// The number of chunks whose BLAKE3 was computed.
     pub chunks: usize,
     /// Their bytes.
     pub bytes: u64,
     /// The number of backups that were opened, with their streams parsed to the END record.
+    #[serde(rename = "backups_opened")]
     pub streams: usize,
 }
 

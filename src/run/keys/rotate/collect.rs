@@ -12,6 +12,7 @@ use crate::store::key::BackupObject;
 use crate::store::{ListedObject, ObjectKey, ObjectStore};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Objects fetched at once, of those that are small.
@@ -20,7 +21,7 @@ const AT_ONCE: usize = 16;
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 
 /// The signed objects of one dataset in one store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CollectedDataset {
     /// The store.
     pub store: String,
@@ -33,6 +34,7 @@ pub struct CollectedDataset {
     /// Unfinished uploads. They cannot be resumed with other keys.
     pub unfinished: usize,
     /// Signed objects that do not verify, by key. They stay untrusted after the rotation.
+    #[serde(rename = "not_believed")]
     pub untrusted: Vec<String>,
 }
 
