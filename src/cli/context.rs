@@ -14,6 +14,7 @@ use crate::state::StateError;
 use crate::state::lockfile::{HeldLock, Holder};
 use crate::state::process::host_name;
 use crate::zfs::Zfs;
+use serde::{Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -40,11 +41,12 @@ pub(crate) struct Context {
 }
 
 /// The results of the datasets that a command worked on, by their names in the pool.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize)]
 pub(crate) struct Tally {
     /// Datasets that succeeded or had nothing to do.
     pub(crate) done: BTreeSet<DatasetName>,
     /// Datasets that failed, with the status and the reason of each.
+    #[serde(serialize_with = "failures")]
     pub(crate) failed: BTreeMap<DatasetName, (u8, String)>,
     /// Datasets in `done` whose upload waits for a later run.
     pub(crate) paused: BTreeSet<DatasetName>,
@@ -52,6 +54,27 @@ pub(crate) struct Tally {
     pub(crate) skipped: BTreeSet<DatasetName>,
     /// Bytes stored or deleted.
     pub(crate) bytes: u64,
+}
+
+fn failures<S: Serializer>(
+    failed: &BTreeMap<DatasetName, (u8, String)>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct FailedDataset<'a> {
+        dataset: &'a DatasetName,
+        exit_status: u8,
+        error: &'a str,
+    }
+    serializer.collect_seq(
+        failed
+            .iter()
+            .map(|(dataset, (exit_status, error))| FailedDataset {
+                dataset,
+                exit_status: *exit_status,
+                error,
+            }),
+    )
 }
 
 impl Context {
@@ -202,6 +225,11 @@ impl Context {
     /// Returns the results of the datasets so far.
     pub(crate) fn tally(&self) -> Tally {
         self.with_tally(|tally| tally.clone())
+    }
+
+    /// Returns the datasets that failed so far.
+    pub(crate) fn failed_datasets(&self) -> Vec<DatasetName> {
+        self.with_tally(|tally| tally.failed.keys().cloned().collect())
     }
 
     /// Returns the result of a command that worked on several datasets: 3 when some failed and the

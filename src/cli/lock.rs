@@ -3,6 +3,7 @@
 use crate::cli::args::{Command, Holds};
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
+use crate::cli::screen::output::display_path;
 use crate::cli::screen::table::age;
 use crate::config::{Config, TimeLimit};
 use crate::run::RunError;
@@ -12,7 +13,8 @@ use crate::state::lockfile::{
 };
 use crate::state::process::HostBoot;
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How often a lock is checked while a command waits for it.
@@ -137,6 +139,17 @@ fn note(context: &Context, config: &Config, state: &LockState, how: &str) {
     }
 }
 
+/// The document of `lock` and `unlock`.
+#[derive(Serialize)]
+pub(crate) struct LockChange {
+    #[serde(serialize_with = "display_path")]
+    pub(crate) lock_file: PathBuf,
+    pub(crate) locked: bool,
+    /// Whether `unlock` removed a lock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) removed: Option<bool>,
+}
+
 /// `lock`: makes the lock by hand or, as a step, for the run of `perform`.
 pub(crate) async fn lock(context: &Context) -> Result<(), Failure> {
     let config = &context.setup()?.config;
@@ -175,9 +188,11 @@ pub(crate) async fn lock(context: &Context) -> Result<(), Failure> {
         context.output.always(&format!("taken over: {old}"));
     }
     context.output.line(format!("locked: {path}"));
-    context
-        .output
-        .json(|| json!({ "lock_file": config.lock_file, "locked": true }));
+    context.output.json(&LockChange {
+        lock_file: config.lock_file.clone(),
+        locked: true,
+        removed: None,
+    });
     match kind {
         LockKind::Manual => lock.stay(),
         LockKind::Run => context.leftovers.keep_lock(lock),
@@ -217,9 +232,11 @@ pub(crate) fn unlock(context: &Context) -> Result<(), Failure> {
             .line(format!("unlocked: {path}; it was {about}")),
         (state, false) => return Err(refusal(context, config, state, &about).into()),
     }
-    context
-        .output
-        .json(|| json!({ "lock_file": config.lock_file, "locked": false, "removed": removed }));
+    context.output.json(&LockChange {
+        lock_file: config.lock_file.clone(),
+        locked: false,
+        removed: Some(removed),
+    });
     Ok(())
 }
 

@@ -7,7 +7,8 @@ use crate::cli::args::sequence::{Step, parse_steps};
 use crate::cli::commands::run_command;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
-use crate::cli::perform::report::{RunReport, StepReport};
+use crate::cli::perform::report::{HookDocument, RunReport, StepReport};
+use crate::cli::screen::output::to_value;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::RunError;
@@ -67,7 +68,7 @@ pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
         .table()
         .iter()
         .for_each(|line| context.output.line(line));
-    context.output.json(|| report.to_json());
+    context.output.json(&report.document());
     if !context.global.dry_run {
         conclude(context, config, &mut report).await;
     }
@@ -173,9 +174,11 @@ async fn conclude(context: &Context, config: &Config, report: &mut RunReport) {
     let Some(command) = command else { return };
     let mut variables = context.hook_variables(config);
     variables.extend(report.variables(&context.output.log_lines()));
-    let mut document = report.to_json();
-    document["log"] = context.output.log_lines().into();
-    document["message"] = report.message().into();
+    let document = to_value(&HookDocument {
+        run: report.document(),
+        log: context.output.log_lines(),
+        message: report.message(),
+    });
     let input = Some(format!("{document:#}\n"));
     let call = HookCall {
         key,

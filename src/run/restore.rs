@@ -31,7 +31,7 @@ pub use reading::reader::{FailureSlot, RestoreReader, open_stream, open_stream_u
 pub use receive::{
     Received, ResumedReceive, find_interrupted, restore_as_planned, restore_to_dataset,
 };
-pub use rollback::{LostSnapshot, Rollback};
+pub use rollback::{LostBookmark, LostSnapshot, Rollback};
 pub use target::{ReceiveOptions, ReceivePlan, ResumeChoice, check_target};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 pub use visible::{VisibleSteps, left_readonly, visible_steps};

@@ -5,10 +5,19 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::access::Access;
 use crate::cli::open::identity::{place_of, stored_names};
+use crate::model::StoreId;
 use crate::run::identity::{accept, known_at};
 use crate::store::ListedObject;
-use serde_json::json;
+use serde::Serialize;
 use std::ops::ControlFlow;
+
+/// The document of `accept-store`.
+#[derive(Serialize)]
+pub(crate) struct AcceptedStore {
+    pub(crate) store: String,
+    pub(crate) before: Option<StoreId>,
+    pub(crate) now: StoreId,
+}
 
 pub(crate) async fn accept_store(context: &Context, args: &AcceptStore) -> Result<(), Failure> {
     let setup = context.setup()?;
@@ -40,6 +49,10 @@ pub(crate) async fn accept_store(context: &Context, args: &AcceptStore) -> Resul
     }
     let (_, now) = accept(&config.state_dir, &place, &store, &stored_names(config)).await?;
     output.line(format!("  from now on {now} is the right store there"));
-    output.json(|| json!({ "store": place.url, "before": before.id.is_random().then_some(before.id), "now": now }));
+    output.json(&AcceptedStore {
+        store: place.url,
+        before: before.id.is_random().then_some(before.id),
+        now,
+    });
     Ok(())
 }

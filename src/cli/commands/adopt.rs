@@ -25,8 +25,26 @@ use crate::state::adoption::{adopt as adopt_on_disk, origins_of};
 use crate::state::host_mark::known_host_mark;
 use crate::store::ObjectStore;
 use crate::zfs::Zfs;
-use serde_json::json;
+use serde::Serialize;
 use std::sync::Arc;
+
+/// The document of `adopt`.
+#[derive(Serialize)]
+pub(crate) struct Adoption<'a> {
+    pub(crate) format: u32,
+    pub(crate) dataset: &'a DatasetName,
+    pub(crate) own: &'a Origin,
+    pub(crate) others: Vec<Other<'a>>,
+    pub(crate) carried_out: bool,
+}
+
+/// An origin or time line that can be taken over.
+#[derive(Serialize)]
+pub(crate) struct Other<'a> {
+    #[serde(flatten)]
+    pub(crate) holding: &'a Holding,
+    pub(crate) chosen: bool,
+}
 
 pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failure> {
     let setup = context.setup()?;
@@ -90,10 +108,16 @@ pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     } else if chosen.is_some() {
         output.note("nothing was taken over; -y takes it over");
     }
-    output.json(|| {
-        let to_json = |holding: &Holding| holding_to_json(holding, chosen == Some(holding));
-        let others: Vec<_> = holdings.iter().map(to_json).collect();
-        json!({ "format": 1, "dataset": stored, "own": own, "others": others, "carried_out": carry_out })
+    let others = holdings.iter().map(|holding| Other {
+        holding,
+        chosen: chosen == Some(holding),
+    });
+    output.json(&Adoption {
+        format: 1,
+        dataset: stored,
+        own: &own,
+        others: others.collect(),
+        carried_out: carry_out,
     });
     Ok(())
 }
@@ -262,18 +286,6 @@ fn holding_lines(holding: &Holding, own: Option<&HostMark>) -> Vec<String> {
         lines.push("by a host that left no mark".to_owned());
     }
     lines
-}
-
-fn holding_to_json(holding: &Holding, is_chosen: bool) -> serde_json::Value {
-    let line = match &holding.holder {
-        Holder::Origin(_) => None,
-        Holder::Line(id) => Some(id),
-    };
-    json!({
-        "origin": holding.origin, "line": line, "chosen": is_chosen, "backups": holding.ids.len(),
-        "unfinished": holding.attempts, "bytes": holding.bytes, "oldest": holding.oldest, "newest": holding.newest,
-        "hosts": holding.hosts, "newer_than_ours": holding.is_newer,
-    })
 }
 
 /// Reads what the pool knows, and the origins and backups that the dataset owns in every store:

@@ -10,11 +10,11 @@ use crate::cli::open::keys::{ask_passphrase, keys_for_planning, keys_for_writing
 use crate::cli::open::remote::open_zfs;
 use crate::cli::open::settings::backup_settings;
 use crate::cli::open::{history, kept_config};
-use crate::cli::screen::output::Output;
+use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::progress::UploadProgress;
 use crate::cli::screen::table::{bytes, tier_words};
 use crate::config::{Config, KeySource};
-use crate::model::{BackupId, DatasetName};
+use crate::model::{BackupId, BackupKind, DatasetName};
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
     BackupEnd, BackupEnv, BackupRun, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
@@ -28,12 +28,12 @@ use crate::run::pool::inside::refuse_inside;
 use crate::run::pool::select::Selected;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::store::ObjectStore;
+use crate::store::{EvidenceTier, ObjectStore};
+use crate::zfs::Zfs;
 #[cfg(any(test, feature = "testing"))]
 use crate::zfs::recorded::RecordedZfs;
-use crate::zfs::{SendBase, Zfs};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -213,33 +213,31 @@ async fn back_up_all(
         });
         history::backed_up(config, &*target.store, &selected.stored, &run);
         for backup in &run.committed {
-            results.push(report_backup(dataset, backup, started, output));
+            let result = BackupResult::committed(backup, started);
+            results.push(output.printed(DatasetResult::new(dataset, result)));
         }
-        match &run.end {
+        match run.end {
             Ok(BackupEnd::UpToDate(id)) if run.committed.is_empty() => {
-                results.push(report_up_to_date(dataset, id, output));
+                let result = BackupResult::UpToDate { id };
+                results.push(output.printed(DatasetResult::new(dataset, result)));
             }
             Ok(BackupEnd::UpToDate(_)) => {}
             Ok(BackupEnd::Paused(paused)) => {
                 context.paused(dataset);
-                results.push(report_paused(dataset, paused, output));
+                let result = BackupResult::Paused(paused);
+                results.push(output.printed(DatasetResult::new(dataset, result)));
             }
             Err(error) => {
-                history::failed(config, &*target.store, &selected.stored, "backup", error);
-            }
-        }
-        match run.end {
-            Ok(_) => context.done(
-                dataset,
-                run.committed.iter().map(|backup| backup.stored_bytes).sum(),
-            ),
-            Err(error) => {
+                history::failed(config, &*target.store, &selected.stored, "backup", &error);
                 context.failed(dataset, &Failure::Run(error));
                 if *stop.borrow() {
                     break;
                 }
+                continue;
             }
         }
+        let stored_bytes = run.committed.iter().map(|backup| backup.stored_bytes);
+        context.done(dataset, stored_bytes.sum());
     }
     if !results.is_empty() && target.role == StoreRole::Remote {
         kept_config::keep(config, &*target.store, &keys).await;
@@ -249,8 +247,10 @@ async fn back_up_all(
     {
         tracing::debug!("cannot note this host's clock: {}", error_chain(&error));
     }
-    let failed: Vec<_> = context.tally().failed.into_keys().collect();
-    output.json(|| json!({ "backups": results, "failed": failed }));
+    output.json(&Backups {
+        backups: results,
+        failed: context.failed_datasets(),
+    });
     context.verdict()
 }
 
@@ -312,7 +312,7 @@ async fn dry_run(
     datasets: &[Selected],
 ) -> Result<(), Failure> {
     let setup = context.setup()?;
-    let config = &setup.config;
+    let (config, output) = (&setup.config, &context.output);
     let keys = keys_for_planning(setup, &*target.store).await?;
     let backup = backup_env(config, kind, target, zfs, keys, context.stop.clone());
     let mut plans = Vec::new();
@@ -325,13 +325,18 @@ async fn dry_run(
                 continue;
             }
         };
-        for resume in &resumes {
-            print_resume(dataset, resume, config, &context.output);
-            plans.push(resume_json(dataset, resume, config));
+        let resumes_one = resumes.iter().any(|resume| resume.resumes_at.is_some());
+        for resume in resumes {
+            let split_bytes = config.split_size.bytes();
+            let plan = Plan::Resume {
+                resume,
+                split_bytes,
+            };
+            plans.push(output.printed(DatasetResult::new(dataset, plan)));
         }
-        if resumes.iter().any(|resume| resume.resumes_at.is_some()) {
+        if resumes_one {
             // The later steps depend on what will be stored by then.
-            context.output.line(format!(
+            output.line(format!(
                 "{dataset}: then the newest snapshot, if that is another one"
             ));
             context.done(dataset, 0);
@@ -345,54 +350,132 @@ async fn dry_run(
                         "{dataset}: @{name} is unreadable and is stepped over: twice ZFS could not read it {fault}"
                     ));
                 }
-                print_plan(dataset, &planned, config, &context.output);
-                plans.push(plan_json(dataset, &planned, config));
+                let plan = Plan::new(planned, config);
+                plans.push(output.printed(DatasetResult::new(dataset, plan)));
                 context.done(dataset, 0);
             }
             Err(error) => context.failed(dataset, &Failure::Run(error)),
         }
     }
-    let failed: Vec<_> = context.tally().failed.into_keys().collect();
-    context
-        .output
-        .json(|| json!({ "plans": plans, "failed": failed }));
+    output.json(&Plans {
+        plans,
+        failed: context.failed_datasets(),
+    });
     context.verdict()
 }
 
-fn chunks_of(planned: &PlannedBackup, config: &Config) -> Option<u64> {
-    planned
-        .estimate_bytes
-        .map(|estimate| estimate.div_ceil(config.split_size.bytes()).max(1))
+/// The document of a run.
+#[derive(Serialize)]
+pub(crate) struct Backups {
+    pub(crate) backups: Vec<DatasetResult<BackupResult>>,
+    pub(crate) failed: Vec<DatasetName>,
 }
 
-fn print_plan(dataset: &DatasetName, planned: &PlannedBackup, config: &Config, output: &Output) {
-    let size = match (planned.estimate_bytes, chunks_of(planned, config)) {
-        (Some(estimate), Some(chunks)) => format!("about {}, {chunks} chunks", bytes(estimate)),
-        _ => "size not known".to_owned(),
-    };
-    output.line(match &planned.plan {
-        SendPlan::UpToDate { id } => {
-            format!("{dataset}: up to date, {id} holds the newest snapshot")
+/// The document of a dry run.
+#[derive(Serialize)]
+pub(crate) struct Plans {
+    pub(crate) plans: Vec<DatasetResult<Plan>>,
+    pub(crate) failed: Vec<DatasetName>,
+}
+
+/// A result or plan of one dataset.
+#[derive(Serialize)]
+pub(crate) struct DatasetResult<T> {
+    pub(crate) dataset: DatasetName,
+    #[serde(flatten)]
+    pub(crate) result: T,
+}
+
+impl<T> DatasetResult<T> {
+    fn new(dataset: &DatasetName, result: T) -> Self {
+        Self {
+            dataset: dataset.clone(),
+            result,
         }
-        SendPlan::Full { snapshot, why } => format!(
-            "{dataset} FULL ({why}) of @{}: {size}",
-            snapshot.name.short()
-        ),
-        SendPlan::Incremental {
-            snapshot,
-            base,
-            backup,
-        } => format!(
-            "{dataset} incremental of @{}: {size}\n  from {} ({})\n  on {}",
-            snapshot.name.short(),
-            base_text(base),
-            backup.snapshot.created_at.strftime("%Y-%m-%d"),
-            backup.id
-        ),
-    });
+    }
 }
 
-fn print_resume(dataset: &DatasetName, resume: &PlannedResume, config: &Config, output: &Output) {
+#[derive(Serialize)]
+#[serde(tag = "plan", rename_all = "kebab-case")]
+pub(crate) enum Plan {
+    Resume {
+        #[serde(flatten)]
+        resume: PlannedResume,
+        split_bytes: u64,
+    },
+    #[serde(untagged)]
+    Send {
+        #[serde(flatten)]
+        plan: SendPlan,
+        /// The size; `None` without an upload.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        estimate: Option<Estimate>,
+    },
+}
+
+/// The size of a planned upload; `None` when ZFS gave no estimate.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Estimate {
+    pub(crate) bytes: Option<u64>,
+    pub(crate) chunks: Option<u64>,
+}
+
+impl Plan {
+    fn new(planned: PlannedBackup, config: &Config) -> Self {
+        let bytes = planned.estimate_bytes;
+        let split_bytes = config.split_size.bytes();
+        let estimate = Estimate {
+            bytes,
+            chunks: bytes.map(|bytes| bytes.div_ceil(split_bytes).max(1)),
+        };
+        let sends = !matches!(planned.plan, SendPlan::UpToDate { .. });
+        Self::Send {
+            plan: planned.plan,
+            estimate: sends.then_some(estimate),
+        }
+    }
+}
+
+impl Render for DatasetResult<Plan> {
+    fn render(&self, output: &Output) {
+        let dataset = &self.dataset;
+        let (plan, estimate) = match &self.result {
+            Plan::Send { plan, estimate } => (plan, estimate),
+            Plan::Resume {
+                resume,
+                split_bytes,
+            } => return render_resume(dataset, resume, *split_bytes, output),
+        };
+        let size = match estimate {
+            Some(Estimate {
+                bytes: Some(estimate),
+                chunks: Some(chunks),
+            }) => format!("about {}, {chunks} chunks", bytes(*estimate)),
+            _ => "size not known".to_owned(),
+        };
+        output.line(match plan {
+            SendPlan::UpToDate { id } => {
+                format!("{dataset}: up to date, {id} holds the newest snapshot")
+            }
+            SendPlan::Full { snapshot, why } => format!(
+                "{dataset} FULL ({why}) of @{}: {size}",
+                snapshot.name.short()
+            ),
+            SendPlan::Incremental {
+                snapshot,
+                base,
+                backup,
+            } => format!(
+                "{dataset} incremental of @{}: {size}\n  from {base} ({})\n  on {}",
+                snapshot.name.short(),
+                backup.snapshot.created_at.strftime("%Y-%m-%d"),
+                backup.id
+            ),
+        });
+    }
+}
+
+fn render_resume(dataset: &DatasetName, resume: &PlannedResume, split_bytes: u64, output: &Output) {
     let PlannedResume {
         id,
         chunks,
@@ -401,132 +484,117 @@ fn print_resume(dataset: &DatasetName, resume: &PlannedResume, config: &Config, 
         why_not,
     } = resume;
     let kept = format!("{chunks} chunks ({}) are confirmed", bytes(*stream_bytes));
-    match (resumes_at, why_not) {
-        (Some(position), _) => {
+    match resumes_at {
+        Some(position) => {
             output.line(format!("{dataset} resumes {id}"));
-            let next = position / config.split_size.bytes();
+            let next = position / split_bytes;
             output.line(format!(
                 "  {kept}; ZFS is read again from {}, in chunk {next}",
                 bytes(*position)
             ));
         }
-        (None, why) => {
-            output.line(format!(
-                "{dataset} does not resume {id}: {}",
-                why.as_deref().unwrap_or("for an unknown reason")
-            ));
+        None => {
+            let why = why_not.as_deref().unwrap_or("for an unknown reason");
+            output.line(format!("{dataset} does not resume {id}: {why}"));
             output.line(format!("  {kept}"));
         }
     }
 }
 
-fn resume_json(
-    dataset: &DatasetName,
-    resume: &PlannedResume,
-    config: &Config,
-) -> serde_json::Value {
-    let PlannedResume {
-        id,
-        chunks,
-        stream_bytes,
-        resumes_at,
-        why_not,
-    } = resume;
-    json!({
-        "dataset": dataset, "plan": "resume", "id": id, "chunks": chunks, "stream_bytes": stream_bytes,
-        "resumes_at": resumes_at, "split_bytes": config.split_size.bytes(), "why_not": why_not,
-    })
+#[derive(Serialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub(crate) enum BackupResult {
+    Committed(Committed),
+    UpToDate { id: BackupId },
+    Paused(PausedUpload),
 }
 
-fn base_text(base: &SendBase) -> String {
-    match base {
-        SendBase::Snapshot(name) => format!("@{}", name.short()),
-        SendBase::Bookmark(name) => format!("#{}", name.short()),
+/// A backup that the run committed.
+#[derive(Serialize)]
+pub(crate) struct Committed {
+    pub(crate) id: BackupId,
+    pub(crate) kind: BackupKind,
+    pub(crate) base: Option<BackupId>,
+    pub(crate) stream_bytes: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) chunks: usize,
+    pub(crate) seconds: f64,
+    /// The number of incrementals in the chain up to this backup.
+    #[serde(skip)]
+    pub(crate) position: u32,
+    /// The weakest evidence among the chunks.
+    #[serde(skip)]
+    pub(crate) tier: Option<EvidenceTier>,
+    /// Whether the type of each record of the stream is known.
+    #[serde(skip)]
+    pub(crate) checked: bool,
+}
+
+impl BackupResult {
+    fn committed(backup: &CommittedBackup, started: Instant) -> Self {
+        let manifest = &backup.manifest;
+        Self::Committed(Committed {
+            id: manifest.id.clone(),
+            kind: manifest.kind,
+            base: manifest.base.as_ref().map(|base| base.backup_id.clone()),
+            stream_bytes: manifest.stream_bytes,
+            stored_bytes: backup.stored_bytes,
+            chunks: backup.chunks,
+            seconds: started.elapsed().as_secs_f64(),
+            position: manifest.chain.position,
+            tier: backup.evidence.as_ref().map(|evidence| evidence.tier),
+            checked: manifest.send.checked,
+        })
     }
 }
 
-fn plan_json(dataset: &DatasetName, planned: &PlannedBackup, config: &Config) -> serde_json::Value {
-    let size = json!({ "bytes": planned.estimate_bytes, "chunks": chunks_of(planned, config) });
-    match &planned.plan {
-        SendPlan::UpToDate { id } => json!({ "dataset": dataset, "plan": "up-to-date", "id": id }),
-        SendPlan::Full { snapshot, why } => json!({
-            "dataset": dataset, "plan": "full", "snapshot": snapshot.name, "why": why.to_string(), "estimate": size,
-        }),
-        SendPlan::Incremental {
-            snapshot,
-            base,
-            backup,
-        } => json!({
-            "dataset": dataset, "plan": "incremental", "snapshot": snapshot.name, "base": base_text(base),
-            "base_backup": backup.id, "estimate": size,
-        }),
+impl Render for DatasetResult<BackupResult> {
+    fn render(&self, output: &Output) {
+        let dataset = &self.dataset;
+        match &self.result {
+            BackupResult::Committed(committed) => render_committed(dataset, committed, output),
+            BackupResult::UpToDate { id } => output.line(format!(
+                "{dataset}: up to date, {id} holds the newest snapshot"
+            )),
+            BackupResult::Paused(PausedUpload {
+                id,
+                why,
+                chunks,
+                stream_bytes,
+            }) => {
+                output.line(format!("{dataset}: paused, {why}"));
+                output.line(format!(
+                    "  {id}: {chunks} chunks kept ({}); the next run resumes",
+                    bytes(*stream_bytes)
+                ));
+            }
+        }
     }
 }
 
-fn report_up_to_date(dataset: &DatasetName, id: &BackupId, output: &Output) -> serde_json::Value {
-    output.line(format!(
-        "{dataset}: up to date, {id} holds the newest snapshot"
-    ));
-    json!({ "dataset": dataset, "result": "up-to-date", "id": id })
-}
-
-fn report_paused(
-    dataset: &DatasetName,
-    paused: &PausedUpload,
-    output: &Output,
-) -> serde_json::Value {
-    let PausedUpload {
+fn render_committed(dataset: &DatasetName, committed: &Committed, output: &Output) {
+    let Committed {
         id,
-        why,
-        chunks,
+        base,
         stream_bytes,
-    } = paused;
-    output.line(format!("{dataset}: paused, {why}"));
-    output.line(format!(
-        "  {id}: {chunks} chunks kept ({}); the next run resumes",
-        bytes(*stream_bytes)
-    ));
-    json!({
-        "dataset": dataset, "result": "paused", "id": id, "why": why, "chunks": chunks,
-        "stream_bytes": stream_bytes,
-    })
-}
-
-fn report_backup(
-    dataset: &DatasetName,
-    committed: &CommittedBackup,
-    started: Instant,
-    output: &Output,
-) -> serde_json::Value {
-    let CommittedBackup {
-        manifest,
         stored_bytes,
         chunks,
-        evidence,
+        seconds,
+        position,
+        tier,
+        ..
     } = committed;
-    let seconds = started.elapsed().as_secs_f64();
-    let base = manifest.base.as_ref().map(|base| &base.backup_id);
-    output.line(format!("{dataset}: committed {}", manifest.id));
+    output.line(format!("{dataset}: committed {id}"));
     if let Some(base) = base {
-        output.line(format!(
-            "  incremental {} on {base}",
-            manifest.chain.position
-        ));
+        output.line(format!("  incremental {position} on {base}"));
     }
     output.line(format!(
         "  {} stream, {} stored in {chunks} chunks, {seconds:.1} s, confirmed by {}",
-        bytes(manifest.stream_bytes),
+        bytes(*stream_bytes),
         bytes(*stored_bytes),
-        evidence
-            .as_ref()
-            .map_or("nothing", |evidence| { tier_words(evidence.tier) }),
+        tier.map_or("nothing", tier_words),
     ));
-    if !manifest.send.checked {
+    if !committed.checked {
         output.note("a record of an unknown type was stored; only the END checksum covers it");
     }
-    json!({
-        "dataset": dataset, "result": "committed", "id": manifest.id, "kind": manifest.kind, "base": base,
-        "stream_bytes": manifest.stream_bytes, "stored_bytes": stored_bytes, "chunks": chunks,
-        "seconds": seconds,
-    })
 }

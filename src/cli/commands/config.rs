@@ -8,19 +8,60 @@ pub(crate) mod recover;
 use crate::cli::args::sequence::parse_steps;
 use crate::cli::context::{Context, Setup};
 use crate::cli::failure::Failure;
-use crate::cli::screen::output::Output;
+use crate::cli::screen::output::{Output, Render, display_path};
 use crate::cli::screen::table::{WIDTH, wrap};
-use crate::config::Config;
+use crate::config::{Advice, Config};
 use crate::run::error_chain;
 use crate::state::probes::{ProbeNote, known_probes};
-use serde_json::json;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// The document of `config show`.
+#[derive(Serialize)]
+pub(crate) struct ShownConfig {
+    #[serde(serialize_with = "display_path")]
+    pub(crate) file: PathBuf,
+    pub(crate) toml: String,
+}
+
+/// The result of `config check`.
+#[derive(Serialize)]
+pub(crate) struct CheckedConfig {
+    #[serde(serialize_with = "display_path")]
+    pub(crate) file: PathBuf,
+    pub(crate) advice: Vec<Advice>,
+    pub(crate) probes: Vec<ProbeNote>,
+}
+
+impl Render for CheckedConfig {
+    fn render(&self, output: &Output) {
+        output.line(format!("{}: good", self.file.display()));
+        let advice = self
+            .advice
+            .iter()
+            .map(|advice| format!("  {}: {}", advice.subject, advice.text));
+        let probes = self
+            .probes
+            .iter()
+            .map(|note| format!("  probe: {}", describe(note)));
+        for text in advice.chain(probes) {
+            wrap(&text, WIDTH, "    ")
+                .iter()
+                .for_each(|line| output.line(line));
+        }
+    }
+}
 
 /// `config show`.
 pub(crate) fn show(context: &Context) -> Result<(), Failure> {
     let config = &context.setup()?.config;
     let output = &context.output;
-    output.line(config.to_display_toml().trim_end());
-    output.json(|| json!({ "file": config.file, "toml": config.to_display_toml() }));
+    let toml = config.to_display_toml();
+    output.line(toml.trim_end());
+    output.json(&ShownConfig {
+        file: config.file.clone(),
+        toml,
+    });
     Ok(())
 }
 
@@ -31,26 +72,10 @@ pub(crate) fn check(setup: &Setup, output: &Output) -> Result<(), Failure> {
     for missing in config.missing_files(&setup.env) {
         output.note(&missing.to_string());
     }
-    output.line(format!("{}: good", config.file.display()));
-    for advice in config.check_advice() {
-        let text = format!("  {}: {}", advice.subject, advice.text);
-        wrap(&text, WIDTH, "    ")
-            .iter()
-            .for_each(|line| output.line(line));
-    }
-    let probes = probes(config, output);
-    for note in &probes {
-        wrap(&format!("  probe: {}", describe(note)), WIDTH, "    ")
-            .iter()
-            .for_each(|line| output.line(line));
-    }
-    output.json(|| {
-        let advice: Vec<_> = config
-            .check_advice()
-            .iter()
-            .map(|advice| json!({ "subject": advice.subject, "text": advice.text }))
-            .collect();
-        json!({ "file": config.file, "advice": advice, "probes": probes })
+    output.emit(&CheckedConfig {
+        file: config.file.clone(),
+        advice: config.check_advice(),
+        probes: probes(config, output),
     });
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::cli::open::access::Access;
 use crate::cli::open::identity::check_identities;
 use crate::cli::open::keys::keys_for_pruning;
 use crate::cli::open::remote::{UnprobedRemote, open_zfs};
-use crate::cli::screen::output::{Mark, Output};
+use crate::cli::screen::output::{Mark, Output, Render, display_path};
 use crate::cli::screen::table::{WIDTH, wrap};
 use crate::config::{Config, KeySource, Remote};
 use crate::run::RunError;
@@ -26,7 +26,8 @@ use crate::state::probes::{ProbeCache, ProbeNote};
 use crate::store::ObjectStore;
 use crate::store::key::KEYRING_PREFIX;
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Marks before a check, for ASCII terminals and for UTF-8 terminals.
@@ -34,10 +35,21 @@ const MARKS: [[&str; 4]; 2] = [["+", "-", "!", "x"], ["✓", "·", "!", "✗"]];
 /// The column of the text.
 const TEXT_COLUMN: usize = 16;
 
+/// The result of `doctor`.
+#[derive(Serialize)]
+pub(crate) struct Examination {
+    pub(crate) format: u32,
+    #[serde(serialize_with = "display_path")]
+    pub(crate) file: PathBuf,
+    pub(crate) remote: Option<String>,
+    pub(crate) can_back_up: bool,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) probe: Option<ProbeNote>,
+}
+
 pub(crate) async fn doctor(context: &Context) -> Result<(), Failure> {
     let setup = context.setup()?;
     let config = &setup.config;
-    let output = &context.output;
     let mut checks = Vec::new();
     let selected = host(config, &mut checks);
     checks.push(check_folder("state", &config.state_dir));
@@ -47,25 +59,20 @@ pub(crate) async fn doctor(context: &Context) -> Result<(), Failure> {
     if let Some(intermediate) = &config.intermediate {
         checks.push(check_intermediate(&intermediate.basedir, &selected));
     }
-    let probed = Box::pin(store(context, setup, &mut checks)).await;
-    show(output, config, &checks);
-    let bad = checks
-        .iter()
-        .filter(|check| check.state == CheckState::Bad)
-        .count();
-    output.json(|| {
-        json!({
-            "format": 1,
-            "file": config.file,
-            "remote": config.remote.as_ref().map(ToString::to_string),
-            "can_back_up": bad == 0,
-            "checks": checks,
-            "probe": probed,
-        })
+    let probe = Box::pin(store(context, setup, &mut checks)).await;
+    let can_back_up = checks.iter().all(|check| check.state != CheckState::Bad);
+    context.output.emit(&Examination {
+        format: 1,
+        file: config.file.clone(),
+        remote: config.remote.as_ref().map(ToString::to_string),
+        can_back_up,
+        checks,
+        probe,
     });
-    match bad {
-        0 => Ok(()),
-        _ => Err(Failure::Reported(status::FAILED)),
+    if can_back_up {
+        Ok(())
+    } else {
+        Err(Failure::Reported(status::FAILED))
     }
 }
 
@@ -289,50 +296,50 @@ async fn keyring(setup: &Setup, store: &Arc<dyn ObjectStore>) -> Check {
     }
 }
 
-fn show(output: &Output, config: &Config, checks: &[Check]) {
-    let remote = config
-        .remote
-        .as_ref()
-        .map_or_else(|| "no remote".to_owned(), ToString::to_string);
-    output.line(format!("{} -> {remote}", config.file.display()));
-    let indent = " ".repeat(TEXT_COLUMN);
-    let marks = MARKS[usize::from(knows_utf8())];
-    for check in checks {
-        let (mark, meaning) = match check.state {
-            CheckState::Good => (marks[0], Some(Mark::Good)),
-            CheckState::Note => (marks[1], None),
-            CheckState::Warning => (marks[2], Some(Mark::Doubtful)),
-            CheckState::Bad => (marks[3], Some(Mark::Bad)),
-        };
-        let head = format!("{mark} {:<width$}", check.subject, width = TEXT_COLUMN - 3);
-        let mut lines = wrap(&format!("{head} {}", check.text), WIDTH, &indent).into_iter();
-        if let Some(first) = lines.next() {
-            match meaning {
-                Some(meaning) if check.state != CheckState::Good => {
-                    output.marked_line(&first, check.subject, meaning)
+impl Render for Examination {
+    fn render(&self, output: &Output) {
+        let checks = &self.checks;
+        let remote = self.remote.as_deref().unwrap_or("no remote");
+        output.line(format!("{} -> {remote}", self.file.display()));
+        let indent = " ".repeat(TEXT_COLUMN);
+        let marks = MARKS[usize::from(knows_utf8())];
+        for check in checks {
+            let (mark, meaning) = match check.state {
+                CheckState::Good => (marks[0], Some(Mark::Good)),
+                CheckState::Note => (marks[1], None),
+                CheckState::Warning => (marks[2], Some(Mark::Doubtful)),
+                CheckState::Bad => (marks[3], Some(Mark::Bad)),
+            };
+            let head = format!("{mark} {:<width$}", check.subject, width = TEXT_COLUMN - 3);
+            let mut lines = wrap(&format!("{head} {}", check.text), WIDTH, &indent).into_iter();
+            if let Some(first) = lines.next() {
+                match meaning {
+                    Some(meaning) if check.state != CheckState::Good => {
+                        output.marked_line(&first, check.subject, meaning)
+                    }
+                    _ => output.line(first),
                 }
-                _ => output.line(first),
+            }
+            lines.for_each(|line| output.line(line));
+            if let Some(advice) = &check.advice {
+                wrap(&format!("{indent}do: {advice}"), WIDTH, &indent)
+                    .iter()
+                    .for_each(|line| output.line(line));
             }
         }
-        lines.for_each(|line| output.line(line));
-        if let Some(advice) = &check.advice {
-            wrap(&format!("{indent}do: {advice}"), WIDTH, &indent)
-                .iter()
-                .for_each(|line| output.line(line));
+        let count = |state| checks.iter().filter(|check| check.state == state).count();
+        let warnings = match count(CheckState::Warning) {
+            0 => String::new(),
+            1 => ", 1 warning".to_owned(),
+            many => format!(", {many} warnings"),
+        };
+        match count(CheckState::Bad) {
+            0 => output.line(format!("a backup can work{warnings}")),
+            bad => output.line(format!(
+                "a backup could not work: {bad} of {} checks failed{warnings}",
+                checks.len()
+            )),
         }
-    }
-    let count = |state| checks.iter().filter(|check| check.state == state).count();
-    let warnings = match count(CheckState::Warning) {
-        0 => String::new(),
-        1 => ", 1 warning".to_owned(),
-        many => format!(", {many} warnings"),
-    };
-    match count(CheckState::Bad) {
-        0 => output.line(format!("a backup can work{warnings}")),
-        bad => output.line(format!(
-            "a backup could not work: {bad} of {} checks failed{warnings}",
-            checks.len()
-        )),
     }
 }
 

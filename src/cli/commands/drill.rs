@@ -7,14 +7,13 @@ use crate::cli::open::history;
 use crate::cli::open::identity::known_stores;
 use crate::cli::open::reading::open_places;
 use crate::cli::open::remote::open_zfs;
-use crate::cli::screen::output::Output;
+use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::bytes;
 use crate::config::Config;
-use crate::model::DatasetName;
+use crate::model::{BackupId, DatasetName};
 use crate::run::pool::select::{Selected, select_datasets};
 use crate::run::restore::drill::{
-    AbandonedScratch, Comparison, DrillReport, check_drill_allowed, clean_up, drill as run_drill,
-    find_leftovers,
+    AbandonedScratch, Comparison, check_drill_allowed, clean_up, drill as run_drill, find_leftovers,
 };
 use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
 use crate::run::runner::Runner;
@@ -23,9 +22,81 @@ use crate::state::StateError;
 use crate::state::history::{DrillNote, Records};
 use crate::zfs::{Dataset, Zfs};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
+
+/// The result of `drill`.
+#[derive(Serialize)]
+pub(crate) struct Drilled {
+    pub(crate) dataset: DatasetName,
+    pub(crate) backups: Vec<DrilledBackup>,
+    pub(crate) seconds: f64,
+    /// The description of the chain.
+    #[serde(skip)]
+    pub(crate) chain: String,
+}
+
+/// The result for one backup of the chain.
+#[derive(Serialize)]
+pub(crate) struct DrilledBackup {
+    pub(crate) id: BackupId,
+    pub(crate) store: String,
+    pub(crate) same_bytes: bool,
+    pub(crate) not_compared: Option<String>,
+}
+
+impl Drilled {
+    fn new(
+        dataset: DatasetName,
+        set: &RestoreSet,
+        compared: Vec<Comparison>,
+        started: Instant,
+    ) -> Self {
+        let mut backups = Vec::new();
+        for (backup, compared) in set.backups.iter().zip(compared) {
+            let not_compared = match compared {
+                Comparison::Same => None,
+                Comparison::Not(why) => Some(why),
+            };
+            backups.push(DrilledBackup {
+                id: backup.manifest.id.clone(),
+                store: backup.store.url().to_owned(),
+                same_bytes: not_compared.is_none(),
+                not_compared,
+            });
+        }
+        Self {
+            dataset,
+            backups,
+            seconds: started.elapsed().as_secs_f64(),
+            chain: words_of(set),
+        }
+    }
+}
+
+impl Render for Drilled {
+    fn render(&self, output: &Output) {
+        let Self {
+            dataset,
+            backups,
+            seconds,
+            chain,
+        } = self;
+        output.line(format!("{dataset}: restored {chain}, {seconds:.1} s"));
+        let same = backups.iter().filter(|backup| backup.same_bytes).count();
+        let count = backups.len();
+        output.line(format!(
+            "  every record checked by ZFS, {count} guids right, {same} of {count} streams byte for byte those of the pool"
+        ));
+        for backup in backups {
+            if let Some(why) = &backup.not_compared {
+                output.line(format!("  not compared {}:", backup.id));
+                output.line(format!("    {why}"));
+            }
+        }
+    }
+}
 
 pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failure> {
     let output = &context.output;
@@ -111,8 +182,7 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
         };
         history::drilled(&setup.config, &stored, &drilled);
     }
-    print(&stored, &set, &report, started, output);
-    output.json(|| to_json(&stored, &set, &report, started));
+    output.emit(&Drilled::new(stored, &set, report.compared, started));
     // The backup is good, but a person must remove what the drill left: the drill did not succeed.
     report.left.map_or(Ok(()), |left| Err(left.into()))
 }
@@ -226,54 +296,4 @@ fn words_of(set: &RestoreSet) -> String {
         more => format!("a full and {more} incrementals"),
     };
     format!("{chain} up to {snapshot}, {}", bytes(stored))
-}
-
-fn print(
-    stored: &DatasetName,
-    set: &RestoreSet,
-    report: &DrillReport,
-    started: Instant,
-    output: &Output,
-) {
-    let seconds = started.elapsed().as_secs_f64();
-    output.line(format!(
-        "{stored}: restored {}, {seconds:.1} s",
-        words_of(set)
-    ));
-    let same = report
-        .compared
-        .iter()
-        .filter(|compared| **compared == Comparison::Same)
-        .count();
-    let count = report.compared.len();
-    output.line(format!(
-        "  every record checked by ZFS, {count} guids right, {same} of {count} streams byte for byte those of the pool"
-    ));
-    for (backup, compared) in set.backups.iter().zip(&report.compared) {
-        if let Comparison::Not(why) = compared {
-            output.line(format!("  not compared {}:", backup.manifest.id));
-            output.line(format!("    {why}"));
-        }
-    }
-}
-
-fn to_json(
-    stored: &DatasetName,
-    set: &RestoreSet,
-    report: &DrillReport,
-    started: Instant,
-) -> serde_json::Value {
-    let backups: Vec<_> = set
-        .backups
-        .iter()
-        .zip(&report.compared)
-        .map(|(backup, compared)| {
-            let not = match compared {
-                Comparison::Same => None,
-                Comparison::Not(why) => Some(why),
-            };
-            json!({ "id": backup.manifest.id, "store": backup.store.url(), "same_bytes": not.is_none(), "not_compared": not })
-        })
-        .collect();
-    json!({ "dataset": stored, "backups": backups, "seconds": started.elapsed().as_secs_f64() })
 }

@@ -8,20 +8,60 @@ use crate::cli::open::access::Access;
 use crate::cli::open::identity::check_other_store;
 use crate::cli::open::remote::open_zfs;
 use crate::cli::open::settings::prune_env;
+use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::bytes;
 use crate::model::{BackupId, DatasetName};
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::pool::pins::unpin_if_writable;
-use crate::run::prune;
+use crate::run::prune::{self, Forgotten};
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
-use serde_json::json;
+use serde::Serialize;
+
+/// The result of `forget`.
+#[derive(Serialize)]
+pub(crate) struct ForgottenBackup<'a> {
+    pub(crate) store: &'a str,
+    pub(crate) dataset: DatasetName,
+    #[serde(flatten)]
+    pub(crate) found: Forgotten,
+    pub(crate) carried_out: bool,
+}
+
+impl Render for ForgottenBackup<'_> {
+    fn render(&self, output: &Output) {
+        let Self { store, dataset, .. } = self;
+        let found = &self.found;
+        let verb = if self.carried_out {
+            "deleted"
+        } else {
+            "would delete"
+        };
+        let what = if found.manifest_blake3.is_some() {
+            "backup"
+        } else {
+            "what is left of"
+        };
+        output.line(format!("{verb} {what} {}", found.id));
+        output.line(format!(
+            "  of {dataset} in {store}: {} objects, {}",
+            found.objects,
+            bytes(found.bytes)
+        ));
+        found
+            .warnings
+            .iter()
+            .for_each(|warning| output.always(warning));
+        if !self.carried_out {
+            output.note("nothing was deleted; -y deletes");
+        }
+    }
+}
 
 pub(crate) async fn forget(context: &Context, forget: &Forget) -> Result<(), Failure> {
     let setup = context.setup()?;
     let config = &setup.config;
-    let output = &context.output;
     let carry_out = context.carries_out(forget.yes);
     let access = Access::to_delete(carry_out);
     let store = setup.open(setup.role(forget.intermediate), access).await?;
@@ -53,31 +93,11 @@ pub(crate) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     if carry_out {
         release(context, &dataset, &forget.id);
     }
-    let verb = if carry_out { "deleted" } else { "would delete" };
-    let what = if found.manifest_blake3.is_some() {
-        "backup"
-    } else {
-        "what is left of"
-    };
-    output.line(format!("{verb} {what} {}", found.id));
-    output.line(format!(
-        "  of {dataset} in {}: {} objects, {}",
-        store.url(),
-        found.objects,
-        bytes(found.bytes)
-    ));
-    found
-        .warnings
-        .iter()
-        .for_each(|warning| output.always(warning));
-    if !carry_out {
-        output.note("nothing was deleted; -y deletes");
-    }
-    output.json(|| {
-        json!({
-            "store": store.url(), "dataset": dataset, "id": found.id, "objects": found.objects, "bytes": found.bytes,
-            "backup": found.manifest_blake3.is_some(), "warnings": found.warnings, "carried_out": carry_out,
-        })
+    context.output.emit(&ForgottenBackup {
+        store: store.url(),
+        dataset,
+        found,
+        carried_out: carry_out,
     });
     Ok(())
 }

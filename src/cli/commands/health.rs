@@ -8,7 +8,6 @@ use crate::cli::open::datasets::configured_place;
 use crate::cli::open::history::facts_of;
 use crate::cli::open::identity::known_stores;
 use crate::cli::open::remote::open_zfs;
-use crate::cli::screen::output::Output;
 use crate::cli::screen::table::age;
 use crate::config::{Config, DatasetSelection};
 use crate::model::DatasetName;
@@ -18,14 +17,24 @@ use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::{Selection, select_datasets};
 use crate::state::history::{Record, Records};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
+
+/// The document of `health`.
+#[derive(Serialize)]
+pub(crate) struct JudgedDatasets {
+    pub(crate) format: u32,
+    pub(crate) now: Timestamp,
+    pub(crate) datasets: Vec<Judged>,
+}
 
 /// A dataset with its verdict.
-struct Judged {
-    dataset: DatasetName,
+#[derive(Serialize)]
+pub(crate) struct Judged {
+    pub(crate) dataset: DatasetName,
     /// The record; `None` when it could not be read.
-    record: Option<Record>,
-    health: Health,
+    pub(crate) record: Option<Record>,
+    #[serde(flatten)]
+    pub(crate) health: Health,
 }
 
 pub(crate) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure> {
@@ -56,7 +65,11 @@ pub(crate) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
             false => output.plain(&line),
         }
     }
-    print_json(&judged, now, output);
+    output.json(&JudgedDatasets {
+        format: 1,
+        now,
+        datasets: judged,
+    });
     if worst == Level::Ok {
         Ok(())
     } else {
@@ -184,21 +197,6 @@ fn line(judged: &Judged, now: Timestamp) -> String {
     // Each dataset has one line, whatever a reason contains; a bar would begin performance data.
     let text = parts.join("; ").replace(['\n', '|'], " ");
     format!("{} {dataset} {text}", health.level.as_str())
-}
-
-fn print_json(judged: &[Judged], now: Timestamp, output: &Output) {
-    output.json(|| {
-        let datasets: Vec<_> = judged
-            .iter()
-            .map(|judged| {
-                json!({
-                    "dataset": judged.dataset, "state": judged.health.level.as_str(),
-                    "reasons": judged.health.reasons, "record": judged.record,
-                })
-            })
-            .collect();
-        json!({ "format": 1, "now": now, "datasets": datasets })
-    });
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::sign::TrustedKeys;
 use crate::store::ObjectStore;
 use crate::zfs::Zfs;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub(crate) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
             match plan_release(&*zfs, &config.state_dir, &stores, &selected, &known) {
                 Ok(planned) => {
                     context.done(name, 0);
-                    all.extend(planned.into_iter().map(|judged| (judged, None)));
+                    all.extend(planned.into_iter().map(|judged| Listed::new(judged, None)));
                 }
                 Err(error) => context.failed(name, &error.into()),
             }
@@ -64,7 +64,7 @@ pub(crate) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
                         context.failed(name, &error.into());
                         text
                     });
-                    all.push((judged, Some(failed)));
+                    all.push(Listed::new(judged, Some(failed)));
                 }
             }
             Err(error) => context.failed(name, &error.into()),
@@ -80,11 +80,15 @@ pub(crate) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
             .iter()
             .for_each(|line| output.line(line));
     }
-    print_json(&all, output);
+    let held = HeldSnapshots {
+        format: 1,
+        holds: all,
+    };
+    output.json(&held);
     if let Some(id) = witnesses
         .iter()
         .flat_map(|witnesses| &witnesses.named)
-        .find(|id| !is_listed(&all, id))
+        .find(|id| !is_listed(&held.holds, id))
     {
         return Err(usage(
             &format!("nothing is held for {id}"),
@@ -95,7 +99,7 @@ pub(crate) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
 }
 
 fn is_listed(all: &[Listed], id: &BackupId) -> bool {
-    all.iter().any(|(judged, _)| judged.hold.id == *id)
+    all.iter().any(|listed| listed.judged.hold.id == *id)
 }
 
 /// The evidence that an upload is over: the configured stores that can be read, and the ids that
@@ -183,8 +187,33 @@ impl Witnesses {
     }
 }
 
-/// A hold and, after an attempt to release it, the error or its absence.
-type Listed = (JudgedHold, Option<Option<String>>);
+/// The document of `holds list` and `holds release`.
+#[derive(Serialize)]
+pub(crate) struct HeldSnapshots {
+    pub(crate) format: u32,
+    pub(crate) holds: Vec<Listed>,
+}
+
+/// A hold with the result of its release.
+#[derive(Serialize)]
+pub(crate) struct Listed {
+    #[serde(flatten)]
+    pub(crate) judged: JudgedHold,
+    pub(crate) released: bool,
+    /// After an attempt to release the hold, the error or its absence.
+    #[serde(skip)]
+    pub(crate) attempt: Option<Option<String>>,
+}
+
+impl Listed {
+    fn new(judged: JudgedHold, attempt: Option<Option<String>>) -> Self {
+        Self {
+            released: judged.stays.is_none() && attempt == Some(None),
+            judged,
+            attempt,
+        }
+    }
+}
 
 /// Returns the lines about the holds, each with its result or with the planned action.
 fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
@@ -192,14 +221,17 @@ fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
         return vec!["nothing is held by zfs-backup on the configured datasets".to_owned()];
     }
     let mut lines = Vec::new();
-    for (judged, done) in all {
+    for Listed {
+        judged, attempt, ..
+    } in all
+    {
         let hold = &judged.hold;
         let alone = if hold.holds > 1 {
             format!(", held {} times", hold.holds)
         } else {
             String::new()
         };
-        let verdict = match (&judged.stays, done) {
+        let verdict = match (&judged.stays, attempt) {
             (Some(why), _) => format!("stays: {why}"),
             (None, None) if listing => "may be released".to_owned(),
             (None, None) => "would be released".to_owned(),
@@ -215,10 +247,11 @@ fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
         lines.push(format!("  {}", hold.tag));
         lines.extend(wrap(&format!("  {verdict}"), WIDTH, "    "));
     }
-    let free = all.iter().filter(|(judged, _)| judged.stays.is_none());
+    let free = all.iter().filter(|listed| listed.judged.stays.is_none());
     let snapshots: BTreeSet<_> = free
         .clone()
-        .map(|(judged, _)| (&judged.hold.snapshot, judged.hold.used_bytes))
+        .map(|listed| &listed.judged.hold)
+        .map(|hold| (&hold.snapshot, hold.used_bytes))
         .collect();
     let sum = snapshots
         .iter()
@@ -231,7 +264,7 @@ fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
     ));
     if all
         .iter()
-        .any(|(judged, done)| judged.stays.is_none() && done.is_none())
+        .any(|listed| listed.judged.stays.is_none() && listed.attempt.is_none())
         && !listing
     {
         lines.push(
@@ -239,23 +272,6 @@ fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
         );
     }
     lines
-}
-
-fn print_json(all: &[Listed], output: &Output) {
-    output.json(|| {
-        let holds: Vec<Value> = all
-            .iter()
-            .map(|(judged, done)| {
-                let hold = &judged.hold;
-                json!({
-                    "snapshot": hold.snapshot, "tag": hold.tag, "backup": hold.id, "since": hold.since,
-                    "used_bytes": hold.used_bytes, "stays": judged.stays,
-                    "released": matches!((&judged.stays, done), (None, Some(None))),
-                })
-            })
-            .collect();
-        json!({ "format": 1, "holds": holds })
-    });
 }
 
 #[cfg(test)]
@@ -273,13 +289,11 @@ mod tests {
             used_bytes: 31 << 30,
             holds: 2,
         };
-        (
-            JudgedHold {
-                hold,
-                stays: stays.map(str::to_owned),
-            },
-            done.map(|failed| failed.map(str::to_owned)),
-        )
+        let judged = JudgedHold {
+            hold,
+            stays: stays.map(str::to_owned),
+        };
+        Listed::new(judged, done.map(|failed| failed.map(str::to_owned)))
     }
 
     #[test]

@@ -7,14 +7,13 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::access::Access;
 use crate::cli::open::keys::keys_for_writing_with;
-use crate::cli::screen::output::Output;
+use crate::cli::screen::output::{Output, Render};
 use crate::run::keys::rotate::OldKeys;
 use crate::run::keys::{KeyCache, NewerKeys, WriterKeys};
-use crate::sign::Trust;
-use serde_json::json;
+use crate::sign::{Trust, TrustedKeys};
+use serde::Serialize;
 
 pub(crate) async fn key(context: &Context, command: &Key) -> Result<(), Failure> {
-    let output = &context.output;
     if let Key::Export {
         output: file,
         source,
@@ -41,7 +40,7 @@ pub(crate) async fn key(context: &Context, command: &Key) -> Result<(), Failure>
             ));
         }
         Key::Generate { .. } if context.global.dry_run => {
-            output.line("would look for a keyring in the configured stores, and make one where there is none");
+            context.output.line("would look for a keyring in the configured stores, and make one where there is none");
             return Ok(());
         }
         Key::Passphrase {
@@ -76,46 +75,60 @@ pub(crate) async fn key(context: &Context, command: &Key) -> Result<(), Failure>
             keys.ok_or_else(|| usage("the configuration names no store", "set main.remote"))?
         }
     };
-    print(&keys, output);
+    context.output.emit(&PublicKeys::new(&keys));
     Ok(())
 }
 
-pub(crate) fn print(keys: &WriterKeys, output: &Output) {
-    print_lines(keys, output);
-    output.json(|| keys_json(keys));
+/// The result of the commands that show or change keys.
+#[derive(Serialize)]
+pub(crate) struct PublicKeys {
+    pub(crate) recipients: Vec<String>,
+    pub(crate) verifying_keys: Vec<String>,
+    pub(crate) retired_keys: Vec<String>,
+    /// The folder of the keyring.
+    pub(crate) keyring: Option<String>,
+    #[serde(skip)]
+    pub(crate) trusted: TrustedKeys,
 }
 
-pub(crate) fn print_lines(keys: &WriterKeys, output: &Output) {
-    for recipient in &keys.recipients {
-        output.line(format!("recipient      {recipient}"));
-    }
-    for (key, trust) in keys.trusted.iter() {
-        output.line(match trust {
-            Trust::Current => format!("verifying key  {key}"),
-            Trust::Kept => format!("older key      {key}, trusted as before"),
-            Trust::Unlimited => {
-                format!("older key      {key}, trusted for everything: `zfs-backup key rotate` retires it")
-            }
-            Trust::Retired => format!("retired key    {key}"),
-        });
-    }
-    if let Some(keyring) = &keys.keyring {
-        output.line(format!("keyring        @zfs-backup/keys/{}/", keyring.tag));
+impl PublicKeys {
+    pub(crate) fn new(keys: &WriterKeys) -> Self {
+        let mut verifying_keys = Vec::new();
+        let mut retired_keys = Vec::new();
+        for (key, trust) in keys.trusted.iter() {
+            let list = match trust {
+                Trust::Current | Trust::Kept | Trust::Unlimited => &mut verifying_keys,
+                Trust::Retired => &mut retired_keys,
+            };
+            list.push(key.to_string());
+        }
+        Self {
+            recipients: keys.recipients.iter().map(ToString::to_string).collect(),
+            verifying_keys,
+            retired_keys,
+            keyring: keys.keyring.as_ref().map(|keyring| keyring.tag.clone()),
+            trusted: keys.trusted.clone(),
+        }
     }
 }
 
-pub(crate) fn keys_json(keys: &WriterKeys) -> serde_json::Value {
-    let with = |wanted: &[Trust]| {
-        let chosen = keys
-            .trusted
-            .iter()
-            .filter(|(_, trust)| wanted.contains(trust));
-        chosen.map(|(key, _)| key.to_string()).collect::<Vec<_>>()
-    };
-    json!({
-        "recipients": keys.recipients.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "verifying_keys": with(&[Trust::Current, Trust::Kept, Trust::Unlimited]),
-        "retired_keys": with(&[Trust::Retired]),
-        "keyring": keys.keyring.as_ref().map(|keyring| keyring.tag.clone()),
-    })
+impl Render for PublicKeys {
+    fn render(&self, output: &Output) {
+        for recipient in &self.recipients {
+            output.line(format!("recipient      {recipient}"));
+        }
+        for (key, trust) in self.trusted.iter() {
+            output.line(match trust {
+                Trust::Current => format!("verifying key  {key}"),
+                Trust::Kept => format!("older key      {key}, trusted as before"),
+                Trust::Unlimited => {
+                    format!("older key      {key}, trusted for everything: `zfs-backup key rotate` retires it")
+                }
+                Trust::Retired => format!("retired key    {key}"),
+            });
+        }
+        if let Some(keyring) = &self.keyring {
+            output.line(format!("keyring        @zfs-backup/keys/{keyring}/"));
+        }
+    }
 }

@@ -3,7 +3,7 @@
 pub(crate) mod plan;
 
 use crate::cli::args::PruneByAge;
-use crate::cli::commands::prune::plan::{plan_lines, plan_to_json};
+use crate::cli::commands::prune::plan::{PrunedDataset, plan_lines};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
 use crate::cli::lock::wait_for_others;
@@ -15,6 +15,7 @@ use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::open::settings::prune_env;
 use crate::cli::screen::table::bytes;
 use crate::config::RetentionRules;
+use crate::model::DatasetName;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
@@ -30,7 +31,7 @@ use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore};
 use crate::zfs::Zfs;
-use serde_json::json;
+use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -116,6 +117,23 @@ struct PruneCall<'a> {
     prune: &'a PruneByAge,
 }
 
+/// The document of `prune-intermediate` and `prune-remote`.
+#[derive(Serialize)]
+pub(crate) struct Pruned<'a> {
+    pub(crate) store: &'a str,
+    pub(crate) carried_out: bool,
+    pub(crate) datasets: Vec<PrunedDataset>,
+    pub(crate) foreign: Foreign,
+    pub(crate) failed: Vec<DatasetName>,
+}
+
+/// Objects that belong to no dataset of this configuration.
+#[derive(Default, Serialize)]
+pub(crate) struct Foreign {
+    pub(crate) objects: usize,
+    pub(crate) bytes: u64,
+}
+
 async fn prune_store(
     context: &Context,
     zfs: &dyn Zfs,
@@ -129,7 +147,7 @@ async fn prune_store(
     let datasets = context.datasets(zfs)?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
     let mut env = prune_env(context, &store, clock).await?;
-    let (foreign_objects, foreign_bytes) = count_foreign(&*store, &datasets).await?;
+    let foreign = count_foreign(&*store, &datasets).await?;
     let carry_out = context.carries_out(prune.yes);
     let mut results = Vec::new();
     for selected in &datasets {
@@ -172,7 +190,6 @@ async fn prune_store(
                 plan_lines(&view, carry_out)
                     .iter()
                     .for_each(|line| output.line(line));
-                results.push(plan_to_json(&selected.stored, &view, step, carry_out));
                 finish(context, selected, &view, step, carry_out);
                 if carry_out {
                     let doubts = &view.plan.doubts;
@@ -182,6 +199,8 @@ async fn prune_store(
                         .map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
                     history::pruned(config, &selected.stored, step, doubt);
                 }
+                let stored = selected.stored.clone();
+                results.push(PrunedDataset::new(stored, view, step, carry_out));
             }
             Err(error) => {
                 if carry_out {
@@ -194,31 +213,29 @@ async fn prune_store(
             break;
         }
     }
-    if foreign_objects > 0 {
+    if foreign.objects > 0 {
         output.line(format!(
-            "foreign {foreign_objects} objects {} left alone.",
-            bytes(foreign_bytes)
+            "foreign {} objects {} left alone.",
+            foreign.objects,
+            bytes(foreign.bytes)
         ));
     }
     if !carry_out {
         output.note("nothing was deleted; -y deletes");
     }
-    output.json(|| {
-        json!({
-            "store": store.url(), "carried_out": carry_out, "datasets": results,
-            "foreign": { "objects": foreign_objects, "bytes": foreign_bytes },
-            "failed": context.tally().failed.into_keys().collect::<Vec<_>>(),
-        })
+    output.json(&Pruned {
+        store: store.url(),
+        carried_out: carry_out,
+        datasets: results,
+        foreign,
+        failed: context.failed_datasets(),
     });
     context.verdict()
 }
 
-/// Counts the objects under the prefix that belong to no dataset of this configuration, and their
-/// bytes. The keyrings are not foreign.
-async fn count_foreign(
-    store: &dyn ObjectStore,
-    datasets: &[Selected],
-) -> Result<(usize, u64), Failure> {
+/// Counts the objects under the prefix that belong to no dataset of this configuration. The
+/// keyrings are not foreign.
+async fn count_foreign(store: &dyn ObjectStore, datasets: &[Selected]) -> Result<Foreign, Failure> {
     let ours: Vec<String> = datasets
         .iter()
         .map(|selected| dataset_prefix(&selected.stored))
@@ -227,15 +244,16 @@ async fn count_foreign(
         let known = ours.iter().any(|prefix| object.key.starts_with(prefix));
         !known && !object.key.starts_with("@zfs-backup/")
     };
-    let (mut objects, mut bytes) = (0, 0_u64);
+    let mut foreign = Foreign::default();
     let mut count = |page: Vec<ListedObject>| {
         for object in page.into_iter().filter(is_foreign) {
-            (objects, bytes) = (objects + 1, bytes.saturating_add(object.bytes));
+            foreign.objects += 1;
+            foreign.bytes = foreign.bytes.saturating_add(object.bytes);
         }
         ControlFlow::Continue(())
     };
     store.visit("", &mut count).await?;
-    Ok((objects, bytes))
+    Ok(foreign)
 }
 
 fn finish(context: &Context, selected: &Selected, view: &PruneView, step: &str, carried_out: bool) {

@@ -8,6 +8,7 @@ use crate::cli::open::access::Access;
 use crate::cli::open::history;
 use crate::cli::open::keys::keys_for_pruning;
 use crate::cli::open::remote::{StoreState, open_zfs};
+use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::bytes;
 use crate::plan::snapshots::find_snapshots_doubt;
 use crate::run::backup::StoreRole;
@@ -17,11 +18,49 @@ use crate::run::pool::prune_snapshots::{
 };
 use crate::run::pool::select::Selected;
 use crate::zfs::Zfs;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::sync::Arc;
 
 /// The name of the command, which `health` uses too.
 const STEP: &str = "prune-snapshots";
+
+/// The document of `prune-snapshots`.
+#[derive(Serialize)]
+pub(crate) struct PrunedSnapshots {
+    pub(crate) carried_out: bool,
+    pub(crate) snapshots: Vec<PrunedSnapshot>,
+}
+
+/// The result for one snapshot.
+#[derive(Serialize)]
+pub(crate) struct PrunedSnapshot {
+    #[serde(flatten)]
+    pub(crate) outcome: SnapshotOutcome,
+    pub(crate) destroyed: bool,
+}
+
+impl PrunedSnapshot {
+    fn new(outcome: SnapshotOutcome, carried_out: bool) -> Self {
+        let destroyed = carried_out && outcome.verdict.destroy && outcome.refused.is_none();
+        Self { outcome, destroyed }
+    }
+}
+
+impl Render for PrunedSnapshot {
+    fn render(&self, output: &Output) {
+        let SnapshotOutcome { verdict, refused } = &self.outcome;
+        let action = if verdict.destroy { "destroy" } else { "keep" };
+        output.line(format!(
+            "{action:<7} {:>6} {}",
+            bytes(verdict.used_bytes),
+            verdict.name
+        ));
+        output.line(format!("               {}", verdict.reason));
+        if let Some(why) = refused {
+            output.always(&format!("{} stays: {why}", verdict.name));
+        }
+    }
+}
 
 pub(crate) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
     if context.setup()?.config.snapshots.oldest_days.is_none() {
@@ -82,16 +121,14 @@ pub(crate) async fn prune_snapshots_of(
     };
     let (_, trusted) = keys_for_pruning(setup, store).await?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
-    let (prefix, now) = (config.snapshots.prefix.clone(), clock.reading.wall);
-    let state_dir = config.state_dir.clone();
     let env = SnapshotsEnv {
         zfs,
         stores,
         trusted,
-        state_dir,
+        state_dir: config.state_dir.clone(),
         oldest_days,
-        prefix,
-        now,
+        prefix: config.snapshots.prefix.clone(),
+        now: clock.reading.wall,
         clock,
     };
     let mut results = Vec::new();
@@ -110,9 +147,11 @@ pub(crate) async fn prune_snapshots_of(
         };
         match outcomes {
             Ok(outcomes) => {
-                print(context, &outcomes, carry_out);
-                results.extend(outcomes.iter().map(|outcome| to_json(outcome, carry_out)));
-                finish(context, selected, &outcomes, carry_out)?;
+                let first = results.len();
+                for outcome in outcomes {
+                    results.push(output.printed(PrunedSnapshot::new(outcome, carry_out)));
+                }
+                finish(context, selected, &results[first..], carry_out)?;
             }
             Err(error) => {
                 if carry_out {
@@ -128,7 +167,10 @@ pub(crate) async fn prune_snapshots_of(
     if !carry_out {
         output.note("nothing was destroyed; -y destroys");
     }
-    output.json(|| json!({ "carried_out": carry_out, "snapshots": results }));
+    output.json(&PrunedSnapshots {
+        carried_out: carry_out,
+        snapshots: results,
+    });
     context.verdict()
 }
 
@@ -137,13 +179,13 @@ pub(crate) async fn prune_snapshots_of(
 fn finish(
     context: &Context,
     selected: &Selected,
-    outcomes: &[SnapshotOutcome],
+    outcomes: &[PrunedSnapshot],
     carried_out: bool,
 ) -> Result<(), Failure> {
     let (config, name) = (&context.setup()?.config, &selected.dataset.name);
     let verdicts: Vec<_> = outcomes
         .iter()
-        .map(|outcome| outcome.verdict.clone())
+        .map(|pruned| pruned.outcome.verdict.clone())
         .collect();
     let doubt = find_snapshots_doubt(&verdicts, STEP);
     if carried_out {
@@ -165,39 +207,10 @@ fn finish(
             );
         }
         None => {
-            let freed = outcomes.iter().filter(|outcome| {
-                outcome.verdict.destroy && outcome.refused.is_none() && carried_out
-            });
-            context.done(name, freed.map(|outcome| outcome.verdict.used_bytes).sum());
+            let freed = outcomes.iter().filter(|pruned| pruned.destroyed);
+            let freed = freed.map(|pruned| pruned.outcome.verdict.used_bytes);
+            context.done(name, freed.sum());
         }
     }
     Ok(())
-}
-
-fn print(context: &Context, outcomes: &[SnapshotOutcome], carried_out: bool) {
-    for SnapshotOutcome { verdict, refused } in outcomes {
-        let action = if verdict.destroy { "destroy" } else { "keep" };
-        context.output.line(format!(
-            "{action:<7} {:>6} {}",
-            bytes(verdict.used_bytes),
-            verdict.name
-        ));
-        context
-            .output
-            .line(format!("               {}", verdict.reason));
-        if let Some(why) = refused.as_ref().filter(|_| carried_out) {
-            context
-                .output
-                .always(&format!("{} stays: {why}", verdict.name));
-        }
-    }
-}
-
-fn to_json(outcome: &SnapshotOutcome, carried_out: bool) -> Value {
-    let SnapshotOutcome { verdict, refused } = outcome;
-    json!({
-        "snapshot": verdict.name, "destroy": verdict.destroy, "reason": verdict.reason.to_string(),
-        "used_bytes": verdict.used_bytes, "refused": refused,
-        "destroyed": carried_out && verdict.destroy && refused.is_none(),
-    })
 }

@@ -10,23 +10,23 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::reading::{Places, open_places};
 use crate::cli::open::remote::open_zfs;
-use crate::cli::screen::output::Output;
+use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::{age, bytes};
 use crate::keyring::KeyFile;
-use crate::manifest::ChunkEntry;
+use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::restore::{
-    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreLock,
-    RestorePoint, RestoreSet, ResumeChoice, ResumedReceive, Rollback, VisibleSteps, check_allowed,
-    check_target, fetch_requests, find_interrupted, find_restore_backup, find_restore_set,
-    find_restore_tree, left_readonly, lock_folder, lock_target, restore_as_planned,
-    restore_to_writer, visible_steps,
+    LostBookmark, PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup,
+    RestoreLock, RestorePoint, RestoreSet, ResumeChoice, ResumedReceive, Rollback, VisibleSteps,
+    check_allowed, check_target, fetch_requests, find_interrupted, find_restore_backup,
+    find_restore_set, find_restore_tree, left_readonly, lock_folder, lock_target,
+    restore_as_planned, restore_to_writer, visible_steps,
 };
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
 use crate::zfs::{Zfs, enlarge_pipe};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal};
 use std::os::fd::AsFd;
@@ -179,16 +179,12 @@ async fn restore_one(
             .as_ref()
             .map(|zfs| check_target(&**zfs, target, set, options))
             .transpose()?;
-        let resumed = find_resumed(context, set, plan.as_ref(), keys).await?;
-        print_plan(set, plan.as_ref(), resumed.as_ref(), output);
-        let rollback = plan
-            .as_ref()
-            .and_then(|plan| plan.rollback.as_ref())
-            .map(rollback_json);
-        output.json(|| {
-            let goes_on = resumed.as_ref().map(resumed_json);
-            json!({ "backups": manifests(set), "goes_on": goes_on, "rollback": rollback })
-        });
+        let receive = PlannedReceive {
+            goes_on: find_resumed(context, set, plan.as_ref(), keys).await?,
+            rollback: plan.as_ref().and_then(|plan| plan.rollback.as_ref()),
+            plan: plan.as_ref(),
+        };
+        output.emit(&PlannedRestore::new(set, Some(receive)));
         return Ok(());
     }
     let _lock = lock(target)?;
@@ -198,7 +194,10 @@ async fn restore_one(
     if let Some(rollback) = &plan.rollback {
         say_lost(rollback, yes, output);
         if !yes {
-            output.json(|| json!({ "rollback": rollback_json(rollback), "carried_out": false }));
+            output.json(&RefusedRollback {
+                rollback,
+                carried_out: false,
+            });
             let what = format!("{target} would be rolled back; nothing was changed");
             let hint = "the same command with -y destroys what is listed, and receives";
             return Err(RunError::refused(what, hint).into());
@@ -218,9 +217,27 @@ async fn restore_one(
     .await?;
     say_received(&*zfs, &received, target, output);
     let visible = say_visible(&*zfs, target, output);
-    let resumed = received.resumed.as_ref().map(resumed_json);
-    output.json(|| json!({ "received": received.snapshots, "went_on": resumed, "to_mount": visible.commands }));
+    output.json(&Restored {
+        received: received.snapshots,
+        went_on: received.resumed,
+        to_mount: visible.commands,
+    });
     Ok(())
+}
+
+/// The document of a restore.
+#[derive(Serialize)]
+pub(crate) struct Restored {
+    pub(crate) received: Vec<SnapshotName>,
+    pub(crate) went_on: Option<ResumedReceive>,
+    pub(crate) to_mount: Vec<String>,
+}
+
+/// The document of a restore that needs `-y` for a rollback.
+#[derive(Serialize)]
+pub(crate) struct RefusedRollback<'a> {
+    pub(crate) rollback: &'a Rollback,
+    pub(crate) carried_out: bool,
 }
 
 /// Keeps other restores of this host away from the target, the datasets above it and those below
@@ -300,15 +317,6 @@ fn words_of(resumed: &ResumedReceive) -> String {
     )
 }
 
-fn resumed_json(resumed: &ResumedReceive) -> serde_json::Value {
-    json!({
-        "id": resumed.id,
-        "position": resumed.position,
-        "stream_bytes": resumed.stream_bytes,
-        "fetch_bytes": resumed.fetch_bytes,
-    })
-}
-
 /// Returns where the restore would resume. Prints the reason when it would start over.
 async fn find_resumed(
     context: &Context,
@@ -353,8 +361,8 @@ fn lost_lines(rollback: &Rollback) -> Vec<String> {
             lost.name, lost.guid, lost.created_at
         ));
     }
-    for (bookmark, guid) in &rollback.bookmarks {
-        lines.push(format!("{bookmark}, guid {guid}, a bookmark"));
+    for LostBookmark { name, guid } in &rollback.bookmarks {
+        lines.push(format!("{name}, guid {guid}, a bookmark"));
     }
     lines.push(match rollback.written_bytes {
         Some(0) => "no data: nothing was written since the newest snapshot".to_owned(),
@@ -366,76 +374,95 @@ fn lost_lines(rollback: &Rollback) -> Vec<String> {
     lines
 }
 
-fn rollback_json(rollback: &Rollback) -> serde_json::Value {
-    let snapshots: Vec<_> = rollback
-        .snapshots
-        .iter()
-        .map(|lost| json!({ "name": lost.name, "guid": lost.guid, "created_at": lost.created_at }))
-        .collect();
-    let bookmarks: Vec<_> = rollback
-        .bookmarks
-        .iter()
-        .map(|(name, guid)| json!({ "name": name.to_string(), "guid": guid }))
-        .collect();
-    json!({
-        "base": rollback.base,
-        "snapshots": snapshots,
-        "bookmarks": bookmarks,
-        "written_bytes": rollback.written_bytes,
-    })
+/// The plan of a dry run.
+#[derive(Serialize)]
+pub(crate) struct PlannedRestore<'a> {
+    pub(crate) backups: Vec<ChainBackup<'a>>,
+    /// The plan to receive, unless the stream would only be written.
+    #[serde(flatten)]
+    pub(crate) receive: Option<PlannedReceive<'a>>,
+    #[serde(skip)]
+    pub(crate) set: &'a RestoreSet,
 }
 
-pub(crate) fn manifests(set: &RestoreSet) -> serde_json::Value {
-    set.backups
-        .iter()
-        .map(|backup| json!({ "store": backup.store.url(), "manifest": backup.manifest }))
-        .collect()
+/// A backup of the chain, with its store.
+#[derive(Serialize)]
+pub(crate) struct ChainBackup<'a> {
+    pub(crate) store: &'a str,
+    pub(crate) manifest: &'a Manifest,
 }
 
-pub(crate) fn print_plan(
-    set: &RestoreSet,
-    plan: Option<&ReceivePlan>,
-    resumed: Option<&ResumedReceive>,
-    output: &Output,
-) {
-    let skipped = plan.map_or(0, |plan| plan.skipped);
-    let (mut objects, mut stored, mut requests) = (0, 0, 0);
-    for (number, backup) in set.backups.iter().enumerate() {
-        let sealed: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
-        let name = backup
-            .private
-            .as_ref()
-            .map_or("a snapshot whose name is lost", |private| {
-                &private.snapshot_name
-            });
-        output.line(format!(
-            "{} {}",
-            backup.manifest.kind.as_str(),
-            backup.manifest.id
-        ));
-        if number < skipped {
-            output.line(format!("  of {name}: there already"));
-            continue;
+#[derive(Serialize)]
+pub(crate) struct PlannedReceive<'a> {
+    pub(crate) goes_on: Option<ResumedReceive>,
+    pub(crate) rollback: Option<&'a Rollback>,
+    #[serde(skip)]
+    pub(crate) plan: Option<&'a ReceivePlan>,
+}
+
+impl<'a> PlannedRestore<'a> {
+    pub(crate) fn new(set: &'a RestoreSet, receive: Option<PlannedReceive<'a>>) -> Self {
+        let backups = set.backups.iter().map(|backup| ChainBackup {
+            store: backup.store.url(),
+            manifest: &backup.manifest,
+        });
+        Self {
+            backups: backups.collect(),
+            receive,
+            set,
         }
-        let (count, from) = (backup.chunks.len(), backup.store.url());
-        let stream = bytes(backup.manifest.stream_bytes);
-        output.line(format!(
-            "  of {name}: {count} chunks, {} from {from}, {stream} of stream",
-            bytes(sealed)
-        ));
-        let resumed = resumed.filter(|_| number == skipped);
-        if let Some(resumed) = resumed {
-            output.line(format!("  {}", words_of(resumed)));
-        }
-        let chunks = resumed.map_or(&backup.chunks[..], |resumed| chunks_from(backup, resumed));
-        (objects, requests) = (objects + chunks.len(), requests + fetch_requests(chunks));
-        stored += resumed.map_or(sealed, |resumed| resumed.fetch_bytes);
     }
-    output.line(format!(
-        "to fetch: {} in {objects} objects by {requests} requests",
-        bytes(stored)
-    ));
-    let Some(plan) = plan else { return };
+}
+
+impl Render for PlannedRestore<'_> {
+    fn render(&self, output: &Output) {
+        let receive = self.receive.as_ref();
+        let plan = receive.and_then(|receive| receive.plan);
+        let resumed = receive.and_then(|receive| receive.goes_on.as_ref());
+        let skipped = plan.map_or(0, |plan| plan.skipped);
+        let (mut objects, mut stored, mut requests) = (0, 0, 0);
+        for (number, backup) in self.set.backups.iter().enumerate() {
+            let sealed: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
+            let name = backup
+                .private
+                .as_ref()
+                .map_or("a snapshot whose name is lost", |private| {
+                    &private.snapshot_name
+                });
+            output.line(format!(
+                "{} {}",
+                backup.manifest.kind.as_str(),
+                backup.manifest.id
+            ));
+            if number < skipped {
+                output.line(format!("  of {name}: there already"));
+                continue;
+            }
+            let (count, from) = (backup.chunks.len(), backup.store.url());
+            let stream = bytes(backup.manifest.stream_bytes);
+            output.line(format!(
+                "  of {name}: {count} chunks, {} from {from}, {stream} of stream",
+                bytes(sealed)
+            ));
+            let resumed = resumed.filter(|_| number == skipped);
+            if let Some(resumed) = resumed {
+                output.line(format!("  {}", words_of(resumed)));
+            }
+            let chunks = resumed.map_or(&backup.chunks[..], |resumed| chunks_from(backup, resumed));
+            (objects, requests) = (objects + chunks.len(), requests + fetch_requests(chunks));
+            stored += resumed.map_or(sealed, |resumed| resumed.fetch_bytes);
+        }
+        output.line(format!(
+            "to fetch: {} in {objects} objects by {requests} requests",
+            bytes(stored)
+        ));
+        if let Some(plan) = plan {
+            render_receive(plan, output);
+        }
+    }
+}
+
+fn render_receive(plan: &ReceivePlan, output: &Output) {
     if plan.gives_up {
         output.line("to destroy: what an interrupted restore has received");
     }
@@ -477,10 +504,7 @@ async fn restore_stream(
     };
     announce(&set, restore, &context.output)?;
     if context.global.dry_run {
-        print_plan(&set, None, None, &context.output);
-        context
-            .output
-            .json(|| json!({ "backups": manifests(&set) }));
+        context.output.emit(&PlannedRestore::new(&set, None));
         return Ok(());
     }
     let backup = only_backup(&set, restore)?;

@@ -9,7 +9,6 @@ use crate::cli::args::Show;
 use crate::cli::commands::show::survey::{Survey, survey_host, survey_store};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
-use serde_json::json;
 
 pub(crate) async fn show(context: &Context, show: &Show) -> Result<(), Failure> {
     let output = &*context.output;
@@ -35,7 +34,7 @@ pub(crate) async fn show(context: &Context, show: &Show) -> Result<(), Failure> 
             .flat_map(|dataset| details::lines(&overview, dataset))
             .for_each(|line| output.line(line));
     }
-    output.json(|| json!(overview));
+    output.json(&overview);
     // Stores that could not be read were reported. A program must not read the output as a complete
     // answer either.
     if failed {

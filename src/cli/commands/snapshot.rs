@@ -4,11 +4,19 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
 use crate::cli::open::remote::open_zfs;
 use crate::config::SnapshotSource;
+use crate::model::{DatasetName, SnapshotName};
 use crate::run::RunError;
 use crate::run::pool::snapshot::{SnapshotRun, SnapshotsTaken, snapshot_between_hooks};
 use crate::zfs::{Dataset, ZfsErrno};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
+
+/// The document of `snapshot`.
+#[derive(Default, Serialize)]
+pub(crate) struct Snapshots {
+    pub(crate) snapshots: Vec<SnapshotName>,
+    pub(crate) failed: Vec<DatasetName>,
+}
 
 pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
     let output = &context.output;
@@ -17,7 +25,7 @@ pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
         output.line(format!(
             "no snapshot is taken: main.use_snapshots = {glob:?} uses those of another tool"
         ));
-        output.json(|| json!({ "snapshots": [], "failed": [] }));
+        output.json(&Snapshots::default());
         return Ok(());
     }
     let zfs = open_zfs()?;
@@ -81,10 +89,10 @@ fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
             _ => context.failed(&dataset, &Failure::Run(error)),
         }
     }
-    let failed: Vec<_> = context.tally().failed.into_keys().collect();
-    context
-        .output
-        .json(|| json!({ "snapshots": taken, "failed": failed }));
+    context.output.json(&Snapshots {
+        snapshots: taken,
+        failed: context.failed_datasets(),
+    });
     let mut worst = context
         .verdict()
         .map_or_else(|failure| failure.status(), |()| status::DONE);

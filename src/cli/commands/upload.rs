@@ -9,13 +9,12 @@ use crate::cli::open::datasets::{NamedDataset, datasets_to_change};
 use crate::cli::open::keys::keys_for_writing;
 use crate::cli::open::reading::{open_configured, trusted_keys};
 use crate::cli::open::{history, kept_config};
-use crate::cli::screen::output::Output;
+use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::progress::UploadProgress;
 use crate::cli::screen::table::bytes;
-use crate::model::{BackupId, BackupKind};
+use crate::model::{BackupId, BackupKind, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{LeftReason, doomed};
-use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::copy::{
     CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal,
@@ -23,9 +22,10 @@ use crate::run::copy::{
 };
 use crate::run::identity::refuse_one_place;
 use crate::run::transfer::ProgressSink;
+use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use jiff::Timestamp;
-use serde_json::json;
+use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -81,8 +81,9 @@ pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
         match outcome {
             Ok(report) => {
                 history::copied(config, &*to, &named.stored, report.copied.last());
-                print(named, &report, started, &context.output);
-                results.push(to_json(named, &report));
+                let seconds = started.elapsed().as_secs_f64();
+                let upload = DatasetUpload::new(named, &report, seconds);
+                results.push(context.output.printed(upload));
                 settle(context, named, report);
             }
             Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
@@ -94,10 +95,10 @@ pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     if !results.is_empty() {
         kept_config::keep(config, &*to, &keys).await;
     }
-    let failed: Vec<_> = context.tally().failed.into_keys().collect();
-    context
-        .output
-        .json(|| json!({ "uploads": results, "failed": failed }));
+    context.output.json(&Uploads {
+        uploads: results,
+        failed: context.failed_datasets(),
+    });
     context.verdict()
 }
 
@@ -105,9 +106,7 @@ fn nothing_to_copy(context: &Context, datasets: &[NamedDataset]) -> Result<(), F
     context
         .output
         .line("the intermediate directory is empty: nothing to copy");
-    context
-        .output
-        .json(|| json!({ "uploads": [], "failed": [] }));
+    context.output.json(&Uploads::default());
     datasets
         .iter()
         .for_each(|named| context.done(&named.in_pool, 0));
@@ -157,8 +156,7 @@ async fn dry_run(
     for named in datasets {
         match plan_upload(from, to, &trusted, &named.stored, rules).await {
             Ok(planned) => {
-                print_plan(named, &planned, &context.output);
-                plans.push(plan_json(named, &planned));
+                plans.push(context.output.printed(DatasetPlan::new(named, &planned)));
                 let UploadPlan {
                     plan,
                     mut untrusted,
@@ -177,109 +175,173 @@ async fn dry_run(
             Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
         }
     }
-    context.output.json(|| json!({ "plans": plans }));
+    context.output.json(&Plans { plans });
     context.verdict()
 }
 
-fn print_plan(named: &NamedDataset, planned: &UploadPlan, output: &Output) {
-    let plan = &planned.plan;
-    if plan.copy.is_empty() {
-        output.line(format!(
-            "{}: nothing to copy{}",
-            named.stored,
-            left_words(&plan.left)
-        ));
+/// The document of a dry run.
+#[derive(Serialize)]
+pub(crate) struct Plans {
+    pub(crate) plans: Vec<DatasetPlan>,
+}
+
+/// The plan for one dataset.
+#[derive(Serialize)]
+pub(crate) struct DatasetPlan {
+    pub(crate) dataset: DatasetName,
+    pub(crate) copy: Vec<PlannedCopy>,
+    #[serde(serialize_with = "with_reasons")]
+    pub(crate) left: Vec<(BackupId, LeftReason)>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct PlannedCopy {
+    pub(crate) id: BackupId,
+    pub(crate) parent: Option<BackupId>,
+    pub(crate) bytes: u64,
+}
+
+fn with_reasons<R: Serialize, S: Serializer>(
+    backups: &[(BackupId, R)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct WithReason<'a, R> {
+        id: &'a BackupId,
+        reason: &'a R,
+    }
+    serializer.collect_seq(backups.iter().map(|(id, reason)| WithReason { id, reason }))
+}
+
+impl DatasetPlan {
+    fn new(named: &NamedDataset, planned: &UploadPlan) -> Self {
+        let copy = planned.plan.copy.iter().map(|step| PlannedCopy {
+            id: step.id.clone(),
+            parent: step.parent.clone(),
+            bytes: planned.bytes_of([&step.id]),
+        });
+        Self {
+            dataset: named.stored.clone(),
+            copy: copy.collect(),
+            left: planned.plan.left.clone(),
+        }
+    }
+}
+
+impl Render for DatasetPlan {
+    fn render(&self, output: &Output) {
+        let Self {
+            dataset,
+            copy,
+            left,
+        } = self;
+        let what = match copy.len() {
+            0 => "nothing to copy".to_owned(),
+            count => {
+                let size = copy.iter().map(|step| step.bytes).sum();
+                format!("would copy {count}, {}", bytes(size))
+            }
+        };
+        output.line(format!("{dataset}: {what}{}", left_words(left)));
+        for step in copy {
+            output.line(format!("  copy {}, {}", step.id, bytes(step.bytes)));
+        }
+        for (id, reason) in left {
+            if *reason != LeftReason::Committed {
+                output.line(format!("  leave {id}: {reason}"));
+            }
+        }
+    }
+}
+
+/// The document of a run.
+#[derive(Default, Serialize)]
+pub(crate) struct Uploads {
+    pub(crate) uploads: Vec<DatasetUpload>,
+    pub(crate) failed: Vec<DatasetName>,
+}
+
+/// The result for one dataset.
+#[derive(Serialize)]
+pub(crate) struct DatasetUpload {
+    pub(crate) dataset: DatasetName,
+    pub(crate) copied: Vec<CopiedBackup>,
+    #[serde(serialize_with = "with_reasons")]
+    pub(crate) left: Vec<(BackupId, LeftReason)>,
+    #[serde(serialize_with = "with_reasons")]
+    pub(crate) failed: Vec<(BackupId, String)>,
+    #[serde(skip)]
+    pub(crate) seconds: f64,
+}
+
+impl DatasetUpload {
+    fn new(named: &NamedDataset, report: &UploadReport, seconds: f64) -> Self {
+        let failed = report.failed.iter();
+        let failed = failed.map(|(id, error)| (id.clone(), error_chain(error)));
+        Self {
+            dataset: named.stored.clone(),
+            copied: report.copied.clone(),
+            left: report.left.clone(),
+            failed: failed.collect(),
+            seconds,
+        }
+    }
+}
+
+impl Render for DatasetUpload {
+    fn render(&self, output: &Output) {
+        let dataset = &self.dataset;
+        for copied in &self.copied {
+            render_copied(dataset, copied, output);
+        }
+        let what = match self.copied.len() {
+            0 => "nothing copied".to_owned(),
+            count => {
+                let sent = self.copied.iter().map(|copied| copied.sent_bytes).sum();
+                format!(
+                    "{count} copied, {} sent, {:.1} s",
+                    bytes(sent),
+                    self.seconds
+                )
+            }
+        };
+        output.line(format!("{dataset}: {what}{}", left_words(&self.left)));
+        for (id, reason) in &self.left {
+            if let LeftReason::Twin { .. } = reason {
+                output.line(format!("  left {id}: {reason}"));
+            }
+        }
+    }
+}
+
+fn render_copied(dataset: &DatasetName, copied: &CopiedBackup, output: &Output) {
+    let CopiedBackup {
+        id,
+        chunks,
+        stored_bytes,
+        sent_bytes,
+        by_size_only,
+    } = copied;
+    let kind = if id.kind() == BackupKind::Full {
+        "full"
     } else {
-        let (count, size) = (
-            plan.copy.len(),
-            planned.bytes_of(plan.copy.iter().map(|step| &step.id)),
-        );
-        output.line(format!(
-            "{}: would copy {count}, {}{}",
-            named.stored,
-            bytes(size),
-            left_words(&plan.left)
+        "incremental"
+    };
+    let there = stored_bytes - sent_bytes;
+    let kept = if there > 0 {
+        format!(", {} of them there already", bytes(there))
+    } else {
+        String::new()
+    };
+    output.line(format!("{dataset}: copied {id}"));
+    output.line(format!(
+        "  {kind}, {} in {chunks} chunks{kept}",
+        bytes(*stored_bytes)
+    ));
+    if *by_size_only > 0 {
+        output.note(&format!(
+            "of {by_size_only} chunks that existed already the store confirms only the size"
         ));
-    }
-    for step in &plan.copy {
-        output.line(format!(
-            "  copy {}, {}",
-            step.id,
-            bytes(planned.bytes_of([&step.id]))
-        ));
-    }
-    for (id, reason) in plan
-        .left
-        .iter()
-        .filter(|(_, reason)| *reason != LeftReason::Committed)
-    {
-        output.line(format!("  leave {id}: {reason}"));
-    }
-}
-
-fn plan_json(named: &NamedDataset, planned: &UploadPlan) -> serde_json::Value {
-    let plan = &planned.plan;
-    let copy: Vec<_> = plan
-        .copy
-        .iter()
-        .map(|step| json!({ "id": step.id, "parent": step.parent, "bytes": planned.bytes_of([&step.id]) }))
-        .collect();
-    json!({ "dataset": named.stored, "copy": copy, "left": left_json(&plan.left) })
-}
-
-fn print(named: &NamedDataset, report: &UploadReport, started: Instant, output: &Output) {
-    for copied in &report.copied {
-        let CopiedBackup {
-            id,
-            chunks,
-            stored_bytes,
-            sent_bytes,
-            by_size_only,
-        } = copied;
-        let kind = if id.kind() == BackupKind::Full {
-            "full"
-        } else {
-            "incremental"
-        };
-        let there = stored_bytes - sent_bytes;
-        let kept = if there > 0 {
-            format!(", {} of them there already", bytes(there))
-        } else {
-            String::new()
-        };
-        output.line(format!("{}: copied {id}", named.stored));
-        output.line(format!(
-            "  {kind}, {} in {chunks} chunks{kept}",
-            bytes(*stored_bytes)
-        ));
-        if *by_size_only > 0 {
-            output.note(&format!(
-                "of {by_size_only} chunks that existed already the store confirms only the size"
-            ));
-        }
-    }
-    let (count, sent) = (
-        report.copied.len(),
-        report.copied.iter().map(|copied| copied.sent_bytes).sum(),
-    );
-    let seconds = started.elapsed().as_secs_f64();
-    output.line(match count {
-        0 => format!(
-            "{}: nothing copied{}",
-            named.stored,
-            left_words(&report.left)
-        ),
-        _ => format!(
-            "{}: {count} copied, {} sent, {seconds:.1} s{}",
-            named.stored,
-            bytes(sent),
-            left_words(&report.left)
-        ),
-    });
-    for (id, reason) in &report.left {
-        if let LeftReason::Twin { .. } = reason {
-            output.line(format!("  left {id}: {reason}"));
-        }
     }
 }
 
@@ -298,31 +360,6 @@ fn left_words(left: &[(BackupId, LeftReason)]) -> String {
     counts
         .into_iter()
         .map(|(words, count)| format!(", {count} {words}"))
-        .collect()
-}
-
-fn to_json(named: &NamedDataset, report: &UploadReport) -> serde_json::Value {
-    let copied: Vec<_> = report
-        .copied
-        .iter()
-        .map(|copied| {
-            json!({
-                "id": copied.id, "chunks": copied.chunks, "stored_bytes": copied.stored_bytes,
-                "sent_bytes": copied.sent_bytes, "chunks_confirmed_by_size_only": copied.by_size_only,
-            })
-        })
-        .collect();
-    let failed: Vec<_> = report
-        .failed
-        .iter()
-        .map(|(id, error)| json!({ "id": id, "reason": crate::run::error_chain(error) }))
-        .collect();
-    json!({ "dataset": named.stored, "copied": copied, "left": left_json(&report.left), "failed": failed })
-}
-
-fn left_json(left: &[(BackupId, LeftReason)]) -> serde_json::Value {
-    left.iter()
-        .map(|(id, reason)| json!({ "id": id, "reason": reason.to_string() }))
         .collect()
 }
 

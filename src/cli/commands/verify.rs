@@ -10,23 +10,26 @@ use crate::cli::open::history;
 use crate::cli::open::identity::expected_identity;
 use crate::cli::open::reading::{ReadSide, key_file, open_for_reading, trusted_keys};
 use crate::cli::open::remote::open_zfs;
-use crate::cli::screen::output::Output;
+use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::{bytes, tier_words};
 use crate::keyring::KeyFile;
-use crate::model::{BackupId, BackupKind, Guid, KnownStore};
+use crate::model::{BackupId, BackupKind, DatasetName, Guid, KnownStore};
 use crate::plan::sample::ReadShare;
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::identity::refuse_one_place;
-use crate::run::verify::{BrokenBackup, ReadData, VerifyOptions, VerifyReport, verify_with};
+use crate::run::verify::{
+    BrokenBackup, Damage, ReadData, VerifyOptions, VerifyReport, verify_with,
+};
 use crate::sign::TrustedKeys;
 use crate::state::history::{OwnCommit, Records};
+use crate::store::EvidenceTier;
 use crate::store::key::{BackupObject, ObjectKey, STORE_ID};
-use crate::store::{EvidenceTier, ObjectStore};
 use crate::zfs::Zfs;
 use jiff::Timestamp;
-use serde_json::json;
+use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Arc;
 
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -41,7 +44,7 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
         Some(_) => opening_keys(&side, verify, output).await,
         None => None,
     };
-    let mut reports = Vec::new();
+    let mut datasets_verified = Vec::new();
     let other_store = expected.as_ref().and_then(|(_, flaw)| flaw.as_ref());
     if let Some(flaw) = other_store {
         output.error_text(
@@ -79,12 +82,13 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
                     );
                 }
                 let sources = sources_here(&side, named, &report);
-                print(named, &report, &sources, &*side.store, output);
-                match flaw_of(&report) {
+                let verified = VerifiedDataset::new(named, report, &sources, side.store.url());
+                let verified = output.printed(verified);
+                match verified.flaw() {
                     Some((status, reason)) => context.reported(&named.in_pool, status, reason),
                     None => context.done(&named.in_pool, 0),
                 }
-                reports.push(to_json(named, &report, &sources));
+                datasets_verified.push(verified);
             }
             Err(error) => {
                 if let Some(setup) = side.setup {
@@ -97,10 +101,11 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
             break;
         }
     }
-    let other_store = other_store.map(ToString::to_string);
-    output.json(
-        || json!({ "store": side.store.url(), "other_store": other_store, "datasets": reports }),
-    );
+    output.json(&Verification {
+        store: side.store.url().to_owned(),
+        other_store: other_store.map(ToString::to_string),
+        datasets: datasets_verified,
+    });
     match (context.verdict(), other_store) {
         (Ok(()), Some(_)) => Err(Failure::Reported(status::DAMAGE)),
         (Err(failure), Some(_)) => {
@@ -260,71 +265,170 @@ fn sources_here(
         .collect()
 }
 
-/// Returns the exit status that a dataset's report gives the command, and the reason. Damage is a
-/// failure, and so is a dataset without a backup: a wiped store is not a good one.
-fn flaw_of(report: &VerifyReport) -> Option<(u8, String)> {
-    if !report.damage.is_empty() {
-        let reason = format!("{} objects are damaged or missing", report.damage.len());
-        return Some((status::DAMAGE, reason));
-    }
-    (report.backups == 0).then(|| (status::FAILED, "there is no backup".to_owned()))
+/// The document of `verify-checksums`.
+#[derive(Serialize)]
+pub(crate) struct Verification {
+    pub(crate) store: String,
+    pub(crate) other_store: Option<String>,
+    pub(crate) datasets: Vec<VerifiedDataset>,
 }
 
-fn print(
-    named: &NamedDataset,
-    report: &VerifyReport,
-    sources: &BTreeMap<BackupId, bool>,
-    store: &dyn ObjectStore,
-    output: &Output,
-) {
-    let dataset = &named.stored;
-    if report.backups == 0 && report.damage.is_empty() {
-        output.error_text(&format!("{dataset}: no backup in {}", store.url()), None);
-    } else {
-        output.line(format!(
-            "{dataset}: {} backups, {}",
-            report.backups,
-            counts(report)
-        ));
+/// The result for one dataset.
+#[derive(Serialize)]
+pub(crate) struct VerifiedDataset {
+    pub(crate) dataset: DatasetName,
+    #[serde(flatten)]
+    pub(crate) report: VerifyReport,
+    #[serde(serialize_with = "by_tier_words")]
+    pub(crate) objects: BTreeMap<EvidenceTier, usize>,
+    pub(crate) damage: Vec<DamagedObject>,
+    pub(crate) broken: Vec<UnrestorableBackup>,
+    #[serde(skip)]
+    pub(crate) store: String,
+}
+
+#[derive(Serialize)]
+pub(crate) struct DamagedObject {
+    #[serde(flatten)]
+    pub(crate) damage: Damage,
+    pub(crate) chunk: Option<u32>,
+    pub(crate) missing: bool,
+}
+
+#[derive(Serialize)]
+pub(crate) struct UnrestorableBackup {
+    #[serde(flatten)]
+    pub(crate) broken: BrokenBackup,
+    pub(crate) source_snapshot_here: Option<bool>,
+}
+
+fn by_tier_words<S: Serializer>(
+    objects: &BTreeMap<EvidenceTier, usize>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(
+        objects
+            .iter()
+            .map(|(tier, count)| (tier_words(*tier), count)),
+    )
+}
+
+impl VerifiedDataset {
+    fn new(
+        named: &NamedDataset,
+        mut report: VerifyReport,
+        sources: &BTreeMap<BackupId, bool>,
+        store: &str,
+    ) -> Self {
+        let damage = take(&mut report.damage).into_iter();
+        let damage = damage.map(|damage| DamagedObject {
+            chunk: chunk_of(&damage.key),
+            missing: damage.is_missing(),
+            damage,
+        });
+        let broken = take(&mut report.broken).into_iter();
+        let broken = broken.map(|broken| UnrestorableBackup {
+            source_snapshot_here: sources.get(&broken.id).copied(),
+            broken,
+        });
+        Self {
+            dataset: named.stored.clone(),
+            objects: take(&mut report.objects),
+            damage: damage.collect(),
+            broken: broken.collect(),
+            report,
+            store: store.to_owned(),
+        }
     }
-    for (tier, count) in &report.objects {
-        output.line(format!("  {count} by {}", tier_words(*tier)));
+
+    /// Returns the exit status that the dataset gives the command, and the reason. Damage is a
+    /// failure, and so is a dataset without a backup: a wiped store is not a good one.
+    fn flaw(&self) -> Option<(u8, String)> {
+        if !self.damage.is_empty() {
+            let reason = format!("{} objects are damaged or missing", self.damage.len());
+            return Some((status::DAMAGE, reason));
+        }
+        (self.report.backups == 0).then(|| (status::FAILED, "there is no backup".to_owned()))
     }
-    if let Some(read) = &report.read {
-        let walked = if read.streams > 0 {
-            format!(", {} backups opened whole", read.streams)
+}
+
+impl Render for VerifiedDataset {
+    fn render(&self, output: &Output) {
+        let dataset = &self.dataset;
+        if self.report.backups == 0 && self.damage.is_empty() {
+            output.error_text(&format!("{dataset}: no backup in {}", self.store), None);
         } else {
-            String::new()
-        };
-        output.line(format!(
-            "  read {} in {} chunks{walked}",
-            bytes(read.bytes),
-            read.chunks
-        ));
+            output.line(format!(
+                "{dataset}: {} backups, {}",
+                self.report.backups,
+                counts(self)
+            ));
+        }
+        for (tier, count) in &self.objects {
+            output.line(format!("  {count} by {}", tier_words(*tier)));
+        }
+        if let Some(read) = &self.report.read {
+            let walked = if read.streams > 0 {
+                format!(", {} backups opened whole", read.streams)
+            } else {
+                String::new()
+            };
+            output.line(format!(
+                "  read {} in {} chunks{walked}",
+                bytes(read.bytes),
+                read.chunks
+            ));
+        }
+        self.render_damage(output);
+        for id in &self.report.pruned_meanwhile {
+            output.line(format!("  {id} was pruned during the verification"));
+        }
+        if let Some(newest) = &self.report.newest {
+            output.line(format!("  newest {newest}"));
+        }
+        for key in &self.report.extra {
+            output.line(format!("  extra {}", key.replace('\n', "\\n")));
+        }
     }
-    print_damage(named, report, sources, output);
-    for id in &report.pruned_meanwhile {
-        output.line(format!("  {id} was pruned during the verification"));
-    }
-    if let Some(newest) = &report.newest {
-        output.line(format!("  newest {newest}"));
-    }
-    for key in &report.extra {
-        output.line(format!("  extra {}", key.replace('\n', "\\n")));
+}
+
+impl VerifiedDataset {
+    /// Prints the damage, also with `--quiet`: damage is the reason to run this command.
+    fn render_damage(&self, output: &Output) {
+        for DamagedObject { damage, .. } in &self.damage {
+            output.error_text(&format!("DAMAGED {}: {}", damage.key, damage.reason), None);
+        }
+        for UnrestorableBackup {
+            broken,
+            source_snapshot_here,
+        } in &self.broken
+        {
+            let what = format!(
+                "{} {} is broken{}",
+                self.dataset,
+                words_of(&broken.id),
+                dependents(broken)
+            );
+            let text = restorable(broken);
+            let hint = match source_snapshot_here {
+                Some(true) => {
+                    format!("{text}. Its source snapshot is still here: run --full now")
+                }
+                Some(false) => format!("{text}. Its source snapshot is gone"),
+                None => text,
+            };
+            output.error_text(&what, Some(&hint));
+        }
     }
 }
 
 /// Describes the counts: `10163 by provider hash, 40 by id and size only, 1 MISSING, 2 DAMAGED`.
-fn counts(report: &VerifyReport) -> String {
+fn counts(report: &VerifiedDataset) -> String {
     let mut by_strength: BTreeMap<Strength, usize> = BTreeMap::new();
     for (tier, count) in &report.objects {
         *by_strength.entry(strength(*tier)).or_default() += count;
     }
-    let missing = report
-        .damage
-        .iter()
-        .filter(|damage| damage.is_missing())
-        .count();
+    let missing = report.damage.iter().filter(|damage| damage.missing).count();
     let damaged = report.damage.len() - missing;
     let mut words: Vec<String> = by_strength
         .iter()
@@ -337,34 +441,6 @@ fn counts(report: &VerifyReport) -> String {
         _ => format!("{damaged} DAMAGED"),
     });
     words.join(", ")
-}
-
-/// Prints the damage, also with `--quiet`: damage is the reason to run this command.
-fn print_damage(
-    named: &NamedDataset,
-    report: &VerifyReport,
-    sources: &BTreeMap<BackupId, bool>,
-    output: &Output,
-) {
-    for damage in &report.damage {
-        output.error_text(&format!("DAMAGED {}: {}", damage.key, damage.reason), None);
-    }
-    for broken in &report.broken {
-        let what = format!(
-            "{} {} is broken{}",
-            named.stored,
-            words_of(&broken.id),
-            dependents(broken)
-        );
-        let hint = match (restorable(broken), sources.get(&broken.id)) {
-            (text, Some(true)) => {
-                format!("{text}. Its source snapshot is still here: run --full now")
-            }
-            (text, Some(false)) => format!("{text}. Its source snapshot is gone"),
-            (text, None) => text,
-        };
-        output.error_text(&what, Some(&hint));
-    }
 }
 
 fn dependents(broken: &BrokenBackup) -> String {
@@ -407,47 +483,6 @@ fn chunk_of(key: &str) -> Option<u32> {
         BackupObject::Chunk { index, .. } => Some(index.get()),
         _ => None,
     }
-}
-
-fn to_json(
-    named: &NamedDataset,
-    report: &VerifyReport,
-    sources: &BTreeMap<BackupId, bool>,
-) -> serde_json::Value {
-    let damage: Vec<_> = report
-        .damage
-        .iter()
-        .map(|damage| {
-            json!({
-                "key": damage.key, "backup": damage.backup, "chunk": chunk_of(&damage.key), "reason": damage.reason,
-                "missing": damage.is_missing(), "breaks_restore": damage.breaks,
-            })
-        })
-        .collect();
-    let broken: Vec<_> = report
-        .broken
-        .iter()
-        .map(|broken| {
-            json!({
-                "id": broken.id, "dependents": broken.dependents, "restorable_up_to": broken.restorable_up_to,
-                "restorable_again_from": broken.restorable_again_from,
-                "source_snapshot_here": sources.get(&broken.id),
-            })
-        })
-        .collect();
-    let objects: serde_json::Map<_, _> = report
-        .objects
-        .iter()
-        .map(|(tier, count)| (tier_words(*tier).to_owned(), json!(count)))
-        .collect();
-    let read = report
-        .read
-        .as_ref()
-        .map(|read| json!({ "chunks": read.chunks, "bytes": read.bytes, "backups_opened": read.streams }));
-    json!({
-        "dataset": named.stored, "backups": report.backups, "objects": objects, "damage": damage, "broken": broken,
-        "extra": report.extra, "newest": report.newest, "pruned_meanwhile": report.pruned_meanwhile, "read": read,
-    })
 }
 
 /// The strength of evidence, the best first.

@@ -3,11 +3,12 @@
 use crate::cli::args::sequence::Step;
 use crate::cli::context::Tally;
 use crate::cli::failure::status;
-use crate::cli::screen::output::Said;
+use crate::cli::screen::output::{Said, display_path};
 use crate::cli::screen::table::{age, bytes, table};
 use crate::model::DatasetName;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// Limits for the columns of the table with text of any length, so that a line has at most 80
@@ -17,21 +18,27 @@ const COMMAND_CHARS_MAX: usize = 29;
 const RESULT_CHARS_MAX: usize = 23;
 
 /// A step with its result.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub(crate) struct StepReport {
     /// The key of the step: `step03`.
+    #[serde(rename = "step")]
     pub(crate) name: String,
     /// The command line of the step.
+    #[serde(rename = "command")]
     pub(crate) line: String,
     /// Whether the step was started.
+    #[serde(rename = "run")]
     pub(crate) was_run: bool,
     /// The exit status of the step.
+    #[serde(skip)]
     pub(crate) status: u8,
     /// The results of the datasets.
+    #[serde(flatten)]
     pub(crate) tally: Tally,
     /// The duration of the step.
     pub(crate) seconds: f64,
     /// The first error, if there was one.
+    #[serde(skip)]
     pub(crate) said: Option<Said>,
     /// The JSON that the step printed.
     pub(crate) output: Vec<Value>,
@@ -98,47 +105,85 @@ impl StepReport {
         ]
     }
 
-    fn to_json(&self) -> Value {
-        let Tally {
-            done,
-            paused,
-            failed,
-            skipped,
-            bytes,
-        } = &self.tally;
-        let failed: Vec<_> = failed
-            .iter()
-            .map(|(dataset, (status, error))| json!({ "dataset": dataset, "exit_status": status, "error": error }))
-            .collect();
-        json!({
-            "step": self.name, "command": self.line, "run": self.was_run,
-            "exit_status": self.was_run.then_some(self.status), "done": done, "paused": paused, "failed": failed, "skipped": skipped,
-            "bytes": bytes, "seconds": self.seconds, "error": self.said.as_ref().map(|said| &said.text),
-            "hint": self.said.as_ref().and_then(|said| said.hint.as_ref()), "output": self.output,
-        })
+    fn document(&self) -> StepDocument<'_> {
+        StepDocument {
+            step: self,
+            exit_status: self.was_run.then_some(self.status),
+            error: ErrorText::new(self.said.as_ref()),
+        }
     }
 }
 
+/// A step in the document of `perform`.
+#[derive(Serialize)]
+pub(crate) struct StepDocument<'a> {
+    #[serde(flatten)]
+    pub(crate) step: &'a StepReport,
+    pub(crate) exit_status: Option<u8>,
+    #[serde(flatten)]
+    pub(crate) error: ErrorText<'a>,
+}
+
+/// The document of `perform`.
+#[derive(Serialize)]
+pub(crate) struct RunDocument<'a> {
+    pub(crate) format: u32,
+    #[serde(flatten)]
+    pub(crate) run: &'a RunReport,
+    #[serde(flatten)]
+    pub(crate) error: ErrorText<'a>,
+    pub(crate) steps: Vec<StepDocument<'a>>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ErrorText<'a> {
+    pub(crate) error: Option<&'a str>,
+    pub(crate) hint: Option<&'a str>,
+}
+
+impl<'a> ErrorText<'a> {
+    fn new(said: Option<&'a Said>) -> Self {
+        Self {
+            error: said.map(|said| said.text.as_str()),
+            hint: said.and_then(|said| said.hint.as_deref()),
+        }
+    }
+}
+
+/// The document that a hook reads.
+#[derive(Serialize)]
+pub(crate) struct HookDocument<'a> {
+    #[serde(flatten)]
+    pub(crate) run: RunDocument<'a>,
+    pub(crate) log: Vec<String>,
+    pub(crate) message: String,
+}
+
 /// The report of a run.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub(crate) struct RunReport {
     /// The name of this host.
     pub(crate) host: String,
     /// The configuration file.
+    #[serde(rename = "config", serialize_with = "display_path")]
     pub(crate) config_file: PathBuf,
     /// The configured datasets.
+    #[serde(rename = "datasets")]
     pub(crate) names: Vec<DatasetName>,
     /// When the run started.
     pub(crate) started_at: Timestamp,
     /// When a run last succeeded, if this one did not and that time is known.
     pub(crate) last_success: Option<Timestamp>,
     /// The steps, in order.
+    #[serde(skip)]
     pub(crate) steps: Vec<StepReport>,
     /// The exit status.
+    #[serde(rename = "exit_status")]
     pub(crate) status: u8,
     /// The duration of the run.
     pub(crate) seconds: f64,
     /// The first error outside the steps.
+    #[serde(skip)]
     pub(crate) said: Option<Said>,
 }
 
@@ -165,16 +210,14 @@ impl RunReport {
         lines
     }
 
-    /// Returns the summary for programs.
-    pub(crate) fn to_json(&self) -> Value {
-        json!({
-            "format": 1, "host": self.host, "config": self.config_file, "datasets": self.names,
-            "exit_status": self.status, "started_at": self.started_at, "seconds": self.seconds,
-            "error": self.first_error().map(|said| &said.text),
-            "hint": self.first_error().and_then(|said| said.hint.as_ref()),
-            "last_success": self.last_success,
-            "steps": self.steps.iter().map(StepReport::to_json).collect::<Vec<_>>(),
-        })
+    /// Returns the report for programs.
+    pub(crate) fn document(&self) -> RunDocument<'_> {
+        RunDocument {
+            format: 1,
+            run: self,
+            error: ErrorText::new(self.first_error()),
+            steps: self.steps.iter().map(StepReport::document).collect(),
+        }
     }
 
     /// Returns the step that failed first. A step that failed for some datasets counts only if no
@@ -325,6 +368,8 @@ fn shortened(text: &str, chars_max: usize) -> String {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
 
     fn step(
         name: &str,
@@ -508,9 +553,18 @@ mod tests {
         assert_eq!(value("ZFS_BACKUP_LOG"), Some("a\nb"));
         let of_none = failed(status::DAMAGE).variables(&[]);
         assert!(of_none.contains(&("ZFS_BACKUP_DATASETS", "tank/photos\ntank/films".to_owned())));
-        let document = report.to_json();
+        let document = serde_json::to_value(report.document()).unwrap();
         assert_eq!(document["steps"][2]["failed"][0]["dataset"], "tank/10");
         assert_eq!(document["steps"][2]["exit_status"], 3);
-        assert_eq!(failed(4).to_json()["steps"][3]["exit_status"], Value::Null);
+        let document = serde_json::to_value(failed(4).document()).unwrap();
+        assert_eq!(document["steps"][3]["exit_status"], Value::Null);
+    }
+
+    #[test]
+    fn config_path_that_is_not_utf_8_is_written_lossily() {
+        let mut report = partial();
+        report.config_file = OsStr::from_bytes(b"/etc/\xff.toml").into();
+        let document = serde_json::to_value(report.document()).unwrap();
+        assert_eq!(document["config"], "/etc/\u{fffd}.toml");
     }
 }

@@ -3,9 +3,11 @@
 use crate::cli::args::{Global, ProgressWhen};
 use crate::cli::screen::log::LogTail;
 use crate::cli::screen::table::{WIDTH, wrap};
+use serde::{Serialize, Serializer};
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How results are printed.
@@ -23,6 +25,13 @@ pub(crate) struct Output {
     /// The JSON of a step, which becomes part of the run's document.
     captured: Option<Mutex<Vec<serde_json::Value>>>,
     first_error: Mutex<Option<Said>>,
+}
+
+/// A result of a command, or a part of one. Its serialized form is the one that `docs/json.md`
+/// describes; [`Render::render`] is its text for people.
+pub(crate) trait Render: Serialize {
+    /// Prints the lines on stdout, and notes and errors about the result on stderr.
+    fn render(&self, output: &Output);
 }
 
 /// An error as it was printed.
@@ -158,12 +167,27 @@ impl Output {
         write_line(&mut std::io::stdout(), text);
     }
 
-    /// Prints the result for programs, with `--json`.
-    pub(crate) fn json(&self, value: impl FnOnce() -> serde_json::Value) {
+    /// Prints the whole result of a command: its text, or with `--json` its document.
+    pub(crate) fn emit(&self, result: &impl Render) {
+        result.render(self);
+        self.json(result);
+    }
+
+    /// Prints the text of a part of a result, and returns the part for the document.
+    pub(crate) fn printed<T: Render>(&self, part: T) -> T {
+        part.render(self);
+        part
+    }
+
+    /// Prints the document of a command, with `--json`.
+    pub(crate) fn json(&self, document: &impl Serialize) {
+        if !self.json {
+            return;
+        }
+        let document = to_value(document);
         match &self.captured {
-            _ if !self.json => {}
-            Some(captured) => lock(captured).push(value()),
-            None => write_line(&mut std::io::stdout(), &format!("{:#}", value())),
+            Some(captured) => lock(captured).push(document),
+            None => write_line(&mut std::io::stdout(), &format!("{document:#}")),
         }
     }
 
@@ -208,6 +232,16 @@ impl Output {
     pub(crate) fn always(&self, text: &str) {
         self.message("note: ", text);
     }
+}
+
+/// Returns a document as JSON.
+pub(crate) fn to_value(document: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(document).expect("keys are texts, and `display_path` writes paths")
+}
+
+/// Writes a path in JSON as messages show it: JSON has no bytes that are not UTF-8.
+pub(crate) fn display_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

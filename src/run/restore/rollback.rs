@@ -13,27 +13,30 @@ use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
 use crate::zfs::{Dataset, PropertyValue, Snapshot, Zfs};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// The list of a rollback: exactly these snapshots and bookmarks are destroyed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rollback {
     /// The dataset's guid.
+    #[serde(skip)]
     pub dataset: Guid,
     /// The snapshot that the dataset is rolled back to.
     pub base: SnapshotName,
     /// The guid of the snapshot that the dataset is rolled back to.
+    #[serde(skip)]
     pub base_guid: Guid,
     /// The snapshots after it, oldest first.
     pub snapshots: Vec<LostSnapshot>,
     /// Bookmarks of states after it: the kernel refuses a rollback while they exist.
-    pub bookmarks: Vec<(BookmarkName, Guid)>,
+    pub bookmarks: Vec<LostBookmark>,
     /// The bytes written since the newest snapshot; `None` when ZFS does not report them.
     pub written_bytes: Option<u64>,
 }
 
 /// A snapshot that the rollback destroys.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LostSnapshot {
     /// The snapshot's name.
     pub name: SnapshotName,
@@ -41,6 +44,15 @@ pub struct LostSnapshot {
     pub guid: Guid,
     /// The time at which it was taken.
     pub created_at: Timestamp,
+}
+
+/// A bookmark that the rollback destroys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LostBookmark {
+    /// The bookmark's name.
+    pub name: BookmarkName,
+    /// The bookmark's guid.
+    pub guid: Guid,
 }
 
 impl Rollback {
@@ -68,7 +80,10 @@ impl Rollback {
             base_guid: base.guid,
             snapshots: newer.iter().map(lost).collect(),
             bookmarks: bookmarks
-                .map(|bookmark| (bookmark.name, bookmark.guid))
+                .map(|bookmark| LostBookmark {
+                    name: bookmark.name,
+                    guid: bookmark.guid,
+                })
                 .collect(),
             written_bytes: written_bytes(dataset),
         })
@@ -139,7 +154,7 @@ impl Rollback {
         }
         if !self.bookmarks.is_empty() {
             let there = zfs.bookmarks(self.base.dataset())?;
-            for (name, guid) in &self.bookmarks {
+            for LostBookmark { name, guid } in &self.bookmarks {
                 if there
                     .iter()
                     .any(|bookmark| bookmark.name == *name && bookmark.guid == *guid)

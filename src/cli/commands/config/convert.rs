@@ -5,7 +5,6 @@ use crate::cli::screen::output::Output;
 use crate::config::convert::{convert_ini, rclone_conf_of};
 use crate::config::{Config, Environment};
 use crate::run::RunError;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
@@ -37,9 +36,7 @@ pub(crate) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
         output.always("the result needs an edit before it can be used:");
         output.always(&error.to_string());
     }
-    output.json(
-        || json!({ "toml": converted.toml, "lost": converted.lost, "advice": converted.advice }),
-    );
+    output.json(&converted);
     if !output.is_json() {
         output.raw(converted.toml.as_bytes());
     }

@@ -9,7 +9,16 @@ use crate::cli::open::reading::{key_file, open_for_reading};
 use crate::cli::screen::table::age;
 use crate::run::keys::kept_config::{KeptConfig, KeptConfigs, kept_configs};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
+
+/// The document of `config recover`.
+#[derive(Serialize)]
+pub(crate) struct RecoveredConfig<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) file: &'a str,
+    pub(crate) written_at: Timestamp,
+    pub(crate) toml: &'a str,
+}
 
 pub(crate) async fn recover(context: &Context, recover: &Recover) -> Result<(), Failure> {
     let output = &context.output;
@@ -63,9 +72,12 @@ pub(crate) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
         None if !output.is_json() => output.raw(newest.text.as_bytes()),
         None => {}
     }
-    output.json(
-        || json!({ "host": newest.host, "file": newest.file, "written_at": newest.written_at, "toml": newest.text }),
-    );
+    output.json(&RecoveredConfig {
+        host: &newest.host,
+        file: &newest.file,
+        written_at: newest.written_at,
+        toml: &newest.text,
+    });
     Ok(())
 }
 

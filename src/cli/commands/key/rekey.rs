@@ -1,7 +1,7 @@
 //! `key export`, `key passphrase`, `key rotate`: the commands that need the secret keys.
 
 use crate::cli::args::Source;
-use crate::cli::commands::key::{keys_json, print_lines};
+use crate::cli::commands::key::PublicKeys;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::access::Access;
@@ -14,9 +14,9 @@ use crate::keyring::WORK_FACTOR;
 use crate::run::RunError;
 use crate::run::keys::KeyCache;
 use crate::run::keys::rotate::{CollectedDataset, OldKeys, Rekey, Rekeyed};
-use crate::sign::Trust;
+use crate::sign::{Trust, TrustedKeys};
 use age::secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
+use serde::Serialize;
 use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -134,9 +134,10 @@ pub(crate) async fn change(context: &Context, change: &Change<'_>) -> Result<(),
         if let Change::Keys(OldKeys::Retire, _) = change {
             let collected = rekey.preview(&configured_passphrase(setup)?).await?;
             report_collected(&collected, "would be trusted", output);
-            output.json(
-                || json!({ "believed": collected.iter().map(collected_json).collect::<Vec<_>>() }),
-            );
+            output.json(&ChangedKeys {
+                keys: None,
+                believed: collected,
+            });
         }
         return Ok(());
     }
@@ -154,20 +155,28 @@ pub(crate) async fn change(context: &Context, change: &Change<'_>) -> Result<(),
             kept_config::keep(config, &**store, &done.keys).await;
         }
     }
-    report(&done, change, output);
+    report(done, change, output);
     Ok(())
 }
 
-fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
-    print_lines(&done.keys, output);
+/// The document of `key passphrase` and `key rotate`.
+#[derive(Serialize)]
+pub(crate) struct ChangedKeys {
+    /// The new keys, unless they are only planned.
+    #[serde(flatten)]
+    pub(crate) keys: Option<PublicKeys>,
+    pub(crate) believed: Vec<CollectedDataset>,
+}
+
+fn report(done: Rekeyed, change: &Change<'_>, output: &Output) {
+    let keys = output.printed(PublicKeys::new(&done.keys));
     for (store, key) in &done.places {
         output.line(format!("put as         {key}\n            in {store}"));
     }
     report_collected(&done.collected, "trusted", output);
-    output.json(|| {
-        let mut value = keys_json(&done.keys);
-        value["believed"] = done.collected.iter().map(collected_json).collect();
-        value
+    output.json(&ChangedKeys {
+        keys: Some(keys),
+        believed: done.collected,
     });
     if done.resumed {
         output.note("an earlier run, or another host, had begun this: its keys are used");
@@ -180,13 +189,13 @@ fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
                 "beside backups, and in any copy of the bucket. If it leaked, run `key rotate` too",
             );
         }
-        Change::Keys(..) => report_rotation(done, output),
+        Change::Keys(..) => report_rotation(&done.keys.trusted, output),
     }
 }
 
 /// Prints the effect of a rotation and its limits.
-fn report_rotation(done: &Rekeyed, output: &Output) {
-    let has = |trust| done.keys.trusted.with(trust).next().is_some();
+fn report_rotation(trusted: &TrustedKeys, output: &Output) {
+    let has = |trust| trusted.with(trust).next().is_some();
     if has(Trust::Retired) {
         output.always("retired keys stay valid for the backups and prune records that verified at the rotation, and");
         output.always("for nothing that they sign later. A backup that an attacker with a leaked key planted before");
@@ -228,17 +237,6 @@ fn report_collected(collected: &[CollectedDataset], trusted: &str, output: &Outp
             output.line(format!("not {trusted:<10} {key}: it does not verify"));
         }
     }
-}
-
-fn collected_json(found: &CollectedDataset) -> serde_json::Value {
-    json!({
-        "store": found.store,
-        "dataset": found.dataset.to_string(),
-        "backups": found.backups,
-        "newest": found.newest,
-        "unfinished": found.unfinished,
-        "not_believed": found.untrusted,
-    })
 }
 
 fn new_passphrase(

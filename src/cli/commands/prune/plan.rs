@@ -4,10 +4,10 @@
 use crate::cli::screen::table::bytes;
 use crate::model::{BackupId, BackupKind, DatasetName};
 use crate::plan::BackupFacts;
-use crate::plan::prune::{Doubt, Proof, PrunePlan};
+use crate::plan::prune::{Proof, PrunePlan};
 use crate::plan::retention::{Reason, chains_newest_first, in_order};
 use crate::run::prune::PruneView;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// The width of a terminal.
@@ -228,47 +228,47 @@ fn fitting(reasons: &[String], room: usize) -> String {
     }
 }
 
-/// Returns every verdict, for programs.
-pub(crate) fn plan_to_json(
-    stored: &DatasetName,
-    view: &PruneView,
-    step: &str,
-    carried_out: bool,
-) -> Value {
-    let plan = &view.plan;
-    let text = |reasons: &[Reason]| reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let keep: Vec<_> = plan
-        .keep
-        .iter()
-        .map(|kept| json!({ "id": kept.id, "reasons": text(&kept.reasons) }))
-        .collect();
-    let delete: Vec<_> = plan
-        .delete
-        .iter()
-        .map(|doomed| json!({ "id": doomed.id, "bytes": doomed.bytes, "reason": doomed.reason.to_string() }))
-        .collect();
-    let leftovers: Vec<_> = plan
-        .delete_leftovers
-        .iter()
-        .map(|leftover| {
-            let proof = match leftover.proof {
-                Proof::PruneRecord => "prune-record",
-                Proof::Journal => "journal",
-            };
-            json!({ "id": leftover.id, "objects": leftover.objects, "bytes": leftover.bytes, "proof": proof })
-        })
-        .collect();
-    let left: Vec<_> = plan
-        .left_alone
-        .iter()
-        .map(|left| json!({ "id": left.id, "objects": left.objects, "bytes": left.bytes, "why": left.why }))
-        .collect();
-    let doubt = |doubt: &Doubt| json!({ "text": doubt.to_string(), "damage": doubt.is_damage(), "hint": doubt.hint(step, stored) });
-    json!({
-        "dataset": stored, "keep": keep, "delete": delete, "delete_leftovers": leftovers, "left_alone": left,
-        "doubts": plan.doubts.iter().map(doubt).collect::<Vec<_>>(), "freed_bytes": plan.freed_bytes(),
-        "unknown_objects": view.catalog.unknown.len(), "carried_out": carried_out,
-    })
+/// The plan of one dataset with every verdict.
+#[derive(Serialize)]
+pub(crate) struct PrunedDataset {
+    pub(crate) dataset: DatasetName,
+    #[serde(flatten)]
+    pub(crate) plan: PrunePlan,
+    pub(crate) doubts: Vec<DoubtText>,
+    pub(crate) freed_bytes: u64,
+    pub(crate) unknown_objects: usize,
+    pub(crate) carried_out: bool,
+}
+
+/// A reason why nothing is deleted.
+#[derive(Serialize)]
+pub(crate) struct DoubtText {
+    pub(crate) text: String,
+    pub(crate) damage: bool,
+    pub(crate) hint: String,
+}
+
+impl PrunedDataset {
+    pub(crate) fn new(
+        dataset: DatasetName,
+        view: PruneView,
+        step: &str,
+        carried_out: bool,
+    ) -> Self {
+        let doubts = view.plan.doubts.iter().map(|doubt| DoubtText {
+            text: doubt.to_string(),
+            damage: doubt.is_damage(),
+            hint: doubt.hint(step, &dataset),
+        });
+        Self {
+            doubts: doubts.collect(),
+            freed_bytes: view.plan.freed_bytes(),
+            unknown_objects: view.catalog.unknown.len(),
+            plan: view.plan,
+            dataset,
+            carried_out,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
 //! `restore -r`: restores a tree, one dataset after the other.
 
-use crate::cli::commands::restore::{lock, manifests, print_plan, say_visible};
+use crate::cli::commands::restore::{PlannedRestore, lock, say_visible};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::remote::open_zfs;
+use crate::cli::screen::output::Output;
 use crate::keyring::KeyFile;
-use crate::model::{DatasetName, InvalidName};
+use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::restore::{
     ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target, is_makeshift,
     restore_to_dataset,
 };
 use crate::run::runner::Runner;
-use serde_json::json;
+use serde::Serialize;
 
 /// A dataset of a tree, with its target.
 struct Placed<'a> {
@@ -19,6 +20,40 @@ struct Placed<'a> {
     target: DatasetName,
     set: &'a RestoreSet,
     options: &'a ReceiveOptions,
+}
+
+impl Placed<'_> {
+    fn result<'p>(
+        &'p self,
+        plan: Option<PlannedRestore<'p>>,
+        received: Option<Vec<SnapshotName>>,
+    ) -> MemberResult<'p> {
+        MemberResult {
+            dataset: self.dataset,
+            to: &self.target,
+            plan,
+            received,
+        }
+    }
+}
+
+/// The document of `restore -r`.
+#[derive(Serialize)]
+pub(crate) struct TreeResult<'a> {
+    pub(crate) datasets: Vec<MemberResult<'a>>,
+    pub(crate) to_mount: Vec<String>,
+    pub(crate) failed: Vec<DatasetName>,
+}
+
+/// The result for one dataset: its plan with `--dry-run`, else the received snapshots.
+#[derive(Serialize)]
+pub(crate) struct MemberResult<'a> {
+    pub(crate) dataset: &'a DatasetName,
+    pub(crate) to: &'a DatasetName,
+    #[serde(flatten)]
+    pub(crate) plan: Option<PlannedRestore<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) received: Option<Vec<SnapshotName>>,
 }
 
 /// Restores the datasets one after the other, parents first. A dataset that fails does not block
@@ -64,17 +99,17 @@ pub(crate) async fn restore_tree(
     };
     check_all_allowed(&placed, context)?;
     let (mut done, mut received_all) = (Vec::new(), Vec::new());
-    for Placed {
-        dataset,
-        target,
-        set,
-        options,
-    } in &placed
-    {
+    for place in &placed {
+        let Placed {
+            dataset,
+            target,
+            set,
+            options,
+        } = place;
         if context.global.dry_run {
             output.line(format!("{target}:"));
-            print_plan(set, None, None, output);
-            done.push(json!({ "dataset": dataset, "to": target, "backups": manifests(set) }));
+            let plan = output.printed(PlannedRestore::new(set, None));
+            done.push(place.result(Some(plan), None));
             continue;
         }
         let received = match is_there(set, target)? {
@@ -96,7 +131,7 @@ pub(crate) async fn restore_tree(
                     Some(newest) => output.line(format!("received {newest}")),
                     None => output.line(format!("{target} has that snapshot already")),
                 }
-                done.push(json!({ "dataset": dataset, "to": target, "received": snapshots }));
+                done.push(place.result(None, Some(snapshots)));
                 context.done(dataset, 0);
                 received_all.push(target);
             }
@@ -109,18 +144,25 @@ pub(crate) async fn restore_tree(
     for (dataset, error) in tree.failed {
         context.failed(&dataset, &Failure::Run(error));
     }
-    let mut to_mount = Vec::new();
-    if !context.global.dry_run && !received_all.is_empty() {
-        let zfs = open_zfs()?;
-        for target in received_all {
-            to_mount.extend(say_visible(&*zfs, target, output).commands);
-        }
-    }
-    output.json(|| {
-        let failed: Vec<_> = context.tally().failed.into_keys().collect();
-        json!({ "datasets": done, "to_mount": to_mount, "failed": failed })
+    output.json(&TreeResult {
+        datasets: done,
+        to_mount: say_all_visible(&received_all, output)?,
+        failed: context.failed_datasets(),
     });
     context.verdict()
+}
+
+/// Prints the commands that make the restored datasets visible, and returns them.
+fn say_all_visible(targets: &[&DatasetName], output: &Output) -> Result<Vec<String>, Failure> {
+    let mut commands = Vec::new();
+    if targets.is_empty() {
+        return Ok(commands);
+    }
+    let zfs = open_zfs()?;
+    for target in targets {
+        commands.extend(say_visible(&*zfs, target, output).commands);
+    }
+    Ok(commands)
 }
 
 /// Fails before anything is fetched when an ordinary user lacks permissions.
