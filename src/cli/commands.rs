@@ -9,6 +9,8 @@ mod drill;
 mod forget;
 mod health;
 mod holds;
+#[cfg(test)]
+mod json_page;
 mod key;
 mod manual;
 mod prune;
