@@ -25,6 +25,8 @@ mod multipart;
 mod pace;
 mod pages;
 mod parts;
+mod patience;
+mod patient;
 pub mod probe;
 mod proof;
 pub mod rclone;
@@ -42,6 +44,8 @@ pub use lock::{LockMode, ObjectLock};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryStore;
 pub use pace::Limiter;
+pub use patience::{Patience, PatienceClock};
+pub use patient::PatientStore;
 pub use probe::{BucketFacts, Doubt, StoreProbe};
 pub use proof::ContentCheck;
 pub use rclone::{RcloneSettings, RcloneStore};
@@ -177,6 +181,19 @@ pub enum StoreErrorKind {
     Unsupported,
     /// The configuration is wrong, or the request can never succeed.
     Invalid,
+    /// A stop was requested while the request waited for the store to answer ([`Patience`]).
+    Interrupted,
+}
+
+/// Whether a wait may help a failed request ([`Patience`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// The store was not reached, did not answer, or could not serve any request.
+    Helps,
+    /// The store answered: only a change of the request or of the object helps.
+    IsUseless,
+    /// The request waited in vain, or was made after another one had waited in vain.
+    IsOver,
 }
 
 /// A failure of a store. The text names the attempted operation and the object; the source has the
@@ -186,6 +203,8 @@ pub enum StoreErrorKind {
 pub struct StoreError {
     /// The kind.
     pub kind: StoreErrorKind,
+    /// Whether a wait may help.
+    pub wait: Wait,
     /// The attempted operation: "put", "upload part 3 of", "head", "list".
     pub operation: String,
     /// The key, or the prefix; empty for the store as a whole.
@@ -209,7 +228,7 @@ fn place(subject: &str, store: &str) -> String {
 
 impl StoreError {
     /// Makes the error for a failure of `operation` on `subject` in the store named `store`,
-    /// without a hint.
+    /// without a hint. A wait helps exactly if the kind is transient.
     pub fn new(
         kind: StoreErrorKind,
         operation: impl Into<String>,
@@ -217,8 +236,13 @@ impl StoreError {
         store: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
+        let wait = match is_transient(kind) {
+            true => Wait::Helps,
+            false => Wait::IsUseless,
+        };
         Self {
             kind,
+            wait,
             operation: operation.into(),
             subject: subject.into(),
             store: store.into(),
@@ -241,13 +265,26 @@ impl StoreError {
         self
     }
 
-    /// Whether a retry of the same request may succeed.
-    pub fn is_transient(&self) -> bool {
-        matches!(
-            self.kind,
-            StoreErrorKind::Throttled | StoreErrorKind::Unavailable
-        )
+    /// Notes whether the failure is an outage of the store, so that a wait helps.
+    #[must_use]
+    pub(crate) fn with_outage(mut self, is_outage: bool) -> Self {
+        if !is_outage {
+            self.wait = Wait::IsUseless;
+        }
+        self
     }
+
+    /// Whether a retry of the same request may succeed soon.
+    pub fn is_transient(&self) -> bool {
+        is_transient(self.kind) && self.wait != Wait::IsOver
+    }
+}
+
+fn is_transient(kind: StoreErrorKind) -> bool {
+    matches!(
+        kind,
+        StoreErrorKind::Throttled | StoreErrorKind::Unavailable
+    )
 }
 
 /// The writer of a large object. Dropping it without [`PartWriter::finish`] leaves at most an

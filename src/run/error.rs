@@ -7,8 +7,8 @@ use crate::model::{BackupId, DatasetName, ReadFault, SnapshotName};
 use crate::plan::send::SendConflict;
 use crate::sign::SignatureError;
 use crate::state::error::{StateError, full_disk_hint};
-use crate::store::StoreError;
 use crate::store::key::KEYRING_PREFIX;
+use crate::store::{StoreError, StoreErrorKind};
 use crate::stream::open::OpenError;
 use crate::stream::record::StreamError;
 use crate::stream::resuming::ResumingError;
@@ -25,7 +25,7 @@ pub enum RunError {
     Zfs(#[from] ZfsError),
     /// The store refused or failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// ZFS could not read a block of the snapshot while it sent it. The next run tries again.
     #[error("send {snapshot}: ZFS cannot read it {fault}")]
     ReadSnapshot {
@@ -227,10 +227,19 @@ pub enum RunError {
     },
 }
 
+impl From<StoreError> for RunError {
+    fn from(error: StoreError) -> Self {
+        match error.kind {
+            StoreErrorKind::Interrupted => Self::Interrupted,
+            _ => Self::Store(error),
+        }
+    }
+}
+
 impl From<CatalogError> for RunError {
     fn from(error: CatalogError) -> Self {
         match error {
-            CatalogError::Store(error) => Self::Store(error),
+            CatalogError::Store(error) => error.into(),
             CatalogError::State(error) => Self::State(error),
             CatalogError::Manifest { key, source } => Self::Manifest { key, source },
             CatalogError::Damaged { key, reason } => Self::Damaged { key, reason },

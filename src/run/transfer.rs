@@ -291,7 +291,7 @@ pub async fn transfer(
                 if attempt <= REDO_MAX && may_work_again(&error) =>
             {
                 tracing::warn!(error = %error_chain(&error), attempt, "upload failed; making the unconfirmed chunks again");
-                tokio::time::sleep(REDO_PAUSE * attempt).await;
+                pause_or_stop(REDO_PAUSE * attempt, stop.clone()).await;
             }
             (Err(UploadError::Store(error)), _) => return Err(error.into()),
             (Err(UploadError::Log(error)), _) => return Err(error),
@@ -302,10 +302,19 @@ pub async fn transfer(
                 if attempt <= REDO_MAX && was_interrupted(&error) =>
             {
                 tracing::warn!(error = %error_chain(&error), attempt, "the send was interrupted; resuming it");
-                tokio::time::sleep(REDO_PAUSE * attempt).await;
+                pause_or_stop(REDO_PAUSE * attempt, stop.clone()).await;
             }
             (Ok(()), Err(error)) => return Err(error.into_run_error(&plan)),
         }
+    }
+}
+
+/// Waits for the pause, and not longer than until a stop is requested. The next attempt then sees
+/// the request.
+async fn pause_or_stop(pause: std::time::Duration, mut stop: Stop) {
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = stopped(&mut stop) => {}
     }
 }
 

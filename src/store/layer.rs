@@ -2,19 +2,28 @@
 
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
+    PartWriter, Patience, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
 };
 use crate::model::KnownStore;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::LazyLock;
+
+static NEVER: LazyLock<Patience> = LazyLock::new(Patience::never);
 
 /// A store around another one. It may change the methods of this trait; all other methods of
-/// [`ObjectStore`] are the inner store's.
+/// [`ObjectStore`] are the inner store's, repeated with the layer's patience. The methods for
+/// `doctor` are not repeated: they report what the store answers now.
 #[async_trait]
 pub(super) trait Layer: Send + Sync {
     fn inner(&self) -> &dyn ObjectStore;
+
+    /// Returns the patience with which the methods that send requests are repeated.
+    fn patience(&self) -> &Patience {
+        &NEVER
+    }
 
     fn known(&self) -> KnownStore {
         self.inner().known()
@@ -48,7 +57,9 @@ impl<L: Layer> ObjectStore for L {
         key: &ObjectKey,
         bytes: Bytes,
     ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.inner().put_new(key, bytes).await
+        self.patience()
+            .wait_out(|| self.inner().put_new(key, bytes.clone()))
+            .await
     }
 
     async fn get(
@@ -57,55 +68,82 @@ impl<L: Layer> ObjectStore for L {
         range: Option<Range<u64>>,
         limit_bytes: u64,
     ) -> Result<Bytes, StoreError> {
-        self.inner().get(key, range, limit_bytes).await
+        self.patience()
+            .wait_out(|| self.inner().get(key, range.clone(), limit_bytes))
+            .await
     }
 
     async fn get_into(
         &self,
         key: &ObjectKey,
         range: Range<u64>,
-        buffer: BytesMut,
+        mut buffer: BytesMut,
     ) -> Result<BytesMut, StoreError> {
-        self.inner().get_into(key, range, buffer).await
+        self.patience()
+            .wait_out(|| {
+                let buffer = std::mem::take(&mut buffer);
+                self.inner().get_into(key, range.clone(), buffer)
+            })
+            .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.inner().head(key).await
+        self.patience().wait_out(|| self.inner().head(key)).await
     }
 
     async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.inner().any_version(key).await
+        self.patience()
+            .wait_out(|| self.inner().any_version(key))
+            .await
     }
 
     async fn evidence_under(
         &self,
         prefix: &str,
     ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
-        self.inner().evidence_under(prefix).await
+        self.patience()
+            .wait_out(|| self.inner().evidence_under(prefix))
+            .await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
-        self.inner().list(prefix).await
+        self.patience().wait_out(|| self.inner().list(prefix)).await
     }
 
     async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
-        self.inner().visit(prefix, take).await
+        let mut attempts = self.patience().begin();
+        let mut pages = 0;
+        loop {
+            let mut take = |page| {
+                pages += 1;
+                take(page)
+            };
+            match self.inner().visit(prefix, &mut take).await {
+                // A second pass would show the first pages twice.
+                Err(error) if pages == 0 => attempts.wait_after(error).await?,
+                visited => return visited,
+            }
+        }
     }
 
     async fn is_unused(&self) -> Result<bool, StoreError> {
-        self.inner().is_unused().await
+        self.patience().wait_out(|| self.inner().is_unused()).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.inner().delete(key).await
+        self.patience().wait_out(|| self.inner().delete(key)).await
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        self.inner().unfinished(prefix).await
+        self.patience()
+            .wait_out(|| self.inner().unfinished(prefix))
+            .await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        self.inner().abort_unfinished(upload).await
+        self.patience()
+            .wait_out(|| self.inner().abort_unfinished(upload))
+            .await
     }
 
     async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
@@ -117,7 +155,7 @@ impl<L: Layer> ObjectStore for L {
     }
 
     async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
-        self.inner().clock().await
+        self.patience().repeat(|| self.inner().clock()).await
     }
 
     fn object_lock(&self) -> Option<ObjectLock> {
@@ -125,7 +163,9 @@ impl<L: Layer> ObjectStore for L {
     }
 
     async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
-        self.inner().extend_lock(key, until).await
+        self.patience()
+            .wait_out(|| self.inner().extend_lock(key, until))
+            .await
     }
 }
 

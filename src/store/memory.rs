@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Fate, next_fate};
 use jiff::Timestamp;
-use state::{Failure, State};
+use state::{Away, Failure, State};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -98,9 +98,16 @@ impl MemoryStore {
         self.state().faults.push(fault);
     }
 
-    /// Disarms all failures.
+    /// Makes each call fail as unavailable, without an effect, for which the rule returns true.
+    pub fn set_away(&self, rule: impl Fn(Operation, &str) -> bool + Send + 'static) {
+        self.state().away = Some(Box::new(rule));
+    }
+
+    /// Disarms all failures, and ends an outage.
     pub fn heal(&self) {
-        self.state().faults.clear();
+        let mut state = self.state();
+        state.faults.clear();
+        state.away = None;
     }
 
     /// Sets the time of objects and uploads from now on; `None` returns to the real clock.
@@ -214,7 +221,12 @@ impl MemoryStore {
         effect: impl FnOnce(&mut State) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
         let mut state = self.state();
-        let (outcome, result) = match next_fate(&mut state.faults, operation, key) {
+        let is_away = |away: &Away| away(operation, key);
+        let fate = match state.away.as_ref().is_some_and(is_away) {
+            true => Fate::FailsBefore(StoreErrorKind::Unavailable),
+            false => next_fate(&mut state.faults, operation, key),
+        };
+        let (outcome, result) = match fate {
             Fate::FailsBefore(kind) => (Outcome::Failed(kind), Err(Failure::ordered(kind))),
             fate => match (effect(&mut state), fate) {
                 (Ok(_), Fate::FailsAfter(kind)) => {

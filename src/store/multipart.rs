@@ -8,7 +8,7 @@
 use super::adapter::Adapter;
 use super::parts::PartSizes;
 use super::work::InFlight;
-use super::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind, StoreTraits};
+use super::{Evidence, ObjectKey, PartWriter, Patience, StoreError, StoreErrorKind, StoreTraits};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -21,14 +21,19 @@ pub(super) const PARTS_MAX: u16 = 10_000;
 /// The time limit for aborting an upload. After it the upload remains for the next clean-up.
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
 
-/// The requests of one upload. Each retries on its own.
+/// The requests of one upload. Each retries on its own for seconds, and [`MultipartWriter`] repeats
+/// it while the store does not answer: a repeated request finds what an earlier one did whose
+/// response was lost.
 pub(super) trait MultipartStore: Adapter + Send + Sync + 'static {
     /// An upload that was begun; its text is the store's id of the upload.
     type Upload: AsRef<str> + Send + Sync;
     /// The store's description of a stored part, needed to complete the object.
-    type Part: Send + 'static;
+    type Part: Send + Sync + 'static;
 
     fn traits(&self) -> &StoreTraits;
+
+    /// Returns the patience with which requests are repeated.
+    fn patience(&self) -> &Patience;
 
     /// Begins an upload.
     fn begin(
@@ -50,7 +55,7 @@ pub(super) trait MultipartStore: Adapter + Send + Sync + 'static {
         &self,
         key: &ObjectKey,
         upload: &Self::Upload,
-        parts: Vec<Self::Part>,
+        parts: &[Self::Part],
     ) -> impl Future<Output = Result<Evidence, StoreError>> + Send;
 
     /// Removes the upload and its parts, unless the object is complete.
@@ -140,7 +145,9 @@ impl<S: MultipartStore> MultipartWriter<S> {
         // The held part keeps its permit: with a concurrency of one, no other part could ever get
         // one.
         if let Some((first, permit)) = self.held.take() {
-            let upload = Arc::new(self.store.begin(&self.key).await?);
+            let patience = self.store.patience();
+            let upload = patience.wait_out(|| self.store.begin(&self.key)).await?;
+            let upload = Arc::new(upload);
             self.upload = Some(Arc::clone(&upload));
             self.send(upload, first, permit);
         }
@@ -159,7 +166,10 @@ impl<S: MultipartStore> MultipartWriter<S> {
         let key = self.key.clone();
         self.in_flight.begin(permit, async move {
             let bytes = part.len() as u64;
-            let part = store.put_part(&key, &upload, number, part).await?;
+            let patience = store.patience();
+            let part = patience
+                .wait_out(|| store.put_part(&key, &upload, number, part.clone()))
+                .await?;
             Ok(SentPart {
                 number,
                 bytes,
@@ -173,7 +183,7 @@ impl<S: MultipartStore> MultipartWriter<S> {
         let Some(upload) = self.upload.clone() else {
             let whole = self.held.take().map(|(part, _)| part).unwrap_or_default();
             self.check_sent(whole.len() as u64)?;
-            return self.store.put_whole(&self.key, whole).await;
+            return self.put_whole(whole).await;
         };
         let mut stored = self.in_flight.all().await?;
         stored.sort_unstable_by_key(|part| part.number);
@@ -181,10 +191,20 @@ impl<S: MultipartStore> MultipartWriter<S> {
         if stored.is_empty() {
             // An empty object cannot be sent in parts: B2 requires at least one byte in each.
             self.give_up().await?;
-            return self.store.put_whole(&self.key, Bytes::new()).await;
+            return self.put_whole(Bytes::new()).await;
         }
-        let parts = stored.into_iter().map(|stored| stored.part).collect();
-        self.store.finish(&self.key, &upload, parts).await
+        let parts: Vec<_> = stored.into_iter().map(|stored| stored.part).collect();
+        let patience = self.store.patience();
+        patience
+            .wait_out(|| self.store.finish(&self.key, &upload, &parts))
+            .await
+    }
+
+    async fn put_whole(&self, bytes: Bytes) -> Result<Evidence, StoreError> {
+        let patience = self.store.patience();
+        patience
+            .wait_out(|| self.store.put_whole(&self.key, bytes.clone()))
+            .await
     }
 
     /// Checks that every accepted byte was sent: a caller may have dropped a call of `put_part`.
@@ -195,12 +215,17 @@ impl<S: MultipartStore> MultipartWriter<S> {
         Ok(())
     }
 
-    /// Stops all requests, and makes the store discard the parts.
+    /// Stops all requests, and makes the store discard the parts, unless it does not answer anyway.
     async fn give_up(&mut self) -> Result<(), StoreError> {
         self.is_aborted = true;
         self.held = None;
         self.in_flight.stop().await;
         if let Some(upload) = &self.upload {
+            if self.store.patience().is_store_silent() {
+                let (kind, key) = (StoreErrorKind::Unavailable, self.key.as_str());
+                let text = "the store does not answer";
+                return Err(self.store.wrong(kind, "abort upload of", key, text));
+            }
             self.store.abort(&self.key, upload).await?;
             self.upload = None;
         }

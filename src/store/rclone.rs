@@ -232,7 +232,10 @@ impl RcloneStore {
             &self.settings.remote,
             &self.settings.conf.display().to_string(),
         );
-        StoreError::new(cause.kind(), operation, subject, &self.url, cause).with_hint_of(hint)
+        let (kind, is_outage) = (cause.kind(), cause.is_outage());
+        StoreError::new(kind, operation, subject, &self.url, cause)
+            .with_hint_of(hint)
+            .with_outage(is_outage)
     }
 }
 
@@ -334,7 +337,8 @@ impl ObjectStore for RcloneStore {
 #[async_trait]
 impl SpooledStore for RcloneStore {
     async fn put_spooled(&self, key: &ObjectKey, file: &SpoolFile) -> Result<Evidence, StoreError> {
-        self.put_file(key, file).await
+        let patience = &self.settings.patience;
+        patience.wait_out(|| self.put_file(key, file)).await
     }
 }
 

@@ -195,7 +195,10 @@ impl Shared {
             self.contradicts(&format!("{api} was refused: {cause}"));
         }
         let hint = cause.hint(api, &self.settings.bucket, &self.endpoint);
-        StoreError::new(cause.kind(), operation, subject, &self.url, cause).with_hint_of(hint)
+        let (kind, is_outage) = (cause.kind(), cause.is_outage());
+        StoreError::new(kind, operation, subject, &self.url, cause)
+            .with_hint_of(hint)
+            .with_outage(is_outage)
     }
 
     /// Returns the value of `If-None-Match` for a put, unless the store has refused it.

@@ -91,7 +91,9 @@ impl SpoolError {
             "make room in {}, or set a smaller `split_size`",
             self.dir.display()
         );
+        // The disk is this host's own.
         let error = StoreError::new(self.kind, "spool", key.as_str(), store, self);
+        let error = error.with_outage(false);
         if full { error.with_hint(hint) } else { error }
     }
 }

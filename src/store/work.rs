@@ -115,6 +115,19 @@ pub(crate) fn chain_text(error: &dyn Error) -> String {
     text
 }
 
+/// Whether a server answers with this status because it, or one behind it, does not work or is
+/// overloaded. 501, 505 and 507 refuse the request itself.
+pub(crate) fn is_outage_status(status: u16) -> bool {
+    // 520 to 530 are those of a well-known proxy for a server that it cannot reach.
+    matches!(status, 408 | 429 | 500 | 502 | 503 | 504 | 509 | 520..=530)
+}
+
+/// Whether a connection failed because the other side is not trusted, or speaks no TLS.
+pub(crate) fn is_untrusted(failure: &str) -> bool {
+    let failure = failure.to_ascii_lowercase();
+    failure.contains("certificate") || failure.contains("corruptmessage")
+}
+
 /// Returns the remedy for a store that was not reached or did not respond, derived from the text of
 /// the failure.
 pub(crate) fn transport_hint(failure: &str, endpoint: &str) -> String {

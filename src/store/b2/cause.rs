@@ -1,7 +1,7 @@
 //! [`Cause`]: the reason why a B2 call failed, in one form for all calls, and the reaction to it.
 
 use crate::store::StoreErrorKind;
-use crate::store::work::{chain_text, transport_hint};
+use crate::store::work::{chain_text, is_outage_status, is_untrusted, transport_hint};
 use serde::Deserialize;
 use std::error::Error;
 use std::fmt;
@@ -133,6 +133,17 @@ impl Cause {
         match self.stage {
             Stage::Connect | Stage::Transport | Stage::Reading => true,
             Stage::Refused => matches!(self.status, Some(408 | 429 | 500..=599)),
+            Stage::Ours(_) => false,
+        }
+    }
+
+    /// Whether the store was not reached, did not answer, or could not serve any request: a wait
+    /// may help.
+    pub(super) fn is_outage(&self) -> bool {
+        match self.stage {
+            Stage::Connect | Stage::Transport => !is_untrusted(&self.text),
+            Stage::Reading => true,
+            Stage::Refused => self.status.is_some_and(is_outage_status),
             Stage::Ours(_) => false,
         }
     }

@@ -31,14 +31,13 @@ impl Shared {
         let name = self.full_name(key.as_str()).map_err(failed)?;
         let (mut versions, mut counted) = (Vec::new(), Ok(()));
         let exact = |file: &FileVersion| file.file_name == name;
-        self.turn_pages(&name, VERSIONS_PAGE, |files| {
+        self.turn_pages(&name, VERSIONS_PAGE, failed, |files| {
             let beyond = files.iter().any(|file| !exact(file));
             versions.extend(files.into_iter().filter(exact));
             counted = check_count(versions.len());
             !beyond && counted.is_ok()
         })
-        .await
-        .map_err(failed)?;
+        .await?;
         counted.map_err(|text| failed(Cause::ours(StoreErrorKind::Corrupt, text)))?;
         Ok(versions)
     }
@@ -62,7 +61,8 @@ impl Shared {
         let full = format!("{}{prefix}", self.prefix);
         let mut newest: BTreeMap<String, FileVersion> = BTreeMap::new();
         let mut counted = Ok(());
-        let turned = self.turn_pages(&full, PAGE_MAX, |files| {
+        let failed = |cause| self.failed("list", LIST, prefix, cause);
+        let turned = self.turn_pages(&full, PAGE_MAX, failed, |files| {
             for file in files
                 .into_iter()
                 .filter(|file| file.is_upload() || file.is_hidden_marker())
@@ -74,17 +74,8 @@ impl Shared {
             counted = check_count(newest.len());
             counted.is_ok()
         });
-        turned
-            .await
-            .map_err(|cause| self.failed("list", LIST, prefix, cause))?;
-        counted.map_err(|text| {
-            self.failed(
-                "list",
-                LIST,
-                prefix,
-                Cause::ours(StoreErrorKind::Corrupt, text),
-            )
-        })?;
+        turned.await?;
+        counted.map_err(|text| failed(Cause::ours(StoreErrorKind::Corrupt, text)))?;
         newest.retain(|key, file| !key.is_empty() && file.is_upload());
         Ok(newest)
     }
@@ -98,7 +89,8 @@ impl Shared {
     ) -> Result<(), StoreError> {
         let full = format!("{}{prefix}", self.prefix);
         let mut last_name = String::new();
-        let turned = self.turn_pages(&full, PAGE_MAX, |files| {
+        let failed = |cause| self.failed("list", LIST, prefix, cause);
+        let turned = self.turn_pages(&full, PAGE_MAX, failed, |files| {
             let mut page = Vec::new();
             for file in files
                 .into_iter()
@@ -113,20 +105,20 @@ impl Shared {
             }
             take(page).is_continue()
         });
-        turned
-            .await
-            .map_err(|cause| self.failed("list", LIST, prefix, cause))
+        turned.await
     }
 
     /// Passes page after page of versions whose names begin with `full`, until the end or until
-    /// `take` returns false.
+    /// `take` returns false. A long listing waits here while B2 does not answer, so that it does not
+    /// begin again.
     async fn turn_pages(
         &self,
         full: &str,
         page_max: usize,
+        failed: impl Fn(Cause) -> StoreError,
         mut take: impl FnMut(Vec<FileVersion>) -> bool,
-    ) -> Result<(), Cause> {
-        let corrupt = |text: &str| Cause::ours(StoreErrorKind::Corrupt, text);
+    ) -> Result<(), StoreError> {
+        let corrupt = |text: &str| failed(Cause::ours(StoreErrorKind::Corrupt, text));
         let mut marks = Marks::default();
         let (mut name, mut id): (Option<String>, Option<String>) = (None, None);
         loop {
@@ -140,7 +132,8 @@ impl Shared {
                 }
                 body
             };
-            let page: Versions = self.call(LIST, body).await?;
+            let request = || async { self.call(LIST, &body).await.map_err(&failed) };
+            let page: Versions = self.settings.patience.wait_out(request).await?;
             if page
                 .files
                 .iter()

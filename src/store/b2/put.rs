@@ -190,14 +190,14 @@ impl Shared {
         let lost = rivals.iter().any(|file| !sent.is(file));
         for (n, file) in live.iter().enumerate() {
             let ours = sent.id.as_deref().is_some_and(|id| file.has_id(id));
-            if (lost && ours) || (!lost && n != oldest && sent.is(file)) {
-                match self.delete_version(file).await {
-                    Ok(()) => {}
-                    // A second version with the same bytes is harmless; it only uses space.
-                    Err(cause) if !lost => {
-                        tracing::debug!(%key, %cause, "a second version with the same bytes stays")
-                    }
-                    Err(cause) => return Err(failed(cause)),
+            if lost && ours {
+                // If our version stayed, the next attempt would take it for the first one.
+                let delete = || async { self.delete_version(file).await.map_err(failed) };
+                self.settings.patience.wait_out(delete).await?;
+            } else if !lost && n != oldest && sent.is(file) {
+                // A second version with the same bytes is harmless; it only uses space.
+                if let Err(cause) = self.delete_version(file).await {
+                    tracing::debug!(%key, %cause, "a second version with the same bytes stays");
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! [`B2Settings`]: the settings of a native B2 store.
 
 use crate::store::adapter::bucket_url;
-use crate::store::{Limiter, ObjectLock, Renew};
+use crate::store::{Limiter, ObjectLock, Patience, Renew};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,9 @@ pub struct B2Settings {
     pub renew: Option<Renew<B2Credentials>>,
     /// The limiter of all uploads together.
     pub limiter: Option<Arc<Limiter>>,
+    /// The wait of large objects while B2 does not answer; [`crate::store::PatientStore`] waits for
+    /// the rest.
+    pub patience: Arc<Patience>,
     /// The lock of every file from the time it is put; file lock must be enabled in the bucket.
     pub lock: Option<ObjectLock>,
     /// Part size in bytes: at least the account's minimum (5,000,000). A chunk up to this size is
@@ -64,6 +67,7 @@ impl Default for B2Settings {
             credentials: None,
             renew: None,
             limiter: None,
+            patience: Arc::new(Patience::never()),
             lock: None,
             part_bytes: PART_BYTES_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,

@@ -17,7 +17,9 @@ pub(super) async fn put_spooled(
     let failed = |error: SpoolError| error.in_store(key, &shared.url);
     let large = if file.part_count() > 1 {
         let sha1 = file.hash(HashKind::Sha1).await.map_err(failed)?.hex();
-        Some(shared.begin_large(key, Some(&sha1)).await?)
+        let patience = &shared.settings.patience;
+        let begin = || shared.begin_large(key, Some(&sha1));
+        Some(patience.wait_out(begin).await?)
     } else {
         None
     };

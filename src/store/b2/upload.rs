@@ -11,7 +11,7 @@ use crate::store::adapter::Adapter;
 use crate::store::hash::{HashKind, PartHash};
 use crate::store::multipart::MultipartStore;
 use crate::store::work::random_u64;
-use crate::store::{Evidence, ObjectKey, StoreError, StoreErrorKind, StoreTraits};
+use crate::store::{Evidence, ObjectKey, Patience, StoreError, StoreErrorKind, StoreTraits};
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::json;
@@ -42,6 +42,10 @@ impl MultipartStore for Shared {
 
     fn traits(&self) -> &StoreTraits {
         &self.traits
+    }
+
+    fn patience(&self) -> &Patience {
+        &self.settings.patience
     }
 
     async fn begin(&self, key: &ObjectKey) -> Result<LargeFile, StoreError> {
@@ -90,13 +94,15 @@ impl MultipartStore for Shared {
         &self,
         key: &ObjectKey,
         large: &LargeFile,
-        parts: Vec<PartHash>,
+        parts: &[PartHash],
     ) -> Result<Evidence, StoreError> {
         let operation = "complete upload of";
-        if self.live(operation, key).await?.is_some() {
-            return Err(self.taken(operation, key));
+        match self.live(operation, key).await? {
+            None => self.finish_large(key, large, parts).await?,
+            // An earlier request completed the file, and its response was lost.
+            Some(found) if found.has_id(&large.id) => {}
+            Some(_) => return Err(self.taken(operation, key)),
         }
-        self.finish_large(key, large, &parts).await?;
         large.is_complete.store(true, Ordering::Relaxed);
         let sent = Sent {
             bytes: parts.iter().map(|part| part.bytes).sum(),
@@ -113,11 +119,10 @@ impl MultipartStore for Shared {
         self.cancel(key.as_str(), &large.id).await
     }
 
+    /// Identical bytes under the key are success: an earlier request may have put them.
     async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
-        if self.live("put", key).await?.is_some() {
-            return Err(self.taken("put", key));
-        }
-        self.send_until_stored(key, bytes).await
+        let (_, evidence) = self.put_new(key, bytes).await?;
+        Ok(evidence)
     }
 }
 
@@ -159,7 +164,8 @@ impl Shared {
                 Err(cause) => cause,
             };
             if cause.is_ambiguous() {
-                let begun = self.unfinished_files(key.as_str()).await.map_err(failed)?;
+                let list = || async { self.unfinished_files(key.as_str()).await.map_err(failed) };
+                let begun = self.settings.patience.wait_out(list).await?;
                 if let Some(ours) = begun
                     .into_iter()
                     .find(|file| file.info(ATTEMPT_ENTRY) == Some(&attempt))

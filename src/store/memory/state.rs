@@ -1,7 +1,7 @@
 //! The content of a [`MemoryStore`](super::MemoryStore), and the effect of each call on it. Armed
 //! failures are not applied here.
 
-use super::{Fault, StoreEvent};
+use super::{Fault, Operation, StoreEvent};
 use crate::store::hash::HashKind;
 use crate::store::{
     Evidence, EvidenceTier, ListedObject, ObjectLock, PutOutcome, StoreErrorKind, UnfinishedUpload,
@@ -43,6 +43,9 @@ pub(super) struct Upload {
     started_at: Timestamp,
 }
 
+/// Whether the store is away for a call.
+pub(super) type Away = Box<dyn Fn(Operation, &str) -> bool + Send>;
+
 #[derive(Default)]
 pub(super) struct State {
     pub(super) objects: BTreeMap<String, Stored>,
@@ -53,6 +56,7 @@ pub(super) struct State {
     pub(super) lies: HashMap<String, Option<Evidence>>,
     pub(super) events: Vec<StoreEvent>,
     pub(super) faults: Vec<Fault>,
+    pub(super) away: Option<Away>,
     pub(super) clock: Option<Timestamp>,
     /// Whether the clock is that of the host, as for a folder.
     pub(super) has_host_clock: bool,

@@ -2,6 +2,7 @@
 //! wrong; its messages say more.
 
 use crate::store::StoreErrorKind;
+use crate::store::work::is_untrusted;
 use std::error::Error;
 use std::fmt;
 use std::process::ExitStatus;
@@ -98,6 +99,20 @@ impl Cause {
         }
     }
 
+    /// Whether the remote was not reached or did not answer, so that a wait may help. An unknown
+    /// failure is none.
+    pub(super) fn is_outage(&self) -> bool {
+        let words = self.text.to_ascii_lowercase();
+        match self.kind() {
+            StoreErrorKind::Throttled => true,
+            StoreErrorKind::Unavailable if is_untrusted(&words) => false,
+            StoreErrorKind::Unavailable => {
+                self.status == Some(TEMPORARY) || OUTAGE.iter().any(|word| words.contains(word))
+            }
+            _ => false,
+        }
+    }
+
     /// Returns the remedy.
     pub(super) fn hint(&self, remote: &str, conf: &str) -> Option<String> {
         let words = self.text.to_ascii_lowercase();
@@ -158,6 +173,30 @@ const FULL: &[&str] = &[
     "disk full",
 ];
 const SLOW_DOWN: &[&str] = &["slowdown", "too many requests", "rate limit", "ratelimit"];
+/// The words of Go's network library and of HTTP servers.
+const OUTAGE: &[&str] = &[
+    "connection refused",
+    "connection reset",
+    "connection timed out",
+    "broken pipe",
+    "no such host",
+    "temporary failure in name resolution",
+    "server misbehaving",
+    "network is unreachable",
+    "no route to host",
+    "i/o timeout",
+    "handshake timeout",
+    "deadline exceeded",
+    "timeout awaiting",
+    "unexpected eof",
+    "internal server error",
+    "internalerror",
+    "bad gateway",
+    "service unavailable",
+    "serviceunavailable",
+    "gateway timeout",
+    "took longer than",
+];
 const CHANGED: &[&str] = &["corrupted on transfer", "hashes differ", "hash differ"];
 
 impl fmt::Display for Cause {

@@ -64,9 +64,7 @@ impl RcloneStore {
         file: &SpoolFile,
     ) -> Result<Evidence, StoreError> {
         let _one = self.lock_name(key).await;
-        if self.find_object("put", key).await?.is_some() {
-            return Err(self.taken("put", key));
-        }
+        let found = self.find_object("put", key).await?;
         let failed = |error: crate::store::spool::SpoolError| error.in_store(key, &self.url);
         // The file is read back even if the remote has no hash, because rclone would not notice
         // bytes that the spool's disk has damaged.
@@ -76,6 +74,14 @@ impl RcloneStore {
             bytes: hash.bytes,
             hash: self.hash.map(|_| hash.hex()),
         };
+        if let Some(found) = found {
+            // An earlier attempt may have put these bytes; only a hash proves it.
+            let is_sent = found.bytes == sent.bytes && sent.hash.is_some();
+            return match is_sent && found.checksum == sent.hash {
+                true => Ok(found),
+                false => Err(self.taken("put", key)),
+            };
+        }
         self.copy_there(key, file.share().map_err(failed)?, &sent)
             .await
     }

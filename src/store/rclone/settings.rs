@@ -1,7 +1,9 @@
 //! [`RcloneSettings`]: the settings of a remote of rclone, and the arguments that rclone may be
 //! given.
 
+use crate::store::Patience;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Flags that this program sets, or that would change what rclone does or shows: a filter makes
@@ -101,6 +103,9 @@ pub struct RcloneSettings {
     pub bwlimit: Option<String>,
     /// Additional flags: `--name`, `--name=value`, or the value as the next item.
     pub args: Vec<String>,
+    /// The wait of large objects while the remote does not answer; [`crate::store::PatientStore`]
+    /// waits for the rest.
+    pub patience: Arc<Patience>,
     /// The size in bytes of the pieces in which large objects are written to the spool.
     pub part_bytes: usize,
 }
@@ -115,6 +120,7 @@ impl Default for RcloneSettings {
             path: String::new(),
             bwlimit: None,
             args: Vec::new(),
+            patience: Arc::new(Patience::never()),
             part_bytes: 16 << 20,
         }
     }

@@ -2,7 +2,7 @@
 //! the failure.
 
 use crate::store::StoreErrorKind;
-use crate::store::work::{chain_text, http_date, transport_hint};
+use crate::store::work::{chain_text, http_date, is_outage_status, is_untrusted, transport_hint};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
@@ -19,8 +19,10 @@ pub(super) enum Stage {
     Transport,
     /// No response arrived in time.
     TimeOut,
-    /// A response arrived and could not be read.
+    /// A response began and broke off.
     Reading,
+    /// A response arrived and could not be understood.
+    Unreadable,
     /// The store refused the request.
     Refused,
 }
@@ -61,7 +63,7 @@ where
             SdkError::ServiceError(_)
                 if code.is_none() && status.is_some_and(|status| status < 300) =>
             {
-                Stage::Reading
+                Stage::Unreadable
             }
             SdkError::ServiceError(_) => Stage::Refused,
             _ => Stage::Reading,
@@ -131,10 +133,29 @@ impl Cause {
             Stage::Building => StoreErrorKind::Invalid,
             Stage::Transport if self.text.contains("credentials") => StoreErrorKind::Denied,
             Stage::Transport | Stage::TimeOut => StoreErrorKind::Unavailable,
-            Stage::Reading if self.is_wrong_root() => StoreErrorKind::Unsupported,
-            Stage::Reading | Stage::Refused => {
+            Stage::Unreadable if self.is_wrong_root() => StoreErrorKind::Unsupported,
+            Stage::Reading | Stage::Unreadable | Stage::Refused => {
                 self.kind_of_code().unwrap_or_else(|| self.kind_of_status())
             }
+        }
+    }
+
+    /// Whether the store was not reached, did not answer, or could not serve any request: a wait
+    /// may help. An archived object and a conflict are no outage, and an untrusted certificate does
+    /// not become trusted.
+    pub(super) fn is_outage(&self) -> bool {
+        match self.stage {
+            Stage::Building | Stage::Unreadable => false,
+            Stage::Transport | Stage::TimeOut => !is_untrusted(&self.text),
+            Stage::Reading => true,
+            // The completion of an upload may fail after its status was sent.
+            Stage::Refused => match self.code.as_deref() {
+                Some("InternalError" | "ServiceUnavailable" | "RequestTimeout") => true,
+                _ => {
+                    self.kind() == StoreErrorKind::Throttled
+                        || self.status.is_some_and(is_outage_status)
+                }
+            },
         }
     }
 
@@ -203,10 +224,10 @@ impl Cause {
     pub(super) fn hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
         match self.stage {
             Stage::Transport | Stage::TimeOut => Some(transport_hint(&self.text, endpoint)),
-            Stage::Reading if self.is_wrong_root() => {
+            Stage::Unreadable if self.is_wrong_root() => {
                 Some("this is `rclone serve s3`, which cannot do this: use the remote rclone:REMOTE:PATH".to_owned())
             }
-            Stage::Building | Stage::Reading => None,
+            Stage::Building | Stage::Reading | Stage::Unreadable => None,
             Stage::Refused => self.refusal_hint(api, bucket, endpoint),
         }
     }

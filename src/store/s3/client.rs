@@ -31,9 +31,8 @@ use aws_smithy_http_client::{Connector, tls};
 use std::fs::read_to_string;
 use std::time::Duration;
 
-/// The maximum number of attempts of one request: with pauses that double from 200 ms, about 6 s.
+/// The maximum number of attempts of one request.
 const ATTEMPTS_MAX: u32 = 6;
-const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The longest stall of a download. (A stalled upload is ended by the attempt's own limit.)
 const STALL_GRACE: Duration = Duration::from_secs(30);
@@ -175,7 +174,7 @@ fn build_config(
         .retry_config(
             RetryConfig::standard()
                 .with_max_attempts(ATTEMPTS_MAX)
-                .with_initial_backoff(BACKOFF_FIRST),
+                .with_initial_backoff(settings.pause_first),
         )
 }
 

@@ -174,7 +174,7 @@ impl Shared {
 /// suffice. A server without versions may answer with the list of objects, whose root element is
 /// another one, or with a page of its own.
 fn is_no_versions(cause: &Cause) -> bool {
-    cause.stage == Stage::Reading
+    cause.stage == Stage::Unreadable
         || matches!(
             cause.kind(),
             StoreErrorKind::Unsupported | StoreErrorKind::Denied | StoreErrorKind::Invalid

@@ -40,8 +40,13 @@ impl Shared {
                 .list_objects_v2()
                 .bucket(&self.settings.bucket)
                 .prefix(&full);
-            let page = call.set_continuation_token(token.clone()).send().await;
-            let page = page.map_err(|error| self.failed("list", "ListObjectsV2", prefix, error))?;
+            let call = call.set_continuation_token(token.clone());
+            // A long listing waits here, so that it does not begin again.
+            let request = || async {
+                let page = call.clone().send().await;
+                page.map_err(|error| self.failed("list", "ListObjectsV2", prefix, error))
+            };
+            let page = self.settings.patience.wait_out(request).await?;
             self.saw_bucket();
             let listed = page
                 .contents()

@@ -103,7 +103,14 @@ impl Shared {
             return Ok(None);
         };
         match Cause::from(error) {
-            cause if matches!(cause.stage, Stage::Refused | Stage::Reading) => Ok(cause.date()),
+            cause
+                if matches!(
+                    cause.stage,
+                    Stage::Refused | Stage::Reading | Stage::Unreadable
+                ) =>
+            {
+                Ok(cause.date())
+            }
             cause => Err(failed(cause)),
         }
     }

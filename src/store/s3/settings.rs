@@ -2,7 +2,7 @@
 
 use crate::store::adapter::bucket_url;
 use crate::store::hash::HashKind;
-use crate::store::{EvidenceTier, Limiter, ObjectLock, Renew};
+use crate::store::{EvidenceTier, Limiter, ObjectLock, Patience, Renew};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ const CONCURRENCY_DEFAULT: usize = 4;
 /// The slowest rate: 256 kbit/s for each part in flight. Slower lines exist, but not for backups of
 /// this size.
 const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
+/// The first pause. It doubles with each of five retries: about 6 s in all.
+const PAUSE_FIRST_DEFAULT: Duration = Duration::from_millis(200);
 /// Time for connecting, for a busy store, and for the response.
 const ATTEMPT_SLACK_DEFAULT: Duration = Duration::from_secs(60);
 
@@ -56,11 +58,16 @@ pub struct S3Settings {
     pub renew: Option<Renew<S3Credentials>>,
     /// The limiter of all uploads together.
     pub limiter: Option<Arc<Limiter>>,
+    /// The wait of large objects while the store does not answer; [`crate::store::PatientStore`]
+    /// waits for the rest.
+    pub patience: Arc<Patience>,
     /// The slowest acceptable rate in bytes per second. The time limit of one attempt at one part
     /// is derived from it.
     pub rate_bytes_min: u64,
     /// The time limit of an attempt in addition to the transfer.
     pub attempt_slack: Duration,
+    /// The pause before the first retry; doubled for each further one.
+    pub pause_first: Duration,
 }
 
 impl Default for S3Settings {
@@ -81,8 +88,10 @@ impl Default for S3Settings {
             credentials: None,
             renew: None,
             limiter: None,
+            patience: Arc::new(Patience::never()),
             rate_bytes_min: RATE_BYTES_MIN_DEFAULT,
             attempt_slack: ATTEMPT_SLACK_DEFAULT,
+            pause_first: PAUSE_FIRST_DEFAULT,
         }
     }
 }

@@ -7,7 +7,10 @@ use super::{S3Checksum, Shared};
 use crate::store::adapter::Adapter;
 use crate::store::hash::{ContentVerdict, ExpectedEvidence, PartHash};
 use crate::store::multipart::{MultipartStore, MultipartWriter, within_abort_limit};
-use crate::store::{Evidence, ObjectKey, StoreError, StoreErrorKind, StoreTraits};
+use crate::store::probe::Ability;
+use crate::store::{
+    Evidence, ObjectKey, Patience, StoreError, StoreErrorKind, StoreProbe, StoreTraits,
+};
 use aws_sdk_s3::operation::upload_part::UploadPartOutput;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
@@ -42,6 +45,10 @@ impl MultipartStore for Shared {
 
     fn traits(&self) -> &StoreTraits {
         &self.traits
+    }
+
+    fn patience(&self) -> &Patience {
+        &self.settings.patience
     }
 
     async fn begin(&self, key: &ObjectKey) -> Result<String, StoreError> {
@@ -139,13 +146,13 @@ impl MultipartStore for Shared {
         &self,
         key: &ObjectKey,
         upload_id: &String,
-        parts: Vec<S3Part>,
+        parts: &[S3Part],
     ) -> Result<Evidence, StoreError> {
         let hashes: Vec<PartHash> = parts.iter().map(|part| part.hash.clone()).collect();
         let sent = ExpectedEvidence::of_parts(self.settings.checksum.kind(), &hashes);
-        match self.complete_upload(key, upload_id, &parts, &sent).await {
+        match self.complete_upload(key, upload_id, parts, &sent).await {
             Ok(()) => self.confirm(key, &sent).await,
-            Err(cause) => self.resolve_completion(key, cause, &sent).await,
+            Err(cause) => self.resolve_completion(key, upload_id, cause, &sent).await,
         }
     }
 
@@ -237,6 +244,7 @@ impl Shared {
     async fn resolve_completion(
         &self,
         key: &ObjectKey,
+        upload_id: &str,
         cause: Cause,
         sent: &ExpectedEvidence,
     ) -> Result<Evidence, StoreError> {
@@ -258,8 +266,25 @@ impl Shared {
             ContentVerdict::Proven => self.check_lock(key, found),
             // The upload no longer exists, and an object with its key and size does: the upload was
             // completed.
-            ContentVerdict::SizeAgrees if upload_is_gone => self.check_lock(key, weakened(found)),
+            ContentVerdict::SizeAgrees
+                if upload_is_gone || self.is_over(key, upload_id).await? =>
+            {
+                self.check_lock(key, weakened(found))
+            }
             _ => Err(self.taken("complete upload of", key)),
+        }
+    }
+
+    /// Whether a store that is known to list uploads no longer lists this one.
+    async fn is_over(&self, key: &ObjectKey, upload_id: &str) -> Result<bool, StoreError> {
+        let lists = |(probe, _): &(StoreProbe, _)| probe.list_uploads == Ability::Works;
+        if !self.expected.as_ref().is_some_and(lists) {
+            return Ok(false);
+        }
+        match self.unfinished(key.as_str()).await {
+            Ok(uploads) => Ok(!uploads.iter().any(|upload| upload.upload_id == upload_id)),
+            Err(error) if error.is_transient() => Err(error),
+            Err(_) => Ok(false),
         }
     }
 
