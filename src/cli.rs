@@ -55,6 +55,10 @@ pub fn run() -> ExitCode {
     }
     let result = runtime.block_on(async {
         let context = Context::new(args.global.clone(), Arc::clone(&output), stop, leftovers);
+        let context = match args.command.waits_for_stores() {
+            true => context.waiting_for_stores(),
+            false => context,
+        };
         match &args.command {
             Command::Perform => perform(&context).await,
             command => {

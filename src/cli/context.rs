@@ -4,7 +4,7 @@
 use crate::cli::args::{Command, Global};
 use crate::cli::failure::{Failure, status};
 use crate::cli::screen::output::Output;
-use crate::config::{self, Config, Environment};
+use crate::config::{self, Config, Environment, Pace, TimeLimit};
 use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::run::hooks::RunningHook;
@@ -13,6 +13,7 @@ use crate::run::transfer::Stop;
 use crate::state::StateError;
 use crate::state::lockfile::{HeldLock, Holder};
 use crate::state::process::host_name;
+use crate::store::Patience;
 use crate::zfs::Zfs;
 use serde::{Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) leftovers: Arc<Leftovers>,
     /// The key of the step of `perform`, when the command is one.
     step: Option<String>,
+    /// Whether the command waits for stores without `--retry-for`.
+    waits_for_stores: bool,
     setup: Arc<OnceLock<Setup>>,
     /// Datasets that failed in an earlier step of this run; they are skipped.
     skip: BTreeSet<DatasetName>,
@@ -90,9 +93,18 @@ impl Context {
             stop,
             leftovers,
             step: None,
+            waits_for_stores: false,
             setup: Arc::default(),
             skip: BTreeSet::new(),
             tally: Mutex::default(),
+        }
+    }
+
+    /// Makes the command wait while a store does not answer.
+    pub(crate) fn waiting_for_stores(self) -> Self {
+        Self {
+            waits_for_stores: true,
+            ..self
         }
     }
 
@@ -110,6 +122,7 @@ impl Context {
             stop: self.stop.clone(),
             leftovers: Arc::clone(&self.leftovers),
             step: Some(name.to_owned()),
+            waits_for_stores: self.waits_for_stores,
             setup: Arc::clone(&self.setup),
             skip,
             tally: Mutex::default(),
@@ -136,8 +149,21 @@ impl Context {
         if let Some(setup) = self.setup.get() {
             return Ok(setup);
         }
-        let setup = Setup::load(&self.global, &self.output)?;
+        let mut setup = Setup::load(&self.global, &self.output)?;
+        setup.patience = self.new_patience(setup.config.pace.retry_for);
         Ok(self.setup.get_or_init(|| setup))
+    }
+
+    /// Returns the patience for a store that the command line names.
+    pub(crate) fn patience_with_named_store(&self) -> Arc<Patience> {
+        self.new_patience(Pace::default().retry_for)
+    }
+
+    fn new_patience(&self, configured: TimeLimit) -> Arc<Patience> {
+        let default = self.waits_for_stores.then_some(configured);
+        let limit = self.global.retry_for.or(default);
+        let limit = limit.map(TimeLimit::duration).unwrap_or_default();
+        Arc::new(Patience::new(limit, self.stop.clone()))
     }
 
     /// Returns whether a command does what it plans: only with `-y`, and not with `--dry-run`.
@@ -282,10 +308,12 @@ impl Context {
 pub(crate) struct Setup {
     pub(crate) config: Config,
     pub(crate) env: Environment,
+    /// The patience with the remote, which all steps of a run share.
+    pub(crate) patience: Arc<Patience>,
 }
 
 impl Setup {
-    /// Loads the configuration and prints its notices.
+    /// Loads the configuration and prints its notices. Stores are not waited for.
     pub(crate) fn load(global: &Global, output: &Output) -> Result<Self, Failure> {
         let env = Environment::current();
         let file = global
@@ -296,7 +324,12 @@ impl Setup {
         for notice in config.notices() {
             output.note(&notice.to_string());
         }
-        Ok(Self { config, env })
+        let patience = Arc::new(Patience::never());
+        Ok(Self {
+            config,
+            env,
+            patience,
+        })
     }
 }
 

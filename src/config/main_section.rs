@@ -91,7 +91,7 @@ pub struct Hooks {
 }
 
 /// Limits of speed and time.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pace {
     /// The limit in bytes per second of all uploads together.
     pub bwlimit: Option<BandwidthSchedule>,
@@ -99,7 +99,13 @@ pub struct Pace {
     pub window: Option<Window>,
     /// The running time after which a long upload pauses.
     pub max_runtime: Option<TimeLimit>,
+    /// The time for which a store that does not answer is waited for; zero for not at all.
+    pub retry_for: TimeLimit,
 }
+
+/// The default of [`Pace::retry_for`]: a reboot of a router takes minutes, and a disturbance at a
+/// provider often less than half an hour. A longer one is for a person to see.
+const RETRY_FOR_DEFAULT: TimeLimit = TimeLimit::seconds(30 * 60);
 
 /// The smallest chunk. Smaller chunks would make more overhead than data.
 const SPLIT_SIZE_MIN: Size = Size(64 << 10);
@@ -371,12 +377,35 @@ fn hook() -> Form<Option<CommandLine>> {
     form.naming(program).or_none("")
 }
 
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            bwlimit: None,
+            window: None,
+            max_runtime: None,
+            retry_for: RETRY_FOR_DEFAULT,
+        }
+    }
+}
+
 impl Pace {
     fn declare(&mut self, visitor: &mut impl KeyVisitor) {
         visitor.key("bwlimit", &mut self.bwlimit, form::parsed());
         visitor.key("window", &mut self.window, form::parsed());
         visitor.key("max_runtime", &mut self.max_runtime, time_limit());
+        visitor.with_default("retry_for", &mut self.retry_for, time_or_zero());
     }
+}
+
+/// A time limit, or 0 with or without quotes.
+fn time_or_zero() -> Form<TimeLimit> {
+    let parsed = form::parsed();
+    let read = move |value: &DeValue<'_>| match value.as_integer() {
+        Some(number) if number.as_str() == "0" => Ok(TimeLimit::seconds(0)),
+        _ => parsed.read(value),
+    };
+    let show = |limit: &TimeLimit| Value::from(limit.to_string());
+    Form::new(Kind::Text, read, show)
 }
 
 /// A time limit of at least one second.

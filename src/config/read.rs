@@ -146,6 +146,12 @@ fn note_idle_keys(document: &Document<'_>, config: &Config) {
             "main.bwlimit has no effect: what is written into a folder is not limited",
         );
     }
+    if document.has("main.retry_for") && matches!(config.remote, Some(Remote::File { .. }) | None) {
+        document.notice(
+            "main.retry_for",
+            "main.retry_for has no effect: a folder that does not answer is not waited for",
+        );
+    }
     let remote = config.remote.as_ref();
     let other_remote = remote.map_or_else(
         || "the remote is not set".to_owned(),

@@ -226,6 +226,9 @@ impl FromStr for TimeLimit {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        if text == "0" {
+            return Ok(Self::seconds(0));
+        }
         let total = count_and_unit(text).and_then(|(count, letter)| {
             let mut units = TIME_UNITS.into_iter();
             let (_, seconds) = units.find(|(name, _)| *name == letter)?;
@@ -337,6 +340,7 @@ mod tests {
             ("2h", Some(7200)),
             ("1d", Some(86_400)),
             ("0s", Some(0)),
+            ("0", Some(0)),
             ("366d", None),
             ("10", None),
             ("10min", None),

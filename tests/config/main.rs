@@ -63,6 +63,7 @@ split_size            = "1G"
 remote                = "s3:bucket/whatever"
 bwlimit               = "20M"
 window                = "23:00-07:00"
+retry_for             = "2h"
 oldest_snapshot_days  = 120
 snapshot_prefix       = "zfs-backup_"
 use_snapshots         = "own"

@@ -386,7 +386,7 @@ fn names_that_zfs_would_refuse_are_refused() {
 
 #[test]
 fn invalid_bandwidth_and_time_limits_are_refused() {
-    let main = "bwlimit = \"fast\"\nwindow = \"23-07\"\nmax_runtime = \"0s\"\nresume_days = 0";
+    let main = "bwlimit = \"fast\"\nwindow = \"23-07\"\nmax_runtime = \"0s\"\nresume_days = 0\nretry_for = 30";
     assert_snapshot!(screen(&with(main, "")), @r#"
     zb.toml:5: main.bwlimit is "fast"
       expected: bytes per second such as 20M, or times with limits such as "08:00,512K 19:00,20M"
@@ -396,6 +396,8 @@ fn invalid_bandwidth_and_time_limits_are_refused() {
       expected: at least 1s
     zb.toml:8: main.resume_days is 0
       expected: a whole number from 1 to 3650, without quotes
+    zb.toml:9: main.retry_for is a number
+      expected: text in quotes
     "#);
 }
 
@@ -472,6 +474,8 @@ fn keys_with_an_effect_cause_no_notice() {
 fn bandwidth_limit_for_a_folder_causes_a_notice() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"file:/srv/x\"\nbwlimit = \"1M\"\n";
     assert_snapshot!(notices(text), @"main.bwlimit has no effect: what is written into a folder is not limited");
+    let text = text.replace("bwlimit = \"1M\"", "retry_for = 0");
+    assert_snapshot!(notices(&text), @"main.retry_for has no effect: a folder that does not answer is not waited for");
 }
 
 #[test]
@@ -503,6 +507,7 @@ fn the_merged_configuration_hides_secrets_and_marks_defaults() {
     encryption_passphrase = "(hidden)"
     split_size = "1G"  # default
     remote = "s3:bucket"
+    retry_for = "30m"  # default
     snapshot_prefix = "zfs-backup_"  # default
     use_snapshots = "own"  # default
     hook_timeout = "10m"  # default

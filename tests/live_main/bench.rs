@@ -208,12 +208,13 @@ impl Bench {
         self.write_config_with(name, endpoint, "", "");
     }
 
-    /// With more lines at the end of `[main]` and more sections.
+    /// With more lines at the end of `[main]` and more sections. Nothing waits for a store that is
+    /// away.
     pub(crate) fn write_config_with(&self, name: &str, endpoint: &str, main: &str, sections: &str) {
         let keys = self.keys();
         let text = format!(
             "[main]\nzfs_fs = \"{}\"\nencryption_recipients = [\"{}\"]\nsigning_key_file = \"{}\"\nverify_keys = [\"{}\"]\n\
-             remote = \"{}\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n{main}\
+             remote = \"{}\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\nretry_for = 0\n{main}\
              [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n{sections}",
             self.dataset(),
             keys.recipient().unwrap(),

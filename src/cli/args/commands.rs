@@ -93,6 +93,24 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Returns whether the command waits while the store does not answer, without being asked to.
+    /// Commands that a person or a monitor reads report at once.
+    pub(crate) fn waits_for_stores(&self) -> bool {
+        matches!(
+            self,
+            Self::Perform
+                | Self::ExportIntermediate(_)
+                | Self::UploadIntermediateToRemote(_)
+                | Self::StreamToRemote(_)
+                | Self::PruneSnapshots(_)
+                | Self::PruneIntermediate(_)
+                | Self::PruneRemote(_)
+                | Self::VerifyChecksums(_)
+                | Self::Restore(_)
+                | Self::Drill(_)
+        )
+    }
+
     /// Returns whether the command ends by itself after a request to stop, however long its hooks
     /// take. Such a command must not be dropped.
     pub(crate) fn ends_by_itself(&self) -> bool {

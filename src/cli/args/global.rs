@@ -17,6 +17,11 @@ pub(crate) struct Global {
     /// Wait at most this long for the lock (90s, 10m, 2h) instead of ending with status 11
     #[arg(long, global = true, value_name = "DURATION")]
     pub(crate) lock_wait: Option<TimeLimit>,
+    /// Wait at most this long while the store or the network does not answer (90s, 30m, 2h; 0 for
+    /// never) [default: main.retry_for, or 30m, for commands that upload, restore, verify, copy or
+    /// prune; 0 for others]
+    #[arg(long, global = true, value_name = "DURATION")]
+    pub(crate) retry_for: Option<TimeLimit>,
     /// Print what would be done, and change nothing
     #[arg(long, global = true)]
     pub(crate) dry_run: bool,

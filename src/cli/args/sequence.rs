@@ -83,6 +83,7 @@ fn parse_step(step: &SequenceStep) -> Result<Args, Refusal> {
         (global.verbose > 0, "-v"),
         (global.quiet, "-q"),
         (global.json, "--json"),
+        (global.retry_for.is_some(), "--retry-for"),
     ] {
         if given {
             return Err(refused(&format!("{option} is not for a step"), whole_run));

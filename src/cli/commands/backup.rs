@@ -88,7 +88,8 @@ pub(crate) async fn export_intermediate(context: &Context, kind: &Kind) -> Resul
 }
 
 /// Opens the configured store that is not the target, and requires that the two differ. A store
-/// that cannot be opened does not stop the run: the remote's last known contents are used.
+/// that cannot be opened does not stop the run and is not waited for: the remote's last known
+/// contents are used.
 async fn open_other(
     setup: &Setup,
     role: StoreRole,
@@ -97,7 +98,7 @@ async fn open_other(
     if known_store(&setup.config, role)?.is_none() {
         return Ok(None);
     }
-    let store = match setup.open(role, Access::Read).await {
+    let store = match setup.open_dispensable(role, Access::Read).await {
         Err(failure @ Failure::Run(RunError::OnePlace { .. })) => return Err(failure),
         opened => opened.map_err(|failure| failure.reason()),
     };

@@ -4,7 +4,7 @@ use crate::cli::context::Setup;
 use crate::cli::failure::Failure;
 use crate::cli::open::access::{Access, read_credentials};
 use crate::cli::open::pace::limiter;
-use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Spool};
+use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Patience, Spool};
 use std::env;
 use std::sync::Arc;
 
@@ -20,10 +20,12 @@ pub(crate) async fn open_configured(
     bucket: &str,
     prefix: &str,
     access: Access,
+    opening: &Patience,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
     let config = &setup.config;
     let mut settings = B2Settings {
         limiter: limiter(config),
+        patience: Arc::clone(&setup.patience),
         part_bytes: config.b2.parts.part_size.in_memory(),
         concurrency: config.b2.parts.concurrency as usize,
         lock: config.object_lock(),
@@ -41,7 +43,7 @@ pub(crate) async fn open_configured(
             settings.renew = Some(credentials.renew);
         }
     }
-    let store = Arc::new(open(settings).await?);
+    let store = Arc::new(open(settings, opening).await?);
     Ok(match &config.b2.spool_dir {
         Some(dir) => Arc::new(Spool::new(store, dir.clone())),
         None => store,
@@ -56,17 +58,22 @@ pub(crate) fn endpoint(bucket: &str, prefix: &str) -> String {
 }
 
 /// Opens a remote that is named on the command line: all other settings come from the environment.
-pub(crate) async fn open_bare(bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+pub(crate) async fn open_bare(
+    bucket: &str,
+    prefix: &str,
+    patience: &Arc<Patience>,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     let settings = B2Settings {
         credentials: credentials_of_environment(),
+        patience: Arc::clone(patience),
         ..settings(bucket, prefix)
     };
-    Ok(Arc::new(open(settings).await?))
+    Ok(Arc::new(open(settings, patience).await?))
 }
 
-async fn open(settings: B2Settings) -> Result<B2Store, Failure> {
+async fn open(settings: B2Settings, opening: &Patience) -> Result<B2Store, Failure> {
     let store = B2Store::new(settings)?;
-    store.check_bucket().await?;
+    opening.wait_out(|| store.check_bucket()).await?;
     Ok(store)
 }
 

@@ -1,18 +1,21 @@
 //! Opens a remote of rclone, with its configuration file, and with the spool for large objects.
 
+use crate::cli::context::Setup;
 use crate::cli::failure::Failure;
 use crate::config::Config;
-use crate::store::{ObjectStore, RcloneSettings, RcloneStore, Spool};
+use crate::store::{ObjectStore, Patience, RcloneSettings, RcloneStore, Spool};
 use std::env;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Opens the configured remote.
 pub(crate) async fn open_configured(
-    config: &Config,
+    setup: &Setup,
     remote: &str,
     path: &str,
+    opening: &Patience,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let config = &setup.config;
     let rclone = &config.rclone;
     let ours = config.pace.bwlimit.as_ref().map(|limit| limit.for_rclone());
     let settings = RcloneSettings {
@@ -20,19 +23,27 @@ pub(crate) async fn open_configured(
         bwlimit: rclone.bwlimit.clone().or(ours),
         args: rclone.args.clone(),
         part_bytes: config.parts().part_size.in_memory(),
+        patience: Arc::clone(&setup.patience),
         ..settings(remote, path)
     };
-    let store = RcloneStore::connect(settings).await?;
+    let store = connect(settings, opening).await?;
     let dir = rclone.spool_dir.as_ref().unwrap_or(&config.state_dir);
     Ok(Arc::new(Spool::new(Arc::new(store), dir.clone())))
 }
 
 /// Opens a remote that is named on the command line, for reading: all other settings come from the
 /// environment.
-pub(crate) async fn open_bare(remote: &str, path: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
-    Ok(Arc::new(
-        RcloneStore::connect(settings(remote, path)).await?,
-    ))
+pub(crate) async fn open_bare(
+    remote: &str,
+    path: &str,
+    patience: &Arc<Patience>,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    Ok(Arc::new(connect(settings(remote, path), patience).await?))
+}
+
+async fn connect(settings: RcloneSettings, opening: &Patience) -> Result<RcloneStore, Failure> {
+    let connect = || RcloneStore::connect(settings.clone());
+    Ok(opening.wait_out(connect).await?)
 }
 
 fn settings(remote: &str, path: &str) -> RcloneSettings {

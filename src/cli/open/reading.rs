@@ -15,7 +15,7 @@ use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::keys::{KeyCache, open_keyrings, read_lists, warn_of_newer};
 use crate::sign::TrustedKeys;
-use crate::store::ObjectStore;
+use crate::store::{ObjectStore, Patience, PatientStore};
 use age::secrecy::SecretString;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub(crate) async fn open_for_reading<'a>(
 ) -> Result<ReadSide<'a>, Failure> {
     if let Some(url) = &source.remote {
         return Ok(ReadSide {
-            store: open_named("--remote", url).await?,
+            store: open_named("--remote", url, context.patience_with_named_store()).await?,
             setup: None,
         });
     }
@@ -60,19 +60,24 @@ pub(crate) async fn open_configured(
 }
 
 /// Opens a store that an option names by its URL, with the credentials of the environment.
-pub(crate) async fn open_named(option: &str, url: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+pub(crate) async fn open_named(
+    option: &str,
+    url: &str,
+    patience: Arc<Patience>,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     let remote: Remote = url.parse().map_err(|error: InvalidValue| {
         usage(
             &format!("{option}: {error}"),
             "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH",
         )
     })?;
-    match &remote {
-        Remote::S3 { bucket, prefix } => s3::open_bare(bucket, prefix).await,
-        Remote::B2 { bucket, prefix } => b2::open_bare(bucket, prefix).await,
-        Remote::File { dir } => open_dir(dir, PART_BYTES),
-        Remote::Rclone { remote, path } => rclone::open_bare(remote, path).await,
-    }
+    let store = match &remote {
+        Remote::S3 { bucket, prefix } => s3::open_bare(bucket, prefix, &patience).await?,
+        Remote::B2 { bucket, prefix } => b2::open_bare(bucket, prefix, &patience).await?,
+        Remote::File { dir } => return open_dir(dir, PART_BYTES),
+        Remote::Rclone { remote, path } => rclone::open_bare(remote, path, &patience).await?,
+    };
+    Ok(Arc::new(PatientStore::new(store, patience)))
 }
 
 /// Returns the keys that a reading command trusts: from the key file, the keys cached on this host,

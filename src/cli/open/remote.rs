@@ -8,7 +8,7 @@ use crate::cli::open::{b2, rclone, s3};
 use crate::config::Remote;
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::store::{DirSettings, DirStore, ObjectStore, StoreErrorKind};
+use crate::store::{DirSettings, DirStore, ObjectStore, Patience, PatientStore, StoreErrorKind};
 use crate::zfs::{ALLOW_VARIABLE, RealZfs, Zfs};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,15 @@ pub(crate) enum StoreState {
     Unreachable(Failure),
 }
 
+/// What opening does while the store does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WhenAway {
+    /// Waits as configured.
+    Wait,
+    /// Fails.
+    Fail,
+}
+
 /// The remote as `doctor` sees it.
 pub(crate) struct UnprobedRemote {
     pub(crate) store: Arc<dyn ObjectStore>,
@@ -43,7 +52,25 @@ impl Setup {
         role: StoreRole,
         access: Access,
     ) -> Result<Arc<dyn ObjectStore>, Failure> {
-        let store = self.open_unidentified(role, access).await?;
+        self.open_if(role, access, WhenAway::Wait).await
+    }
+
+    /// Opens a store that the command can do without: does not wait for it.
+    pub(crate) async fn open_dispensable(
+        &self,
+        role: StoreRole,
+        access: Access,
+    ) -> Result<Arc<dyn ObjectStore>, Failure> {
+        self.open_if(role, access, WhenAway::Fail).await
+    }
+
+    async fn open_if(
+        &self,
+        role: StoreRole,
+        access: Access,
+        when_away: WhenAway,
+    ) -> Result<Arc<dyn ObjectStore>, Failure> {
+        let store = self.open_place(role, access, when_away).await?;
         identified(&self.config, role, store, access.purpose()).await
     }
 
@@ -92,7 +119,7 @@ impl Setup {
         }
         let is_folder = role == StoreRole::Intermediate
             || matches!(self.config.remote, Some(Remote::File { .. }));
-        match self.open(role, access).await {
+        match self.open_dispensable(role, access).await {
             Ok(store) => Ok(StoreState::Open(store)),
             Err(failure) if is_away(&failure, is_folder) => Ok(StoreState::Unreachable(failure)),
             Err(failure) => Err(failure),
@@ -106,6 +133,15 @@ impl Setup {
         role: StoreRole,
         access: Access,
     ) -> Result<Arc<dyn ObjectStore>, Failure> {
+        self.open_place(role, access, WhenAway::Wait).await
+    }
+
+    async fn open_place(
+        &self,
+        role: StoreRole,
+        access: Access,
+        when_away: WhenAway,
+    ) -> Result<Arc<dyn ObjectStore>, Failure> {
         let part_bytes = self.config.parts().part_size.in_memory();
         if role == StoreRole::Intermediate {
             return match &self.config.intermediate {
@@ -116,29 +152,38 @@ impl Setup {
                 )),
             };
         }
-        match &self.config.remote {
-            None => Err(usage(
-                "the configuration names no remote",
-                "set main.remote, such as \"s3:bucket/prefix\"",
-            )),
+        let opening = match when_away {
+            WhenAway::Wait => &*self.patience,
+            WhenAway::Fail => &Patience::never(),
+        };
+        let store = match &self.config.remote {
+            None => {
+                return Err(usage(
+                    "the configuration names no remote",
+                    "set main.remote, such as \"s3:bucket/prefix\"",
+                ));
+            }
             Some(Remote::S3 { bucket, prefix }) => {
-                s3::open_configured(self, bucket, prefix, access).await
+                s3::open_configured(self, bucket, prefix, access, opening).await?
             }
             Some(Remote::B2 { bucket, prefix }) => {
-                b2::open_configured(self, bucket, prefix, access).await
+                b2::open_configured(self, bucket, prefix, access, opening).await?
             }
-            Some(Remote::File { dir }) => open_dir(dir, part_bytes),
+            Some(Remote::File { dir }) => return open_dir(dir, part_bytes),
             Some(Remote::Rclone { remote, path }) => {
-                rclone::open_configured(&self.config, remote, path).await
+                rclone::open_configured(self, remote, path, opening).await?
             }
-        }
+        };
+        let patience = Arc::clone(&self.patience);
+        Ok(Arc::new(PatientStore::new(store, patience)))
     }
 
     /// Opens the remote for `doctor`, which probes it itself.
     pub(crate) async fn open_unprobed_remote(&self) -> Result<UnprobedRemote, Failure> {
         let endpoint = match &self.config.remote {
             Some(Remote::S3 { bucket, prefix }) => {
-                let store = s3::connect(self, bucket, prefix, Access::Read).await?;
+                let never = Patience::never();
+                let store = s3::connect(self, bucket, prefix, Access::Read, &never).await?;
                 return Ok(UnprobedRemote {
                     endpoint: Some(store.endpoint().to_owned()),
                     store: Arc::new(store),

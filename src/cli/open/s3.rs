@@ -9,7 +9,7 @@ use crate::config::{Config, CredentialFiles};
 use crate::run::error_chain;
 use crate::run::probe::probe_store;
 use crate::state::probes::{ProbeCache, ProbeNote};
-use crate::store::{Doubt, ObjectStore, S3Credentials, S3Settings, S3Store};
+use crate::store::{Doubt, ObjectStore, Patience, S3Credentials, S3Settings, S3Store};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,17 +20,20 @@ pub(crate) async fn open_configured(
     bucket: &str,
     prefix: &str,
     access: Access,
+    opening: &Patience,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let store = connect(setup, bucket, prefix, access).await?;
+    let store = connect(setup, bucket, prefix, access, opening).await?;
     follow(&setup.config, store, access).await
 }
 
-/// Connects to the configured remote without a probe, and checks that the store answers.
+/// Connects to the configured remote without a probe, and checks that the store answers, with the
+/// patience `opening`.
 pub(crate) async fn connect(
     setup: &Setup,
     bucket: &str,
     prefix: &str,
     access: Access,
+    opening: &Patience,
 ) -> Result<S3Store, Failure> {
     let config = &setup.config;
     let s3 = &config.s3;
@@ -48,6 +51,7 @@ pub(crate) async fn connect(
         part_bytes: config.parts().part_size.in_memory(),
         concurrency: config.parts().concurrency as usize,
         limiter: limiter(config),
+        patience: Arc::clone(&setup.patience),
         ..S3Settings::default()
     };
     if let Some(files) = login.files {
@@ -55,22 +59,27 @@ pub(crate) async fn connect(
         settings.credentials = Some(credentials.now);
         settings.renew = Some(credentials.renew);
     }
-    connect_checked(settings).await
+    connect_checked(settings, opening).await
 }
 
 /// Opens a remote that is named on the command line: all other settings come from the environment.
-pub(crate) async fn open_bare(bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+pub(crate) async fn open_bare(
+    bucket: &str,
+    prefix: &str,
+    patience: &Arc<Patience>,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     let settings = S3Settings {
         bucket: bucket.to_owned(),
         prefix: prefix.to_owned(),
+        patience: Arc::clone(patience),
         ..S3Settings::default()
     };
-    Ok(Arc::new(connect_checked(settings).await?))
+    Ok(Arc::new(connect_checked(settings, patience).await?))
 }
 
-async fn connect_checked(settings: S3Settings) -> Result<S3Store, Failure> {
+async fn connect_checked(settings: S3Settings, opening: &Patience) -> Result<S3Store, Failure> {
     let store = S3Store::connect(settings).await?;
-    store.check_bucket().await?;
+    opening.wait_out(|| store.check_bucket()).await?;
     Ok(store)
 }
 

@@ -114,7 +114,8 @@ pub(crate) async fn change(context: &Context, change: &Change<'_>) -> Result<(),
     let mut also_listed = Vec::new();
     if let Change::Keys(_, urls) = change {
         for url in *urls {
-            also_listed.push(open_named("--also-list", url).await?);
+            also_listed
+                .push(open_named("--also-list", url, context.patience_with_named_store()).await?);
         }
     }
     let cache = KeyCache::new(&config.state_dir);
