@@ -40,6 +40,7 @@ mod keys;
 mod locks;
 mod nights;
 mod observer;
+mod outages;
 #[allow(
     dead_code,
     reason = "shared with the contract suite, which uses all of it"
