@@ -256,7 +256,10 @@ async fn open_nearest_first(
     match setup.open_if_reachable(role, Access::Restore).await? {
         StoreState::None => {}
         StoreState::Open(remote) => stores.push(remote),
-        StoreState::Unreachable(failure) if stores.is_empty() => return Err(failure),
+        // Nothing else has the backups, so open the remote again and wait for it.
+        StoreState::Unreachable(_) if stores.is_empty() => {
+            stores.push(setup.open(role, Access::Restore).await?);
+        }
         StoreState::Unreachable(failure) => {
             output.always(&format!(
                 "the remote cannot be reached, and may have something newer: {}",
