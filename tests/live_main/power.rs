@@ -2,6 +2,7 @@
 //! two versions of ZFS. `scripts/power-cuts` runs the halves. Pool, state folder and store lie on
 //! that disk; the store's folder has made durable what it confirmed, as a store elsewhere would.
 
+use crate::bench::tell;
 use crate::halves::{confirmed, journals, newest, text};
 use crate::pool::{device_of, noise, run, run_with_input, zfs};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
@@ -220,7 +221,7 @@ impl Upload {
 
     fn run_until_confirmed(&mut self, chunks: usize) {
         while confirmed(&path("state")) < chunks {
-            print!("{}", Self::read_line(&mut self.log));
+            tell(Self::read_line(&mut self.log).trim_end());
         }
         assert!(self.child.try_wait().unwrap().is_none());
     }
