@@ -60,13 +60,16 @@ impl Shared {
         if self.head(key).await?.is_none() {
             return Ok(());
         }
-        self.delete_version(key, None).await?;
+        let only_hidden = self.delete_version(key, None).await?;
+        let wrong = |text| self.wrong(StoreErrorKind::Unsupported, "delete", key.as_str(), text);
+        if only_hidden {
+            return Err(wrong(
+                "the store listed no version of the object, and hid it instead of deleting it",
+            ));
+        }
         match self.head(key).await? {
             None => Ok(()),
-            Some(_) => Err(self.wrong(
-                StoreErrorKind::Unsupported,
-                "delete",
-                key.as_str(),
+            Some(_) => Err(wrong(
                 "the store answered that the object was deleted, and still has it",
             )),
         }
