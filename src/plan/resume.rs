@@ -135,6 +135,14 @@ pub fn unreadable_at(faults: &[ReadFault]) -> Option<ReadFault> {
     faults.find(is_repeated).map(|(_, fault)| *fault)
 }
 
+/// Whether a read error shows the place of an unreadable block. A disk that is away fails at once,
+/// wherever the send resumes: only a send that got further than `resumed_at`, or one that ends where
+/// such a send ended before, shows a place.
+pub fn shows_place(earlier: &[ReadFault], fault: ReadFault, resumed_at: u64) -> bool {
+    let is_known = || earlier.iter().any(|other| other.position == fault.position);
+    fault.position > resumed_at || is_known()
+}
+
 fn check_readable(upload: &UnfinishedFacts<'_>) -> Result<(), String> {
     match unreadable_at(upload.read_faults) {
         None => Ok(()),

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::manifest::{BaseRef, FORMAT, SnapshotRef};
-use crate::model::Digest;
+use crate::model::{Digest, ReadFault};
 use crate::plan::fixtures::{self, at, snapshot};
 use ResumeVerdict::{Abandon, Over, Resume, Wait};
 
@@ -423,4 +423,23 @@ fn run_resumes_only_uploads_of_the_requested_kind() {
     assert_eq!(asked(RequestedKind::Full), (true, false));
     assert_eq!(asked(RequestedKind::Incremental), (false, true));
     assert_eq!(asked(RequestedKind::Lifecycle), (true, true));
+}
+
+#[test]
+fn read_error_at_the_resume_point_shows_no_place() {
+    let fault = |position| ReadFault {
+        position,
+        object: None,
+    };
+    for (earlier, position, resumed_at, expected) in [
+        (&[][..], 0, 0, false),
+        (&[], 900, 0, true),
+        (&[], 500, 500, false),
+        (&[fault(900)], 500, 500, false),
+        (&[fault(500)], 500, 500, true),
+        (&[fault(900)], 900, 500, true),
+    ] {
+        let shown = shows_place(earlier, fault(position), resumed_at);
+        assert_eq!(shown, expected, "{earlier:?} {position} {resumed_at}");
+    }
 }

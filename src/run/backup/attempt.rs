@@ -11,7 +11,7 @@ use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{Descendant, ReceiptEntry};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
-use crate::plan::resume::unreadable_at;
+use crate::plan::resume::{shows_place, unreadable_at};
 use crate::run::commit::object_lock::extend_keyring;
 use crate::run::commit::put::to_json;
 use crate::run::commit::target::{CommitError, CommitTarget};
@@ -445,6 +445,7 @@ impl<'a> Attempt<'a> {
         );
         let progress = Arc::clone(&env.progress);
         self.tell_what_is_kept(&carried, &source.request);
+        let resumed_at = carried.resumes_at();
         match transfer(
             source,
             &*env.store,
@@ -466,9 +467,12 @@ impl<'a> Attempt<'a> {
                 Err(self.pointless(error))
             }
             Err(error @ RunError::ReadSnapshot { fault, .. }) => {
-                course.log.append(&JournalRecord::ReadFault(fault))?;
                 let earlier = self.unfinished.as_ref().map(Unfinished::read_faults);
-                let faults = [earlier.unwrap_or_default(), vec![fault]].concat();
+                let mut faults = earlier.unwrap_or_default();
+                if shows_place(&faults, fault, resumed_at) {
+                    course.log.append(&JournalRecord::ReadFault(fault))?;
+                    faults.push(fault);
+                }
                 match unreadable_at(&faults) {
                     Some(_) => Err(self.pointless(error)),
                     None => Err(error),
