@@ -36,6 +36,7 @@ pub use advice::{Advice, PEAK_FIXED};
 pub use document::without_secrets;
 pub use keys::KeySource;
 pub use lifecycle::{BackupLifecycle, Percent, RetentionRules};
+pub(crate) use main_section::parse_retry_for;
 pub use main_section::{
     DatasetSelection, Hooks, Intermediate, Pace, RcloneSettings, SnapshotSettings, SnapshotSource,
 };

@@ -106,6 +106,9 @@ pub struct Pace {
 /// The default of [`Pace::retry_for`]: a reboot of a router takes minutes, and a disturbance at a
 /// provider often less than half an hour. A longer one is for a person to see.
 const RETRY_FOR_DEFAULT: TimeLimit = TimeLimit::seconds(30 * 60);
+/// The longest wait. Other hosts take a prune for dead after two days, so no prune may wait nearly
+/// as long between two deletions.
+pub(crate) const RETRY_FOR_MAX: TimeLimit = TimeLimit::seconds(12 * 3600);
 
 /// The smallest chunk. Smaller chunks would make more overhead than data.
 const SPLIT_SIZE_MIN: Size = Size(64 << 10);
@@ -393,13 +396,23 @@ impl Pace {
         visitor.key("bwlimit", &mut self.bwlimit, form::parsed());
         visitor.key("window", &mut self.window, form::parsed());
         visitor.key("max_runtime", &mut self.max_runtime, time_limit());
-        visitor.with_default("retry_for", &mut self.retry_for, time_or_zero());
+        visitor.with_default("retry_for", &mut self.retry_for, retry_for());
     }
 }
 
-/// A time limit, or 0 with or without quotes.
-fn time_or_zero() -> Form<TimeLimit> {
-    let parsed = form::parsed();
+/// Reads the wait for a store that does not answer: at most [`RETRY_FOR_MAX`].
+pub(crate) fn parse_retry_for(text: &str) -> Result<TimeLimit, InvalidValue> {
+    let limit: TimeLimit = text.parse()?;
+    if limit.duration() > RETRY_FOR_MAX.duration() {
+        let form = format!("at most {RETRY_FOR_MAX}; an upload that waited in vain can be resumed");
+        return Err(InvalidValue::new(text, form));
+    }
+    Ok(limit)
+}
+
+/// The form of `retry_for`: a time limit, or 0 with or without quotes.
+fn retry_for() -> Form<TimeLimit> {
+    let parsed = form::text(parse_retry_for, TimeLimit::to_string);
     let read = move |value: &DeValue<'_>| match value.as_integer() {
         Some(number) if number.as_str() == "0" => Ok(TimeLimit::seconds(0)),
         _ => parsed.read(value),
@@ -418,4 +431,20 @@ fn time_limit() -> Form<TimeLimit> {
         Ok(limit)
     };
     form::text(parse, TimeLimit::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_for_is_limited_to_half_a_day() {
+        assert_eq!(parse_retry_for("12h").unwrap(), RETRY_FOR_MAX);
+        assert_eq!(parse_retry_for("0").unwrap(), TimeLimit::seconds(0));
+        let error = parse_retry_for("13h").unwrap_err().to_string();
+        assert!(
+            error.contains("13h") && error.contains("at most 12h"),
+            "{error}"
+        );
+    }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use std::sync::Arc;
 
 /// A store that is used with patience. The writers of large objects wait by themselves
-/// ([`super::multipart`]), because only they can repeat a part.
+/// (`multipart`), because only they can repeat a part.
 pub struct PatientStore {
     inner: Arc<dyn ObjectStore>,
     patience: Arc<Patience>,

@@ -1,6 +1,6 @@
 //! The options that every command has.
 
-use crate::config::TimeLimit;
+use crate::config::{TimeLimit, parse_retry_for};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub(crate) struct Global {
     /// Wait at most this long while the store or the network does not answer (90s, 30m, 2h; 0 for
     /// never) [default: main.retry_for, or 30m, for commands that upload, restore, verify, copy or
     /// prune; 0 for others]
-    #[arg(long, global = true, value_name = "DURATION")]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_retry_for)]
     pub(crate) retry_for: Option<TimeLimit>,
     /// Print what would be done, and change nothing
     #[arg(long, global = true)]

@@ -111,6 +111,7 @@ impl RcloneStore {
         run_blocking(work).await.map_err(|error| {
             let text = format!("a file in memory cannot be made: {error}");
             self.wrong(StoreErrorKind::Unavailable, "put", key.as_str(), text)
+                .with_outage(false)
         })
     }
 

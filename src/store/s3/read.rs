@@ -90,6 +90,7 @@ impl Shared {
                 "",
                 error.to_string(),
             )
+            .with_outage(false)
         })?;
         let key = format!("{}{PROBE_PREFIX}clock-{nonce:016x}", self.prefix);
         let Err(error) = self
