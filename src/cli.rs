@@ -55,7 +55,9 @@ pub fn run() -> ExitCode {
     }
     let result = runtime.block_on(async {
         let context = Context::new(args.global.clone(), Arc::clone(&output), stop, leftovers);
-        let context = match args.command.waits_for_stores() {
+        // A person watches a dry run.
+        let waits = args.command.waits_for_stores() && !args.global.dry_run;
+        let context = match waits {
             true => context.waiting_for_stores(),
             false => context,
         };

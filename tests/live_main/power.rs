@@ -258,7 +258,7 @@ fn second_half() {
     let (before, ids_before) = (chunks(), ids());
     let said = text(&good(&["-v", "stream-to-remote", flag(&kind)]));
     assert!(
-        said.contains("committed") && said.contains("goes on with an interrupted upload"),
+        said.contains("committed") && said.contains("resumes an interrupted upload"),
         "{said}"
     );
     assert_eq!(ids(), ids_before, "it began anew: {said}");

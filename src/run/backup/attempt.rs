@@ -243,7 +243,7 @@ impl<'a> Attempt<'a> {
                 .values()
                 .map(|chunk| chunk.entry.stream_bytes),
         );
-        tracing::info!(id = %self.id, chunks, stream_bytes = bytes.sum::<u64>(), "goes on with an interrupted upload");
+        tracing::info!(id = %self.id, chunks, stream_bytes = bytes.sum::<u64>(), "resumes an interrupted upload");
         Ok(Course {
             journal,
             log,
@@ -263,7 +263,9 @@ impl<'a> Attempt<'a> {
         let prefix = backup_prefix(&self.stored, &self.id);
         if !self.env.store.list(&prefix).await?.is_empty() {
             return Err(RunError::refused(
-                format!("{prefix} is not empty although its name is new"),
+                format!(
+                    "the store already has objects under {prefix}, a name that this run has just made up"
+                ),
                 "run it again",
             ));
         }

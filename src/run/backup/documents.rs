@@ -154,7 +154,7 @@ impl Attempt<'_> {
                 Err(error) => {
                     tracing::warn!(
                         error = error_chain(&error),
-                        "what is below the dataset is not noted in the backup"
+                        "the list of the datasets below this one is left out of the backup"
                     );
                     return None;
                 }

@@ -69,7 +69,7 @@ impl Base {
         manifest_blake3: Digest,
         local: SendBase,
     ) -> Result<Self, RunError> {
-        let unknown = || RunError::refused(format!("{id} is not known any more"), "run it again");
+        let unknown = || RunError::refused(format!("{id} is gone"), "run it again");
         let stored = stores.stored(id, manifest_blake3).ok_or_else(unknown)?;
         Ok(Self {
             local,
@@ -119,14 +119,14 @@ pub(super) async fn read_usable(
     let cache = ObjectCache::open(&env.settings.state_dir, &store.known(), stored, keeping);
     let catalog = read_catalog_through(store, stored, &env.keys.trusted, &cache).await?;
     for (id, error) in catalog.untrusted() {
-        tracing::warn!(%id, %error, store = store.url(), "the store has a manifest that is not believed; it is left alone");
+        tracing::warn!(%id, %error, store = store.url(), "the store has a manifest that is invalid or untrusted; it is left alone");
     }
     Ok(UsableCatalog::check_wanted(store, catalog, &cache, |_| true).await?)
 }
 
 fn untrusted_reason(catalog: &Catalog, store_url: &str) -> Option<String> {
     let count = catalog.untrusted().count();
-    (count > 0).then(|| format!("{count} manifests in {store_url} are not believed"))
+    (count > 0).then(|| format!("{count} manifests in {store_url} are invalid or untrusted"))
 }
 
 /// Saves what the remote holds, to plan with it while the remote is out of reach. A failure costs

@@ -193,7 +193,7 @@ impl Steps<'_> {
         }
         tracing::warn!(
             error = error_chain(&error),
-            "what was to be sent or built on was destroyed meanwhile; planning again"
+            "the snapshot or the base was destroyed meanwhile; planning again"
         );
         self.has_replanned = true;
         Ok(None)
