@@ -124,6 +124,9 @@ async fn carry_out(
     options: &ReceiveOptions,
     stop: Stop,
 ) -> Result<Received, RunError> {
+    if *stop.borrow() {
+        return Err(RunError::Interrupted);
+    }
     let names = snapshot_names(target, set, plan)?;
     let mark = mark_of(set, plan, options)?;
     let receiving = Receiving {
