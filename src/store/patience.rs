@@ -1,6 +1,6 @@
 //! [`Patience`]: waits while a store does not answer, instead of failing.
 //!
-//! One [`Patience`] is shared by all requests of a run to one store. The first request that fails
+//! All requests of a run to one store share one [`Patience`]. The first request that fails
 //! begins an outage and sets its end; the others wait in the same outage. The first request that
 //! succeeds ends the outage. After the end of an outage each request gets one normal attempt, until
 //! one succeeds. The retries of the stores themselves, which last seconds, come before.
@@ -41,7 +41,8 @@ struct State {
     outage: Option<Outage>,
 }
 
-/// What had happened when an attempt began. A clock is too coarse for this order.
+/// The numbers of answers and outages so far. The difference from the numbers at the start of an
+/// attempt tells what happened since; a clock is too coarse for that order.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
     answers: u64,
@@ -70,7 +71,7 @@ enum Next {
 }
 
 impl Patience {
-    /// Waits for at most `limit` in one outage. A request that waits fails at once with
+    /// Makes a patience that waits for at most `limit` in one outage. A request that waits fails at once with
     /// [`StoreErrorKind::Interrupted`] when `stop` becomes true.
     pub fn new(limit: Duration, stop: watch::Receiver<bool>) -> Self {
         Self {
@@ -80,7 +81,7 @@ impl Patience {
         }
     }
 
-    /// Never waits.
+    /// Makes a patience that never waits.
     pub fn never() -> Self {
         Self {
             limit: Duration::ZERO,
@@ -91,7 +92,7 @@ impl Patience {
         }
     }
 
-    /// Waits by a simulated clock.
+    /// Makes a patience that waits by a simulated clock.
     #[cfg(any(test, feature = "testing"))]
     pub fn by_clock(limit: Duration, stop: watch::Receiver<bool>, clock: PatienceClock) -> Self {
         Self {
@@ -120,7 +121,7 @@ impl Patience {
         Ok(done)
     }
 
-    /// Returns the result of the successful attempt, and what had happened when it began.
+    /// Returns the result of the successful attempt, and the numbers at its start.
     async fn attempt_until_done<T, F>(
         &self,
         mut attempt: impl FnMut() -> F,
@@ -268,7 +269,7 @@ impl Patience {
 /// The attempts of one request.
 pub(super) struct Attempts<'a> {
     patience: &'a Patience,
-    /// What had happened when the present attempt began.
+    /// The numbers at the start of the present attempt.
     begun: Count,
     /// The end of the wait of this request, from its first failure. Without it a request that
     /// always fails would wait for ever beside others that succeed.

@@ -201,7 +201,7 @@ struct Upload {
 impl Upload {
     fn start(kind: &str) -> Self {
         let (log, end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT).unwrap();
-        // One page, and so one packet.
+        // The pipe holds one page, and so one packet.
         assert_eq!(fcntl_setpipe_size(&end, 4096).unwrap(), 4096);
         let child = command(&["-vv", "stream-to-remote", flag(kind)])
             .stderr(Stdio::from(end))

@@ -162,7 +162,7 @@ impl Scene {
 /// A program that was started; killed if the test fails meanwhile.
 pub(crate) struct Running {
     child: Option<Child>,
-    /// What was read of its standard error.
+    /// The bytes that were read from the program's standard error.
     said: Vec<u8>,
     folder: PathBuf,
 }

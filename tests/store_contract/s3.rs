@@ -191,6 +191,19 @@ async fn connect(settings: S3Settings) -> S3Store {
     S3Store::connect(settings).await.unwrap()
 }
 
+/// The same settings, below a folder of this name.
+fn below(settings: &S3Settings, name: &str) -> S3Settings {
+    S3Settings {
+        prefix: format!("{}/{name}", settings.prefix),
+        ..settings.clone()
+    }
+}
+
+/// Whether a request completes a multipart upload.
+fn completes(head: &str) -> bool {
+    head.starts_with("post") && head.contains("?uploadid=")
+}
+
 async fn connect_by(proxy: &Proxy, settings: S3Settings) -> S3Store {
     connect(S3Settings {
         endpoint: Some(proxy.endpoint()),

@@ -44,7 +44,7 @@ pub(crate) struct Proxy {
     open: Arc<AtomicUsize>,
 }
 
-/// One connection that is open. Counts itself.
+/// An open connection, which counts itself.
 struct Connection(Arc<AtomicUsize>);
 
 impl Connection {

@@ -29,7 +29,7 @@ pub(crate) enum StoreState {
     Unreachable(Failure),
 }
 
-/// What opening does while the store does not answer.
+/// The reaction of opening to a store that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WhenAway {
     /// Waits as configured.

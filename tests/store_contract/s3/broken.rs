@@ -1,7 +1,7 @@
 //! Servers and connections that break: a proxy in front of the real server injects the faults by
 //! rule.
 
-use super::{PART, assert_empty, assert_says, connect, connect_by, story};
+use super::{PART, assert_empty, assert_says, below, completes, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
 use crate::proxy::{Action, Proxy, Rule, chain, first};
 use crate::weed::Weed;
@@ -9,11 +9,6 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use zfs_backup::store::{EvidenceTier, ObjectStore, PutOutcome, S3Settings, StoreErrorKind};
-
-/// Whether a request completes a multipart upload.
-fn completes(head: &str) -> bool {
-    head.starts_with("post") && head.contains("?uploadid=")
-}
 
 pub(super) async fn puts_with_lost_replies_are_read_back(weed: Arc<Weed>, settings: S3Settings) {
     let puts = |head: &str| head.starts_with("put") && !head.contains("uploadid=");
@@ -34,14 +29,7 @@ pub(super) async fn puts_with_lost_replies_are_read_back(weed: Arc<Weed>, settin
             Box::new(first(1, lose(), |head| head.starts_with("delete"))),
         ];
         let proxy = Proxy::start(&weed.endpoint(), chain(rules));
-        let store = connect_by(
-            &proxy,
-            S3Settings {
-                prefix: format!("{}/{n}", settings.prefix),
-                ..settings.clone()
-            },
-        )
-        .await;
+        let store = connect_by(&proxy, below(&settings, &n.to_string())).await;
         let (large, small, bytes) = (
             key("tank/@a/large"),
             key("tank/@a/small"),
@@ -191,14 +179,7 @@ pub(super) async fn false_s3_evidence_is_an_error(weed: Arc<Weed>, settings: S3S
                 Action::Pass
             }
         });
-        let store = connect_by(
-            &proxy,
-            S3Settings {
-                prefix: format!("{}/{n}", settings.prefix),
-                ..settings.clone()
-            },
-        )
-        .await;
+        let store = connect_by(&proxy, below(&settings, &n.to_string())).await;
         let bytes = Bytes::from_static(b"123456789");
         let put = store
             .put_new(&key("small"), bytes.clone())
@@ -258,14 +239,7 @@ pub(super) async fn objects_without_listed_versions_are_deleted(
     for (n, answer) in answers.into_iter().enumerate() {
         let asks = |head: &str| head.starts_with("get") && head.contains("?versions");
         let proxy = Proxy::start(&weed.endpoint(), first(usize::MAX, answer, asks));
-        let store = connect_by(
-            &proxy,
-            S3Settings {
-                prefix: format!("{}/{n}", settings.prefix),
-                ..settings.clone()
-            },
-        )
-        .await;
+        let store = connect_by(&proxy, below(&settings, &n.to_string())).await;
         let name = key("tank/@a/x");
         store.put_new(&name, pattern(3, 1)).await.unwrap();
         assert!(store.any_version(&name).await.unwrap(), "answer {n}");
@@ -278,7 +252,7 @@ pub(super) async fn objects_without_listed_versions_are_deleted(
         store.delete(&name).await.unwrap();
         assert!(proxy.requests("?versions") > 0, "the store was not asked");
     }
-    // One that says it deleted the object, and did not.
+    // A server that answers that it deleted the object, and keeps it.
     let rules: Vec<Box<Rule>> = vec![
         Box::new(first(
             usize::MAX,

@@ -1,24 +1,13 @@
 //! Responses that no good server gives, by script: each upload ends as a complete object or as
 //! none, with an error of the right kind.
 
-use super::{PART, assert_empty, assert_says, connect, connect_by, story};
+use super::{PART, assert_empty, assert_says, below, completes, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
 use crate::proxy::{Action, Proxy, first};
 use crate::weed::Weed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zfs_backup::store::{ObjectStore, S3Settings, StoreErrorKind};
-
-fn completes(head: &str) -> bool {
-    head.starts_with("post") && head.contains("?uploadid=")
-}
-
-fn below(settings: &S3Settings, name: &str) -> S3Settings {
-    S3Settings {
-        prefix: format!("{}/{name}", settings.prefix),
-        ..settings.clone()
-    }
-}
 
 pub(super) async fn success_status_with_an_error_body_is_a_failure(
     weed: Arc<Weed>,
