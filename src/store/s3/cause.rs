@@ -214,6 +214,12 @@ impl Cause {
         }
     }
 
+    /// Whether the response is a listing of objects: the server has no versions, and does not know
+    /// that it was asked for them.
+    pub(super) fn is_object_listing(&self) -> bool {
+        self.text.contains("ListBucketResult")
+    }
+
     /// Whether the server is `rclone serve s3`, which misnames the root of its response to
     /// CreateMultipartUpload, so that the SDK refuses it.
     fn is_wrong_root(&self) -> bool {

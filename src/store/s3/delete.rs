@@ -51,6 +51,16 @@ impl Shared {
                 key.as_str(),
                 cause,
             )),
+            Versions::Unknown(cause)
+                if cause.stage == Stage::Unreadable && !cause.is_object_listing() =>
+            {
+                // Anybody may have answered, for example a proxy with a page of its own.
+                if self.head(key).await?.is_some() {
+                    return Ok(true);
+                }
+                let (kind, text) = (StoreErrorKind::Denied, cause.to_string());
+                Err(self.wrong(kind, "list versions of", key.as_str(), text))
+            }
             Versions::Listed(_) | Versions::Unknown(_) => Ok(self.head(key).await?.is_some()),
         }
     }
