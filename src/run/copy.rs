@@ -76,8 +76,6 @@ pub struct UploadPlan {
     from: Catalog,
     live: Vec<LiveEntry>,
     records: BTreeMap<ObjectKey, PruneRecord>,
-    /// The ids of which the remote has objects and no backup.
-    leftovers: BTreeSet<BackupId>,
 }
 
 /// The result for one dataset.
@@ -137,22 +135,19 @@ pub async fn plan_upload(
     let untrusted = untrusted.collect();
     let local: Vec<BackupFacts> = source.backups.iter().map(facts_of).collect();
     if local.is_empty() {
-        let (plan, live, records, leftovers) = Default::default();
+        let (plan, live, records) = Default::default();
         return Ok(UploadPlan {
             plan,
             untrusted,
             from: source,
             live,
             records,
-            leftovers,
         });
     }
     // Read the records before the backups, so that every record put from now on counts as new.
     let records = read_prune_records(to, dataset, trusted, None).await?;
     let target = read_catalog(to, dataset, trusted).await?;
     let live = target.live();
-    let leftovers = target.attempts.iter().map(|attempt| attempt.id.clone());
-    let leftovers = leftovers.collect();
     let doubted = target.untrusted().map(|(id, _)| id.clone()).collect();
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
     let remote = match never_there {
@@ -185,7 +180,6 @@ pub async fn plan_upload(
         from: source,
         live,
         records: records.into_iter().collect(),
-        leftovers,
     })
 }
 
@@ -217,7 +211,6 @@ pub async fn upload_dataset(
         from,
         mut live,
         records,
-        leftovers,
     } = planned;
     let mut report = UploadReport {
         left: plan.left,
@@ -267,7 +260,6 @@ pub async fn upload_dataset(
                 .any(|copied| parent.as_ref().is_some_and(|parent| parent.id == copied.id)),
             live: &live,
             records: &records,
-            is_rest_there: leftovers.contains(&id),
             progress: &*progress,
         };
         match copy.run(&mut done).await {

@@ -301,6 +301,7 @@ async fn pruned_backups_are_copied_only_with_all() {
     let (world, full) = world_with_backup().await;
     let (pruned, doomed) = (plant(&world, &full, 1, None), plant(&world, &full, 2, None));
     let pair = Pair::new(world);
+    pair.remote.set_clock(Some(crate::world::now()));
     plant_prune_record(&pair.world, &pair.remote, &[&pruned.id]);
     let report = pair
         .upload_with(&pair.env(never()), false, &[&doomed.id])
@@ -314,6 +315,9 @@ async fn pruned_backups_are_copied_only_with_all() {
             (doomed.id.clone(), LeftReason::WouldBePruned)
         ]
     );
+    // The record is of another host, whose prune may run for two days.
+    let later = crate::builder::later(crate::world::now(), crate::builder::hours(49));
+    pair.remote.set_clock(Some(later));
     let report = pair
         .upload_with(&pair.env(never()), true, &[&doomed.id])
         .await

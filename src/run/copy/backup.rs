@@ -36,9 +36,6 @@ pub(in crate::run::copy) struct Copy<'a> {
     pub(in crate::run::copy) live: &'a [LiveEntry],
     /// The prune records from before this run put anything.
     pub(in crate::run::copy) records: &'a BTreeMap<ObjectKey, PruneRecord>,
-    /// Whether the remote had objects of this backup after the records were read. If it had none, a
-    /// prune that named the backup has deleted all of it.
-    pub(in crate::run::copy) is_rest_there: bool,
     /// Receives the progress of this backup and those before it.
     pub(in crate::run::copy) progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
@@ -289,21 +286,17 @@ impl Copy<'_> {
         std::iter::once(&self.manifest().id).chain(parent).collect()
     }
 
-    /// Checks that no prune is deleting the parent, or the rest of this backup from before it was
-    /// pruned.
+    /// Checks that no prune is deleting the parent, or this backup from before it was pruned. Even if
+    /// nothing of it is left, a deletion whose reply was lost may be repeated.
     async fn check_no_prune(&self) -> Result<(), CommitError> {
         let target = self.target();
         let mut needed = self.needed();
         target.check_not_pruned(self.records, &needed).await?;
         // The record of a prune of another host may be older than this run. The lock excludes the
         // prunes of this host.
-        needed.retain(|id| {
-            if *id == target.id {
-                self.is_rest_there
-            } else {
-                !self.is_parent_new
-            }
-        });
+        if self.is_parent_new {
+            needed.truncate(1);
+        }
         let of = RecordsOf {
             dataset: target.dataset,
             trusted: target.trusted,
