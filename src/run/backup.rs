@@ -159,6 +159,18 @@ pub struct SteppedOver {
     pub fault: ReadFault,
 }
 
+impl SteppedOver {
+    /// Returns the error with which a run ends. `newest` is the backup of a newer snapshot, if it is
+    /// stored.
+    fn into_error(self, newest: Option<BackupId>) -> RunError {
+        RunError::SteppedOver {
+            snapshot: self.snapshot.name,
+            fault: self.fault,
+            newest,
+        }
+    }
+}
+
 /// An unfinished upload, and whether a run would resume it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedResume {
@@ -299,16 +311,17 @@ pub async fn back_up(
         read_error: None,
         stepped_over: BTreeMap::new(),
     };
-    let end = match steps.run().await {
-        Ok(id) => match steps.stepped_over.pop_last() {
-            None => Ok(BackupEnd::UpToDate(id)),
-            Some((_, SteppedOver { snapshot, fault })) => Err(RunError::SteppedOver {
-                snapshot: snapshot.name,
-                fault,
-                newest: Some(id),
-            }),
-        },
-        Err(RunError::Paused { id, why }) => {
+    let ended = steps.run().await;
+    let stepped_over = steps.stepped_over.pop_last().map(|(_, newest)| newest);
+    let end = match (ended, stepped_over) {
+        (Ok(id), None) => Ok(BackupEnd::UpToDate(id)),
+        (Ok(id), Some(stepped_over)) => Err(stepped_over.into_error(Some(id))),
+        // The next run resumes the upload of a newer snapshot.
+        (Err(RunError::Paused { id, why }), Some(stepped_over)) => {
+            tracing::warn!(%id, "the upload pauses: {why}");
+            Err(stepped_over.into_error(None))
+        }
+        (Err(RunError::Paused { id, why }), None) => {
             let (chunks, stream_bytes) = stored_of(env, selected, &id)?;
             Ok(BackupEnd::Paused(PausedUpload {
                 id,
@@ -317,8 +330,8 @@ pub async fn back_up(
                 stream_bytes,
             }))
         }
-        Err(error) if steps.committed.is_empty() => return Err(error),
-        Err(error) => Err(error),
+        (Err(error), _) if steps.committed.is_empty() => return Err(error),
+        (Err(error), _) => Err(error),
     };
     Ok(BackupRun {
         committed: steps.committed,

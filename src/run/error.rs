@@ -41,7 +41,7 @@ pub enum RunError {
         "{snapshot} is unreadable and is stepped over: twice ZFS could not read it {fault}; {}",
         match newest {
             Some(newest) => format!("the newest readable snapshot is stored as {newest}"),
-            None => "there is no readable snapshot to back up".to_owned(),
+            None => "no newer snapshot is stored yet".to_owned(),
         }
     )]
     SteppedOver {
@@ -49,7 +49,7 @@ pub enum RunError {
         snapshot: SnapshotName,
         /// The place.
         fault: ReadFault,
-        /// The backup of the newest snapshot that ZFS can read, if there is one.
+        /// The backup of the newest snapshot that ZFS can read, if it is stored.
         newest: Option<BackupId>,
     },
     /// The stream from ZFS is incomplete or invalid.

@@ -1,15 +1,16 @@
 //! Snapshots that ZFS cannot read: the first night keeps the upload, the second night steps over
 //! the snapshot and backs up the newest one, and nothing holds the unreadable snapshot any more.
 
-use crate::world::{World, committed, name, noise, quick_keys, up_to_date};
+use crate::world::{World, committed, name, noise, now, quick_keys, up_to_date};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use zfs_backup::config::RetentionRules;
 use zfs_backup::manifest::Origin;
 use zfs_backup::model::{BackupId, ReadFault, SnapshotName};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::backup::{BackupRun, plan_backup, plan_resumes};
+use zfs_backup::run::backup::{BackupEnv, BackupRun, back_up, plan_backup, plan_resumes};
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset};
 use zfs_backup::zfs::Zfs;
 
@@ -141,6 +142,49 @@ async fn second_read_error_at_one_place_steps_over_the_snapshot() {
         BTreeSet::from([attempt.id.clone()])
     );
     assert_eq!(world.verify().await.extra, [""; 0]);
+}
+
+/// A clock that moves a second each time it is read.
+fn counting() -> Timestamp {
+    now() + SignedDuration::from_secs(READINGS.fetch_add(1, Ordering::SeqCst))
+}
+
+static READINGS: AtomicI64 = AtomicI64::new(0);
+
+/// The upload that takes the place of the unreadable one pauses: with one of these time limits, the
+/// time ends after the read error and before the commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stepped_over_snapshot_is_reported_by_a_run_that_pauses() {
+    for seconds in 1..100 {
+        let mut world = World::new();
+        world.back_up().await;
+        let bad = damaged_snapshot(&world);
+        failed_night(&world, &bad).await;
+        // The newer snapshot makes several chunks.
+        let more = noise(60, BAD_BYTES);
+        world.zfs.write_file(&world.dataset, BAD + 1, &more);
+        mended_snapshot(&world);
+        world.settings.until = Some(now() + SignedDuration::from_secs(seconds));
+        READINGS.store(0, Ordering::SeqCst);
+        let env = BackupEnv {
+            now: counting,
+            ..world.env()
+        };
+        let night = back_up(&env, &world.selected(), RequestedKind::Lifecycle).await;
+        let Err(end @ RunError::SteppedOver { newest: None, .. }) = night.unwrap().end else {
+            continue;
+        };
+        assert!(end.to_string().contains(&bad.to_string()), "{end}");
+        assert!(
+            end.to_string().ends_with("no newer snapshot is stored yet"),
+            "{end}"
+        );
+        world.settings.until = None;
+        committed(run(&world).await.unwrap());
+        assert_newest_restores(&world).await;
+        return;
+    }
+    panic!("no run paused after the read error");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

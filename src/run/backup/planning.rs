@@ -288,12 +288,8 @@ pub(super) fn decide(
         stepped_over.push(SteppedOver { snapshot, fault });
     }
     let candidate = candidates.next();
-    if let (None, Some(SteppedOver { snapshot, fault })) = (candidate, stepped_over.first()) {
-        return Err(RunError::SteppedOver {
-            snapshot: snapshot.name.clone(),
-            fault: *fault,
-            newest: None,
-        });
+    if let (None, Some(newest)) = (candidate, stepped_over.first()) {
+        return Err(newest.clone().into_error(None));
     }
     let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
         let request = SendRequest {
