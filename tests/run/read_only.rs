@@ -1,6 +1,7 @@
 //! Backups from a pool that was imported read-only, as a failing pool is; and of a dataset that
 //! vanishes during the run.
 
+use crate::chain::plant_prune_record;
 use crate::chains::night;
 use crate::failures::for_all;
 use crate::interrupted::interrupted_late;
@@ -47,6 +48,30 @@ async fn interrupted_upload_is_resumed_or_abandoned_in_a_read_only_pool() {
         committed(run.unwrap());
         world.assert_no_holds();
     }
+}
+
+/// Another host pruned the upload, so its journal is over. The pins stay while the pool is read-only,
+/// and with them the journal, without which no later run would release them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pruned_upload_leaves_no_hold_after_a_night_in_a_read_only_pool() {
+    let world = World::new();
+    interrupted_late(&world).await;
+    let catalog = world.catalog().await;
+    let [attempt] = &catalog.attempts[..] else {
+        panic!("one upload is unfinished");
+    };
+    plant_prune_record(&world, &world.store, &[&attempt.id]);
+    world.zfs.set_read_only(true);
+    world.back_up().await;
+    world.zfs.set_read_only(false);
+    night(&world, 1);
+    committed(
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .unwrap(),
+    );
+    world.assert_no_holds();
 }
 
 #[test]

@@ -42,9 +42,11 @@ pub(super) async fn keep_resumable(
             }
             ResumeVerdict::Over { why } => {
                 tracing::warn!(%id, "the journal of an upload is forgotten: {why}");
-                let (state_dir, known) = (&env.settings.state_dir, env.store.known());
-                forget_attempt(state_dir, &known, &selected.stored, id)?;
-                unpin_if_writable(&*env.zfs, &selected.dataset.name, |over| over == id)?;
+                // Without the journal no run would release the pins.
+                if unpin_if_writable(&*env.zfs, &selected.dataset.name, |over| over == id)? {
+                    let (state_dir, known) = (&env.settings.state_dir, env.store.known());
+                    forget_attempt(state_dir, &known, &selected.stored, id)?;
+                }
             }
             ResumeVerdict::Abandon { why } => abandon(env, selected, &upload, &why).await?,
         }
@@ -133,7 +135,8 @@ pub(super) fn abandon_id(
     if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
         attempt.abandon(why)?;
     }
-    unpin_if_writable(&*env.zfs, &selected.dataset.name, |over| over == id)
+    unpin_if_writable(&*env.zfs, &selected.dataset.name, |over| over == id)?;
+    Ok(())
 }
 
 /// Releases what interrupted runs left in the pool for attempts that are over: committed, or
@@ -164,7 +167,8 @@ pub(super) async fn settle(
         .collect();
     unpin_if_writable(&*env.zfs, &selected.dataset.name, |id| {
         given_up.contains(id) || is_committed(id)
-    })
+    })?;
+    Ok(())
 }
 
 /// Aborts the multipart uploads of an attempt's chunks, both those that the journal names and those

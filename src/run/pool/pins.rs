@@ -97,7 +97,7 @@ pub fn unpin(
 }
 
 /// Does the same as [`unpin`]. In a pool that was imported read-only the pins stay until a later
-/// run.
+/// run. Returns whether they are gone.
 ///
 /// # Errors
 /// As for [`unpin`].
@@ -105,13 +105,13 @@ pub fn unpin_if_writable(
     zfs: &dyn Zfs,
     dataset: &DatasetName,
     is_over: impl Fn(&BackupId) -> bool,
-) -> Result<(), RunError> {
+) -> Result<bool, RunError> {
     match unpin(zfs, dataset, is_over) {
         Err(RunError::Zfs(error)) if error.errno() == Some(ZfsErrno::READ_ONLY) => {
             tracing::warn!(%dataset, "holds of uploads that are over stay: the pool was imported read-only");
-            Ok(())
+            Ok(false)
         }
-        result => result,
+        result => result.map(|()| true),
     }
 }
 
