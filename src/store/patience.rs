@@ -145,6 +145,7 @@ impl Patience {
             begun: self.state().count,
             ends_at: None,
             pause_next: PAUSE_FIRST,
+            was_silent: false,
             is_announced: false,
         }
     }
@@ -275,6 +276,8 @@ pub(super) struct Attempts<'a> {
     /// always fails would wait for ever beside others that succeed.
     ends_at: Option<Instant>,
     pause_next: Duration,
+    /// Whether the store did not answer at the last failure.
+    was_silent: bool,
     /// Whether the log has named this request, because others succeed meanwhile.
     is_announced: bool,
 }
@@ -303,9 +306,15 @@ impl Attempts<'_> {
             Next::WaitUntil(until) => until,
             Next::Fail => return Err(patience.give_up(error)),
         };
+        let is_silent = patience.is_store_silent();
+        if self.was_silent && !is_silent {
+            // The attempt began before the end of the outage, so the next one may succeed at once.
+            self.pause_next = PAUSE_FIRST;
+        }
+        self.was_silent = is_silent;
         let pause = jittered(self.pause_next).min(until.saturating_duration_since(now));
         self.pause_next = (self.pause_next * 2).min(PAUSE_MAX);
-        if self.pause_next == PAUSE_MAX && !self.is_announced && !patience.is_store_silent() {
+        if self.pause_next == PAUSE_MAX && !self.is_announced && !is_silent {
             self.is_announced = true;
             let (store, until) = (&error.store, patience.clock.time_text(until - now));
             tracing::warn!(

@@ -151,9 +151,9 @@ fn assert_logged_once(log: &Log) {
             && lines[0].contains("(retry_for = 30m)"),
         "{lines:#?}"
     );
-    // The times in the lines are whole seconds.
+    // By the time of the first line, the pauses of other requests may have moved the clock.
     let is_after = |time: &str| lines[1].contains(&format!("answers again after {time}"));
-    assert!(is_after("3m") || is_after("2m 59s"), "{lines:#?}");
+    assert!(is_after("2m ") || is_after("3m"), "{lines:#?}");
 }
 
 async fn back_up_into(world: &World, store: &Arc<dyn ObjectStore>) -> Result<BackupRun, RunError> {

@@ -264,6 +264,26 @@ async fn request_that_fails_while_others_succeed_does_not_wait_for_ever() {
     );
 }
 
+/// The last attempt of a request begins during the outage, and fails after another request got an
+/// answer.
+#[tokio::test]
+async fn request_that_fails_at_the_end_of_an_outage_is_repeated_soon() {
+    let (lines, _guard) = log();
+    let away = Away::for_seconds(0);
+    let (patience, _sender) = away.patience(LIMIT);
+    let mut late = patience.begin();
+    for _ in 0..8 {
+        late.wait_after(failure(Unavailable)).await.unwrap();
+    }
+    patience.wait_out(|| away.request()).await.unwrap();
+    let before = away.passed();
+    late.wait_after(failure(Unavailable)).await.unwrap();
+    assert!(away.passed() - before <= PAUSE_FIRST.as_secs());
+    let lines = lines.read();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[1].contains("answers again after"), "{lines:?}");
+}
+
 #[test]
 fn lengths_are_printed_short() {
     for (seconds, text) in [
