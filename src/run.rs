@@ -1,6 +1,7 @@
 //! Carries plans out: everything that touches ZFS and a store at once.
 
 pub mod backup;
+mod blocking;
 pub mod clock;
 mod commit;
 pub mod copy;

@@ -40,6 +40,7 @@ use super::RunError;
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest, Private};
 use crate::model::{BackupId, DatasetName};
+use crate::run::blocking::blocking;
 use crate::run::restore::reading::reader::take_failure;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
@@ -129,15 +130,4 @@ pub async fn restore_to_writer(
         }),
         (None, Ok(bytes)) => Ok(bytes),
     }
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, RunError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| {
-        RunError::refused(
-            "a thread of the restore panicked",
-            "this is a defect: please report it",
-        )
-    })
 }

@@ -7,6 +7,7 @@ use crate::catalog::chunk_key;
 use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
 use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::Digest;
+use crate::run::blocking::blocking;
 use crate::run::transfer::stopped;
 use crate::run::{RunError, error_chain};
 use crate::store::{
@@ -120,7 +121,7 @@ impl ChunkCopy<'_> {
         while let Some(part) = parts.next().await {
             let part = part?;
             let hashed = part.clone();
-            hasher = run_blocking(move || {
+            hasher = blocking(move || {
                 hasher.update(&hashed);
                 hasher
             })
@@ -189,7 +190,7 @@ impl ChunkCopy<'_> {
                 return Err(RunError::Interrupted);
             }
             let part = part?;
-            (hasher, check) = run_blocking(move || {
+            (hasher, check) = blocking(move || {
                 hasher.update(&part);
                 check.update(&part);
                 (hasher, check)
@@ -243,17 +244,4 @@ async fn get_part(
 fn ranges(bytes: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
     let step = step.max(1);
     (0..bytes.div_ceil(step)).map(move |number| number * step..((number + 1) * step).min(bytes))
-}
-
-/// Runs blocking work, such as the milliseconds that hashing a part takes, on a blocking thread.
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, RunError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| {
-        RunError::refused(
-            "a thread that hashes panicked",
-            "this is a defect: please report it",
-        )
-    })
 }

@@ -8,6 +8,7 @@
 
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, Digest, Guid};
+use crate::run::blocking::blocking;
 use crate::run::restore::{
     PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice,
     SCRATCH_PROPERTY, Scratch, check_allowed, destroy_left_scratch, destroy_scratch, lock_target,
@@ -308,8 +309,7 @@ async fn compare_all(
             }
         };
         let (sender, stopping) = (Arc::clone(zfs), stop.clone());
-        let hashed =
-            crate::run::restore::blocking(move || hash_send(&*sender, &request, &stopping)).await?;
+        let hashed = blocking(move || hash_send(&*sender, &request, &stopping)).await?;
         compared.push(match hashed {
             _ if *stop.borrow() => return Err(RunError::Interrupted),
             Err(error) => Comparison::Not(error_chain(&error)),

@@ -10,9 +10,10 @@ use super::mark::{
 };
 use super::rollback::find_stranger;
 use super::target::{ReceiveOptions, ReceivePlan, ResumeChoice, check_target};
-use super::{RestoreBackup, RestoreSet, blocking, open_stream_until, take_failure};
+use super::{RestoreBackup, RestoreSet, open_stream_until, take_failure};
 use crate::keyring::KeyFile;
 use crate::model::{BackupId, DatasetName, Digest, Guid, SnapshotName};
+use crate::run::blocking::blocking;
 use crate::run::restore::reading::plain::Entries;
 use crate::run::restore::reading::reader::{FailureSlot, RestoreReader, open_resumed};
 use crate::run::restore::reading::resume::{FoundStart, find_start};

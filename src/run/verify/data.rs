@@ -8,6 +8,7 @@ use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::Digest;
 use crate::plan::sample::{Candidate, ReadShare, choose_chunks};
+use crate::run::blocking::blocking;
 use crate::run::restore::{RestoreBackup, restore_to_writer};
 use crate::run::transfer::{Stop, stopped};
 use crate::run::{RunError, error_chain};
@@ -217,16 +218,11 @@ impl Reader<'_> {
                 return Err(RunError::Interrupted);
             }
             let piece = piece?;
-            let hashed = tokio::task::spawn_blocking(move || {
+            hasher = blocking(move || {
                 hasher.update(&piece);
                 hasher
-            });
-            hasher = hashed.await.map_err(|_| {
-                RunError::refused(
-                    "a thread that hashes panicked",
-                    "this is a defect: please report it",
-                )
-            })?;
+            })
+            .await?;
         }
         Ok(hasher.finalize().into())
     }
