@@ -16,7 +16,7 @@ pub use error_chain::error_chain;
 pub use host_mark::HostMark;
 pub use name::{BookmarkName, DatasetName, SnapshotName};
 pub use quantity::bytes_text;
-pub use read_fault::ReadFault;
+pub use read_fault::{ReadFault, RecordPlace};
 pub use store_id::{KnownStore, StoreId};
 
 use std::fmt;

@@ -146,6 +146,7 @@ mod tests {
             fault: crate::model::ReadFault {
                 position: 1,
                 object: None,
+                before: None,
             },
             newest: None,
         });

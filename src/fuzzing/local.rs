@@ -131,6 +131,7 @@ fn records() -> Vec<JournalRecord> {
         JournalRecord::ReadFault(ReadFault {
             position: 9,
             object: None,
+            before: None,
         }),
         JournalRecord::Abandoned {
             why: "its snapshot is gone".to_owned(),

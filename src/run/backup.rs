@@ -15,6 +15,7 @@ mod chain;
 mod commit;
 mod documents;
 mod planning;
+mod readable;
 mod recommit;
 mod recorder;
 mod release;
@@ -39,7 +40,7 @@ use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
-use planning::{View, decide};
+use planning::{View, decide, unreadable_snapshots};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -242,7 +243,8 @@ pub async fn plan_backup(
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
     let view = View::read(env, selected, CacheMode::ReadOnly).await?;
-    decide(env, &view, requested)
+    let unreadable = unreadable_snapshots(env, &view.stores)?;
+    decide(env, &view, requested, &unreadable)
 }
 
 /// Lists the interrupted uploads that [`back_up`] would resume or leave, in its order. Changes
@@ -309,6 +311,7 @@ pub async fn back_up(
         has_overtaken: false,
         has_replanned: false,
         read_error: None,
+        unreadable: BTreeMap::new(),
         stepped_over: BTreeMap::new(),
     };
     let ended = steps.run().await;

@@ -36,9 +36,10 @@ pub enum RunError {
         /// The error of the send.
         source: ZfsErrno,
     },
-    /// A snapshot is stepped over, because ZFS twice could not read it at the same place.
+    /// A snapshot is stepped over: ZFS twice could not read it, or an older one, at the same place.
     #[error(
-        "{snapshot} is unreadable and is stepped over: twice ZFS could not read it {fault}; {}",
+        "{snapshot} is unreadable and is stepped over: ZFS cannot read {}; {}",
+        fault.object_text(),
         match newest {
             Some(newest) => format!("the newest readable snapshot is stored as {newest}"),
             None => "no newer snapshot is stored yet".to_owned(),

@@ -70,7 +70,7 @@ fn unreadable_snapshot_is_stepped_over_in_the_second_night() {
     let inode = fs::metadata(bench.pool.file("data/bad")).unwrap().ino();
 
     let first = bench.zb(&["stream-to-remote"]);
-    let object = format!("in object {inode} or a later one");
+    let object = format!("object {inode} or a later one");
     ends_with(&first, 1, &[&bad, "EIO", &object, "zpool status -v sick"]);
     fs::remove_file(bench.pool.file("data/bad")).unwrap();
     bench.good(&["snapshot"]);

@@ -195,17 +195,74 @@ async fn newer_snapshots_with_the_same_damage_are_stepped_over_until_one_is_read
     failed_night(&world, &bad).await;
     world.snapshot();
     let worse = world.newest_snapshot();
-    failed_night(&world, &worse).await;
-    assert_eq!((holds(&world, &bad), holds(&world, &worse)), (0, 1));
+    let stored = world.store.keys();
+    for _ in 0..2 {
+        let night = run(&world).await.unwrap();
+        assert_eq!(night.committed.len(), 0);
+        match night.end.unwrap_err() {
+            RunError::SteppedOver { snapshot, .. } => assert_eq!(snapshot, worse),
+            other => panic!("{other}"),
+        }
+        world.assert_no_holds();
+    }
+    assert_eq!(
+        world.store.keys(),
+        stored,
+        "nothing of the newer snapshot is uploaded"
+    );
     mended_snapshot(&world);
+    committed(run(&world).await.unwrap());
+    world.assert_no_holds();
+    assert_newest_restores(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_full_is_of_an_older_snapshot_if_the_newer_ones_are_unreadable() {
+    let (keys, writer) = quick_keys();
+    let world = World::empty(keys, writer);
+    world.snapshot();
+    let good = world.newest_snapshot();
+    let bad = damaged_snapshot(&world);
+    failed_night(&world, &bad).await;
+    for number in 0..3 {
+        world
+            .zfs
+            .write_file(&world.dataset, 60 + number, &noise(60, 9000));
+        world.snapshot();
+    }
+    let newest = world.newest_snapshot();
     let night = run(&world).await.unwrap();
-    assert_eq!(night.committed.len(), 1);
+    let [backup] = &night.committed[..] else {
+        panic!("one backup is committed");
+    };
+    assert_eq!(
+        backup.manifest.snapshot.guid,
+        world.zfs.snapshot(&good).unwrap().unwrap().guid
+    );
     match night.end.unwrap_err() {
-        RunError::SteppedOver { snapshot, .. } => assert_eq!(snapshot, worse),
+        RunError::SteppedOver { snapshot, .. } => assert_eq!(snapshot, newest),
         other => panic!("{other}"),
     }
     world.assert_no_holds();
-    assert_newest_restores(&world).await;
+}
+
+/// A run tries 32 snapshots, and none of them is uploaded up to the unreadable block.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn run_ends_after_many_unreadable_snapshots() {
+    let (keys, writer) = quick_keys();
+    let world = World::empty(keys, writer);
+    let bad = damaged_snapshot(&world);
+    failed_night(&world, &bad).await;
+    for _ in 0..40 {
+        world.snapshot();
+    }
+    let night = run(&world).await;
+    assert!(matches!(
+        night,
+        Err(RunError::SteppedOver { newest: None, .. })
+    ));
+    let unfinished = plan_resumes(&world.env(), &world.selected(), RequestedKind::Lifecycle).await;
+    assert_eq!(unfinished.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,7 @@ pub(crate) const SUBROOMS: &[(&str, Folders)] = &[
         "run",
         &[
             ("error", &[]),
+            ("blocking", &["error"]),
             ("transfer", &["error"]),
             ("hooks", &["error", "transfer"]),
             ("clock", &["error"]),
@@ -20,8 +21,14 @@ pub(crate) const SUBROOMS: &[(&str, Folders)] = &[
             ("runner", &[]),
             ("commit", &["error"]),
             ("keys", &["error", "commit"]),
-            ("restore", &["error", "transfer", "runner", "keys"]),
-            ("verify", &["error", "transfer", "keys", "restore"]),
+            (
+                "restore",
+                &["error", "blocking", "transfer", "runner", "keys"],
+            ),
+            (
+                "verify",
+                &["error", "blocking", "transfer", "keys", "restore"],
+            ),
             ("prune", &["error", "transfer", "clock", "identity"]),
             (
                 "pool",
@@ -32,12 +39,14 @@ pub(crate) const SUBROOMS: &[(&str, Folders)] = &[
             (
                 "backup",
                 &[
-                    "error", "transfer", "identity", "commit", "keys", "verify", "pool",
+                    "error", "blocking", "transfer", "identity", "commit", "keys", "verify", "pool",
                 ],
             ),
             (
                 "copy",
-                &["error", "transfer", "identity", "commit", "keys", "verify"],
+                &[
+                    "error", "blocking", "transfer", "identity", "commit", "keys", "verify",
+                ],
             ),
             ("doctor", &["error", "runner", "restore", "pool"]),
         ],

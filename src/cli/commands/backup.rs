@@ -348,7 +348,8 @@ async fn dry_run(
                 for SteppedOver { snapshot, fault } in &planned.stepped_over {
                     let name = snapshot.name.short();
                     context.output.note(&format!(
-                        "{dataset}: @{name} is unreadable and is stepped over: twice ZFS could not read it {fault}"
+                        "{dataset}: @{name} is unreadable and is stepped over: ZFS cannot read {}",
+                        fault.object_text()
                     ));
                 }
                 let plan = Plan::new(planned, config);

@@ -182,6 +182,7 @@ fn faults(positions: &[u64]) -> Vec<ReadFault> {
     let fault = |position: &u64| ReadFault {
         position: *position,
         object: Some(*position),
+        before: None,
     };
     positions.iter().map(fault).collect()
 }
@@ -430,6 +431,7 @@ fn read_error_at_the_resume_point_shows_no_place() {
     let fault = |position| ReadFault {
         position,
         object: None,
+        before: None,
     };
     for (earlier, position, resumed_at, expected) in [
         (&[][..], 0, 0, false),

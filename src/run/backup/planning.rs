@@ -254,7 +254,7 @@ impl Local {
     }
 }
 
-/// Decides what to send.
+/// Decides what to send. Snapshots that are `unreadable` are stepped over.
 ///
 /// # Errors
 /// [`RunError::Conflict`], [`RunError::Refused`] for settings that do not fit the dataset, or
@@ -263,6 +263,7 @@ pub(super) fn decide(
     env: &BackupEnv,
     view: &View,
     requested: RequestedKind,
+    unreadable: &BTreeMap<Guid, ReadFault>,
 ) -> Result<PlannedBackup, RunError> {
     let View { stores, local } = view;
     let Dataset {
@@ -280,7 +281,6 @@ pub(super) fn decide(
         ));
     }
     let mut candidates = local.candidates(settings)?.into_iter().peekable();
-    let unreadable = unreadable_snapshots(env, stores)?;
     let mut stepped_over = Vec::new();
     while let Some(snapshot) = candidates.next_if(|it| unreadable.contains_key(&it.guid)) {
         let fault = unreadable[&snapshot.guid];
@@ -340,7 +340,7 @@ pub(super) fn decide(
 /// Returns the snapshots of attempts that ended twice at the same place because ZFS could not read
 /// the snapshot. With `--restart` there are none: the snapshots are tried again. A snapshot that is
 /// stored all the same was readable later, after a repair.
-fn unreadable_snapshots(
+pub(super) fn unreadable_snapshots(
     env: &BackupEnv,
     stores: &StoresView,
 ) -> Result<BTreeMap<Guid, ReadFault>, RunError> {

@@ -2,20 +2,27 @@
 
 use super::abandon::{abandon, abandon_id, keep_resumable, settle};
 use super::attempt::Attempt;
-use super::planning::{Base, View, decide, remember_remote};
+use super::planning::{Base, View, decide, remember_remote, unreadable_snapshots};
+use super::readable::read_at_faults;
 use super::recommit::{end_commits, has_interrupted_commits};
 use super::release::release_bookmarks;
+use super::source::{SendSource, send_flags};
 use super::unfinished::{ResumableUpload, judge_all};
-use super::{BackupEnv, CommittedBackup, SteppedOver};
-use crate::model::{BackupId, BackupKind, ReadFault};
+use super::{BackupEnv, CommittedBackup, PlannedBackup, SteppedOver};
+use crate::model::{BackupId, BackupKind, Guid, ReadFault};
 use crate::plan::next_step::{RunFacts, Step, next_step};
 use crate::plan::send::{RequestedKind, SendPlan};
 use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::state::manifests::CacheMode;
 use crate::state::stored_name::record_place;
-use crate::zfs::Snapshot;
+use crate::zfs::{SendRequest, Snapshot};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How many unreadable snapshots a run finds before it ends. Each costs a read of a disk that may be
+/// failing, which can take half a minute.
+const CHECKED_MAX: usize = 32;
 
 /// A backup run of one dataset.
 pub(super) struct Steps<'a> {
@@ -32,6 +39,8 @@ pub(super) struct Steps<'a> {
     /// The error of a full that ZFS could not read. The run ends with it after an incremental of the
     /// newest snapshot, which reads only new blocks.
     pub(super) read_error: Option<RunError>,
+    /// The snapshots that ZFS cannot read where it could not read others.
+    pub(super) unreadable: BTreeMap<Guid, ReadFault>,
     /// The unreadable snapshots that this run does not back up, by transaction group.
     pub(super) stepped_over: BTreeMap<u64, SteppedOver>,
 }
@@ -148,7 +157,7 @@ impl Steps<'_> {
         requested: RequestedKind,
     ) -> Result<Option<BackupId>, RunError> {
         let (env, selected) = (self.env, self.selected);
-        let planned = decide(env, view, requested)?;
+        let planned = self.plan_readable(view, requested).await?;
         for SteppedOver { snapshot, fault } in &planned.stepped_over {
             self.step_over(snapshot, *fault);
         }
@@ -199,6 +208,46 @@ impl Steps<'_> {
         Ok(None)
     }
 
+    /// Plans the backup of the newest snapshot that ZFS can read where it could not read others. If
+    /// that were not tried, every newer snapshot with the same unreadable block would be uploaded up
+    /// to that block.
+    async fn plan_readable(
+        &mut self,
+        view: &View,
+        requested: RequestedKind,
+    ) -> Result<PlannedBackup, RunError> {
+        let known = unreadable_snapshots(self.env, &view.stores)?;
+        loop {
+            let mut unreadable = known.clone();
+            unreadable.extend(&self.unreadable);
+            let planned = decide(self.env, view, requested, &unreadable)?;
+            let (snapshot, base) = match &planned.plan {
+                SendPlan::UpToDate { .. } => return Ok(planned),
+                SendPlan::Full { snapshot, .. } => (snapshot, None),
+                SendPlan::Incremental { snapshot, base, .. } => (snapshot, Some(base.clone())),
+            };
+            let source = SendSource {
+                zfs: Arc::clone(&self.env.zfs),
+                request: SendRequest {
+                    snapshot: snapshot.name.clone(),
+                    base,
+                    flags: send_flags(&view.local.dataset, &self.env.settings),
+                    resume: None,
+                },
+            };
+            let faults = known.values().copied().collect();
+            let Some(fault) = read_at_faults(source, faults).await? else {
+                return Ok(planned);
+            };
+            tracing::warn!(snapshot = %snapshot.name, "is stepped over: it has a block that ZFS cannot read in another snapshot");
+            self.unreadable.insert(snapshot.guid, fault);
+            if self.unreadable.len() == CHECKED_MAX {
+                let snapshot = snapshot.clone();
+                return Err(SteppedOver { snapshot, fault }.into_error(None));
+            }
+        }
+    }
+
     fn step_over(&mut self, snapshot: &Snapshot, fault: ReadFault) {
         let snapshot = snapshot.clone();
         let stepped_over = SteppedOver { snapshot, fault };
@@ -214,7 +263,8 @@ impl Steps<'_> {
 }
 
 fn can_send_incremental(env: &BackupEnv, view: &View) -> Result<bool, RunError> {
-    match decide(env, view, RequestedKind::Incremental) {
+    let unreadable = unreadable_snapshots(env, &view.stores)?;
+    match decide(env, view, RequestedKind::Incremental, &unreadable) {
         Ok(planned) => Ok(matches!(planned.plan, SendPlan::Incremental { .. })),
         Err(RunError::Conflict { .. } | RunError::SteppedOver { .. }) => Ok(false),
         Err(error) => Err(error),

@@ -5,7 +5,7 @@ use super::produce_error::ProduceError;
 use super::sealers::{EndOfChunk, SealLine, sealers, with_sealers};
 use super::{Ending, Event, StreamSource, TransferPlan};
 use crate::manifest::CHUNKS_MAX;
-use crate::model::{ChunkIndex, ReadFault};
+use crate::model::{ChunkIndex, ReadFault, RecordPlace};
 use crate::store::key::BackupObject;
 use crate::stream::part::PartPool;
 use crate::stream::record::{
@@ -224,6 +224,10 @@ impl<'a> Cutter<'a> {
         let fault = ReadFault {
             position: self.parser.position(),
             object: self.parser.last_object(),
+            before: self.parser.resume_point().map(|point| RecordPlace {
+                object: point.object,
+                offset: point.offset,
+            }),
         };
         match error.errno() {
             Some(errno) if errno.is_read_error() => ProduceError::Unreadable(fault, errno),

@@ -252,6 +252,7 @@ pub(crate) fn line_of_log(last: &mut String, json: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::RecordPlace;
 
     fn records() -> Vec<JournalRecord> {
         vec![
@@ -270,6 +271,10 @@ mod tests {
             JournalRecord::ReadFault(ReadFault {
                 position: u64::MAX,
                 object: Some(7),
+                before: Some(RecordPlace {
+                    object: 7,
+                    offset: u64::MAX,
+                }),
             }),
             JournalRecord::Abandoned {
                 why: "\u{1f4be}".into(),
