@@ -9,6 +9,7 @@ mod bucket;
 mod cause;
 mod client;
 mod delete;
+mod fallback;
 mod keys;
 mod limit;
 mod list;
@@ -22,7 +23,6 @@ mod upload;
 pub use settings::{S3Checksum, S3Credentials, S3Settings};
 
 use super::adapter::{Adapter, folder_of};
-use super::hash::PartHash;
 use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
@@ -37,6 +37,7 @@ use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::{Bytes, BytesMut};
 use cause::Cause;
 use client::Connected;
+use jiff::Timestamp;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::ops::Range;
 use std::sync::Arc;
@@ -70,6 +71,11 @@ struct Shared {
     refuses_complete_condition: AtomicBool,
     /// Whether HEAD was refused with the header that requests checksums, and succeeded without it.
     refuses_checksum_mode: AtomicBool,
+    /// Whether uploads send MD5, because the store refuses the checksum of the settings; see
+    /// [`fallback`].
+    refuses_checksum: AtomicBool,
+    /// Whether an upload may fall back to MD5.
+    falls_back: bool,
     /// The probe of the store, and the callback for contradictions to it.
     expected: Option<(StoreProbe, Doubt)>,
     /// Whether a response showed that the bucket exists. Until then "no such object" may mean "no
@@ -155,6 +161,8 @@ impl Shared {
             refuses_put_condition: AtomicBool::new(false),
             refuses_complete_condition: AtomicBool::new(false),
             refuses_checksum_mode: AtomicBool::new(false),
+            refuses_checksum: AtomicBool::new(false),
+            falls_back: true,
             expected: None,
             bucket_seen: AtomicBool::new(false),
             settings,
@@ -171,11 +179,6 @@ impl Shared {
             tls: self.tls,
         };
         Self::new(connected, settings)
-    }
-
-    /// Hashes bytes with the checksum of the settings.
-    async fn hash(&self, bytes: Bytes) -> PartHash {
-        self.settings.checksum.kind().hash_blocking(bytes).await
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {
@@ -239,11 +242,16 @@ impl Shared {
     /// Records that the store reports no checksum for a stored object, although the probe found
     /// that it does.
     fn note_weak_evidence(&self, checksum: S3Checksum) {
-        if let Some((probe, _)) = &self.expected
-            && probe.kept.contains(&checksum)
-        {
+        if self.is_expected_to_keep(checksum) {
             self.contradicts(&format!("it keeps no {checksum} of what was sent with one"));
         }
+    }
+
+    /// Whether the probe found that the store keeps this checksum.
+    fn is_expected_to_keep(&self, checksum: S3Checksum) -> bool {
+        self.expected
+            .as_ref()
+            .is_some_and(|(probe, _)| probe.kept.contains(&checksum))
     }
 
     /// Makes a body that can be sent again, with the allowed bandwidth.
@@ -411,7 +419,7 @@ impl ObjectStore for S3Store {
         Ok(Some(self.shared.bucket_facts().await))
     }
 
-    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
         self.shared.clock().await
     }
 
@@ -419,7 +427,7 @@ impl ObjectStore for S3Store {
         self.shared.settings.lock
     }
 
-    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+    async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
         self.shared.extend_lock(key, until).await
     }
 }

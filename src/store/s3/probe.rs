@@ -48,7 +48,8 @@ pub(super) async fn probe(shared: &Arc<Shared>, prefix: &str) -> Result<StorePro
     tried.map(|()| probing.found)
 }
 
-/// Returns the store for the probe, without a lock, because locked objects could not be removed.
+/// Returns the store for the probe: without a lock, because locked objects could not be removed,
+/// and with exactly this checksum, because its refusal is a result.
 fn plain(shared: &Shared, checksum: S3Checksum) -> Shared {
     let settings = S3Settings {
         checksum,
@@ -58,7 +59,10 @@ fn plain(shared: &Shared, checksum: S3Checksum) -> Shared {
         concurrency: 1,
         ..shared.settings.clone()
     };
-    shared.with_settings(settings)
+    Shared {
+        falls_back: false,
+        ..shared.with_settings(settings)
+    }
 }
 
 impl Probing {
@@ -103,9 +107,10 @@ impl Probing {
 
     async fn put(&self, key: &ObjectKey, bytes: &'static [u8]) -> Result<(), Cause> {
         let bytes = Bytes::from_static(bytes);
-        let hash = self.shared.hash(bytes.clone()).await;
+        let md5 = S3Checksum::Md5;
+        let hash = md5.kind().hash_blocking(bytes.clone()).await;
         self.shared
-            .send_whole(key, &bytes, &hash, self.shared.put_condition())
+            .send_whole(key, &bytes, md5, &hash, self.shared.put_condition())
             .await
     }
 
@@ -249,15 +254,15 @@ impl Probing {
 
     /// Probes a create-only completion: uploads to an existing key, to the end.
     async fn try_complete_condition(&mut self, key: &ObjectKey) -> Result<(), StoreError> {
-        let upload_id = self.shared.begin(key).await?;
+        let upload = self.shared.begin(key).await?;
         let part = self
             .shared
-            .put_part(key, &upload_id, 1, Bytes::from_static(b"4"))
+            .put_part(key, &upload, 1, Bytes::from_static(b"4"))
             .await?;
         let sent = ExpectedEvidence::of_parts(HashKind::Md5, &[HashKind::Md5.hash(b"4")]);
         let completed = self
             .shared
-            .send_complete(key, &upload_id, &[part], &sent, Some("*".to_owned()))
+            .send_complete(key, upload.current(), &[part], &sent, Some("*".to_owned()))
             .await;
         self.found.conditional_complete = match completed {
             Ok(()) => Ability::Ignored,
@@ -271,7 +276,10 @@ impl Probing {
         };
         if self.found.conditional_complete != Ability::Ignored {
             // The next step reports an upload that cannot be removed.
-            let _ = self.shared.abort_upload(key.as_str(), &upload_id).await;
+            let _ = self
+                .shared
+                .abort_upload(key.as_str(), upload.as_ref())
+                .await;
         }
         Ok(())
     }
@@ -279,11 +287,11 @@ impl Probing {
     /// Probes listing and removing unfinished uploads, and the number of parts they may have.
     async fn try_uploads(&mut self) -> Result<(), StoreError> {
         let key = self.key("unfinished")?;
-        let upload_id = self.shared.begin(&key).await?;
+        let upload = self.shared.begin(&key).await?;
         for number in PART_NUMBERS {
             match self
                 .shared
-                .put_part(&key, &upload_id, number, Bytes::from_static(b"5"))
+                .put_part(&key, &upload, number, Bytes::from_static(b"5"))
                 .await
             {
                 Ok(_) => {
@@ -294,10 +302,11 @@ impl Probing {
                 Err(error) => self.note(&format!("part number {number}"), &said(&error)),
             }
         }
-        self.found.list_uploads = self.lists(&upload_id).await?;
-        self.found.abort_uploads = match self.shared.abort_upload(key.as_str(), &upload_id).await {
+        let upload_id = upload.as_ref();
+        self.found.list_uploads = self.lists(upload_id).await?;
+        self.found.abort_uploads = match self.shared.abort_upload(key.as_str(), upload_id).await {
             Ok(()) if self.found.list_uploads != Ability::Works => Ability::Works,
-            Ok(()) if self.lists(&upload_id).await? == Ability::Works => Ability::Ignored,
+            Ok(()) if self.lists(upload_id).await? == Ability::Works => Ability::Ignored,
             Ok(()) => Ability::Works,
             Err(error) if error.is_transient() => return Err(error),
             Err(error) => {

@@ -28,7 +28,8 @@ impl Shared {
         key: &ObjectKey,
         bytes: Bytes,
     ) -> Result<(PutOutcome, Evidence), StoreError> {
-        let hash = self.hash(bytes.clone()).await;
+        let checksum = self.checksum();
+        let hash = checksum.kind().hash_blocking(bytes.clone()).await;
         let sent = ExpectedEvidence::of_whole(&hash);
         let mut tries_left = PUT_TRIES_MAX;
         let mut is_checked = false;
@@ -42,8 +43,10 @@ impl Shared {
                 is_checked = true;
             }
             let conditional = condition.is_some();
-            let Err(cause) = self.send_whole(key, &bytes, &hash, condition).await else {
-                return Ok((PutOutcome::Created, self.confirm(key, &sent).await?));
+            let put = self.send_whole(key, &bytes, checksum, &hash, condition);
+            let Err(cause) = put.await else {
+                let found = self.confirm(key, &sent, checksum).await?;
+                return Ok((PutOutcome::Created, found));
             };
             tries_left -= 1;
             // 412 may be the result of our own retry, if the first response was lost.
@@ -55,7 +58,11 @@ impl Shared {
             let refused =
                 conditional && self.note_refused_condition(&cause, &self.refuses_put_condition);
             if !(refused || cause.status == Some(409)) || tries_left == 0 {
-                return Err(self.failed("put", "PutObject", key.as_str(), cause));
+                let Some(sent) = self.put_or_fall_back(key, &bytes, checksum, &cause).await else {
+                    return Err(self.failed("put", "PutObject", key.as_str(), cause));
+                };
+                let found = self.confirm(key, &sent, S3Checksum::Md5).await?;
+                return Ok((PutOutcome::Created, found));
             }
             sleep(CONFLICT_PAUSE).await;
         }
@@ -65,6 +72,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         bytes: &Bytes,
+        checksum: S3Checksum,
         hash: &PartHash,
         condition: Option<String>,
     ) -> Result<(), Cause> {
@@ -77,7 +85,7 @@ impl Shared {
             .set_if_none_match(condition)
             .body(self.body(bytes.clone()));
         let call = self.locked_put(call);
-        let call = with_checksum(call, self.settings.checksum, hash).customize();
+        let call = with_checksum(call, checksum, hash).customize();
         let call = call.config_override(self.limits_for(bytes.len() as u64));
         let call = if self.unsigned() {
             call.disable_payload_signing()
@@ -90,15 +98,17 @@ impl Shared {
             .map_err(Cause::from)
     }
 
-    /// Reads the store's evidence for the object, and compares it with what was sent.
+    /// Reads the store's evidence for the object, and compares it with what was sent with this
+    /// checksum.
     pub(super) async fn confirm(
         &self,
         key: &ObjectKey,
         sent: &ExpectedEvidence,
+        checksum: S3Checksum,
     ) -> Result<Evidence, StoreError> {
         let mut found = None;
         for attempt in 1..=CONFIRM_TRIES_MAX {
-            found = self.head(key).await?;
+            found = self.head_for(key, checksum).await?;
             if found.is_some() || attempt == CONFIRM_TRIES_MAX {
                 break;
             }
@@ -107,7 +117,7 @@ impl Shared {
         match found.map(|found| (sent.compare(&found), found)) {
             Some((ContentVerdict::Proven, found)) => self.check_lock(key, found),
             Some((ContentVerdict::SizeAgrees, found)) => {
-                self.note_weak_evidence(self.settings.checksum);
+                self.note_weak_evidence(checksum);
                 self.check_lock(key, weakened(found))
             }
             other => {

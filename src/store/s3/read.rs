@@ -117,9 +117,18 @@ impl Shared {
     }
 
     pub(super) async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
+        self.head_for(key, self.settings.checksum).await
+    }
+
+    /// Returns the evidence for an object that was sent with this checksum.
+    pub(super) async fn head_for(
+        &self,
+        key: &ObjectKey,
+        checksum: S3Checksum,
+    ) -> Result<Option<Evidence>, StoreError> {
         // B2 and others answer 400 to this header, and have no evidence but the ETag.
-        let known = self.settings.checksum != S3Checksum::Md5
-            && !self.refuses_checksum_mode.load(Ordering::Relaxed);
+        let known =
+            checksum != S3Checksum::Md5 && !self.refuses_checksum_mode.load(Ordering::Relaxed);
         let asked = self
             .ask_head(key, known.then_some(ChecksumMode::Enabled))
             .await;

@@ -1,6 +1,7 @@
 //! The requests of a multipart upload.
 
 use super::cause::Cause;
+use super::fallback::{BegunUpload, S3Part, S3Upload};
 use super::put::weakened;
 use super::read::PART_BYTES_ENTRY;
 use super::{S3Checksum, Shared};
@@ -20,13 +21,6 @@ use std::sync::Arc;
 /// object.
 const COMPLETE_SLACK_FACTOR: u32 = 5;
 
-/// A part that the store has.
-pub(super) struct S3Part {
-    number: u16,
-    etag: String,
-    hash: PartHash,
-}
-
 /// Begins an upload if the key is free. Its size does not matter.
 pub(super) async fn create(
     shared: &Arc<Shared>,
@@ -40,7 +34,7 @@ pub(super) async fn create(
 }
 
 impl MultipartStore for Shared {
-    type Upload = String;
+    type Upload = S3Upload;
     type Part = S3Part;
 
     fn traits(&self) -> &StoreTraits {
@@ -51,8 +45,53 @@ impl MultipartStore for Shared {
         &self.settings.patience
     }
 
-    async fn begin(&self, key: &ObjectKey) -> Result<String, StoreError> {
-        let (algorithm, form) = match self.settings.checksum {
+    async fn begin(&self, key: &ObjectKey) -> Result<S3Upload, StoreError> {
+        Ok(S3Upload::new(self.begin_or_fall_back(key).await?))
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &S3Upload,
+        number: u16,
+        part: Bytes,
+    ) -> Result<S3Part, StoreError> {
+        self.put_part_or_fall_back(key, upload, number, part).await
+    }
+
+    async fn finish(
+        &self,
+        key: &ObjectKey,
+        upload: &S3Upload,
+        parts: &[S3Part],
+    ) -> Result<Evidence, StoreError> {
+        let begun = upload.current();
+        let hashes: Vec<PartHash> = parts.iter().map(|part| part.hash.clone()).collect();
+        let sent = ExpectedEvidence::of_parts(begun.checksum.kind(), &hashes);
+        match self.complete_upload(key, begun, parts, &sent).await {
+            Ok(()) => self.confirm(key, &sent, begun.checksum).await,
+            Err(cause) => self.resolve_completion(key, begun, cause, &sent).await,
+        }
+    }
+
+    async fn abort(&self, key: &ObjectKey, upload: &S3Upload) -> Result<(), StoreError> {
+        self.abort_upload(key.as_str(), upload.as_ref()).await
+    }
+
+    async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
+        let (_, evidence) = self.put_new(key, bytes).await?;
+        Ok(evidence)
+    }
+}
+
+impl Shared {
+    /// Begins an upload whose parts carry this checksum.
+    pub(super) async fn send_begin(
+        &self,
+        key: &ObjectKey,
+        checksum: S3Checksum,
+    ) -> Result<BegunUpload, StoreError> {
+        let (algorithm, form) = match checksum {
             S3Checksum::Crc64nvme => (
                 Some(ChecksumAlgorithm::Crc64Nvme),
                 Some(ChecksumType::FullObject),
@@ -81,35 +120,37 @@ impl MultipartStore for Shared {
             self.failed(operation, "CreateMultipartUpload", key.as_str(), error)
         })?;
         self.saw_bucket();
-        let upload_id = begun
+        let id = begun
             .upload_id()
             .filter(|id| !id.is_empty())
             .map(str::to_owned);
-        upload_id.ok_or_else(|| {
+        let id = id.ok_or_else(|| {
             self.wrong(
                 StoreErrorKind::Unsupported,
                 operation,
                 key.as_str(),
                 "it got no upload id",
             )
-        })
+        })?;
+        Ok(BegunUpload { id, checksum })
     }
 
-    async fn put_part(
+    /// Sends a part with the checksum of its upload.
+    pub(super) async fn send_part(
         &self,
         key: &ObjectKey,
-        upload_id: &String,
+        begun: &BegunUpload,
         number: u16,
         part: Bytes,
     ) -> Result<S3Part, StoreError> {
-        let hash = self.hash(part.clone()).await;
+        let hash = begun.checksum.kind().hash_blocking(part.clone()).await;
         let call = self
             .client
             .upload_part()
             .bucket(&self.settings.bucket)
             .key(self.full_key(key));
-        let call = call.upload_id(upload_id).part_number(number.into());
-        let call = match self.settings.checksum {
+        let call = call.upload_id(&begun.id).part_number(number.into());
+        let call = match begun.checksum {
             S3Checksum::Crc64nvme => call.checksum_crc64_nvme(hash.base64()),
             S3Checksum::Sha256 => call.checksum_sha256(hash.base64()),
             S3Checksum::Crc32c => call.checksum_crc32_c(hash.base64()),
@@ -129,7 +170,7 @@ impl MultipartStore for Shared {
             .send()
             .await
             .map_err(|error| self.failed(&operation, "UploadPart", key.as_str(), error))?;
-        match echoed_otherwise(&stored, self.settings.checksum, &hash) {
+        match echoed_otherwise(&stored, begun.checksum, &hash) {
             None => Ok(S3Part {
                 number,
                 etag: stored.e_tag().unwrap_or_default().to_owned(),
@@ -142,48 +183,23 @@ impl MultipartStore for Shared {
         }
     }
 
-    async fn finish(
-        &self,
-        key: &ObjectKey,
-        upload_id: &String,
-        parts: &[S3Part],
-    ) -> Result<Evidence, StoreError> {
-        let hashes: Vec<PartHash> = parts.iter().map(|part| part.hash.clone()).collect();
-        let sent = ExpectedEvidence::of_parts(self.settings.checksum.kind(), &hashes);
-        match self.complete_upload(key, upload_id, parts, &sent).await {
-            Ok(()) => self.confirm(key, &sent).await,
-            Err(cause) => self.resolve_completion(key, upload_id, cause, &sent).await,
-        }
-    }
-
-    async fn abort(&self, key: &ObjectKey, upload_id: &String) -> Result<(), StoreError> {
-        self.abort_upload(key.as_str(), upload_id).await
-    }
-
-    async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
-        let (_, evidence) = self.put_new(key, bytes).await?;
-        Ok(evidence)
-    }
-}
-
-impl Shared {
     async fn complete_upload(
         &self,
         key: &ObjectKey,
-        upload_id: &str,
+        begun: &BegunUpload,
         parts: &[S3Part],
         sent: &ExpectedEvidence,
     ) -> Result<(), Cause> {
         let condition = self.complete_condition();
         match self
-            .send_complete(key, upload_id, parts, sent, condition.clone())
+            .send_complete(key, begun, parts, sent, condition.clone())
             .await
         {
             Err(cause)
                 if condition.is_some()
                     && self.note_refused_condition(&cause, &self.refuses_complete_condition) =>
             {
-                self.send_complete(key, upload_id, parts, sent, None).await
+                self.send_complete(key, begun, parts, sent, None).await
             }
             completed => completed,
         }
@@ -192,12 +208,12 @@ impl Shared {
     pub(super) async fn send_complete(
         &self,
         key: &ObjectKey,
-        upload_id: &str,
+        begun: &BegunUpload,
         parts: &[S3Part],
         sent: &ExpectedEvidence,
         condition: Option<String>,
     ) -> Result<(), Cause> {
-        let kind = self.settings.checksum;
+        let kind = begun.checksum;
         let list = parts
             .iter()
             .map(|part| completed_part(kind, part))
@@ -211,7 +227,7 @@ impl Shared {
             .bucket(&self.settings.bucket)
             .key(self.full_key(key));
         let call = call
-            .upload_id(upload_id)
+            .upload_id(&begun.id)
             .multipart_upload(list)
             .set_if_none_match(condition);
         let call = match kind {
@@ -244,7 +260,7 @@ impl Shared {
     async fn resolve_completion(
         &self,
         key: &ObjectKey,
-        upload_id: &str,
+        begun: &BegunUpload,
         cause: Cause,
         sent: &ExpectedEvidence,
     ) -> Result<Evidence, StoreError> {
@@ -259,7 +275,7 @@ impl Shared {
         if !(upload_is_gone || conflict || error.is_transient()) {
             return Err(error);
         }
-        let Some(found) = self.head(key).await? else {
+        let Some(found) = self.head_for(key, begun.checksum).await? else {
             return Err(error);
         };
         match sent.compare(&found) {
@@ -267,7 +283,7 @@ impl Shared {
             // The upload no longer exists, and an object with its key and size does: the upload was
             // completed.
             ContentVerdict::SizeAgrees
-                if upload_is_gone || self.is_over(key, upload_id).await? =>
+                if upload_is_gone || self.is_over(key, &begun.id).await? =>
             {
                 self.check_lock(key, weakened(found))
             }
