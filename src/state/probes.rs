@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 const FORMAT: u32 = 1;
 /// The time for which a probe is valid. Providers change what their stores do, but not every night.
 const FRESH: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// The time for which a probe is valid if an answer may be a failure that passes.
+const FRESH_IF_UNCERTAIN: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// A probe and its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +39,11 @@ impl ProbeNote {
     /// future.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
         let age = now.duration_since(self.at);
-        age < FRESH && age > -SignedDuration::from_hours(24)
+        let valid = match self.probe.uncertain {
+            true => FRESH_IF_UNCERTAIN,
+            false => FRESH,
+        };
+        age < valid && age > -SignedDuration::from_hours(24)
     }
 }
 
@@ -215,6 +221,18 @@ mod tests {
             ("2026-11-30T23:59:59Z", true),
             ("2026-12-01T00:00:00Z", false),
             ("2026-10-30T00:00:00Z", false),
+        ] {
+            assert_eq!(note.is_fresh(now.parse().unwrap()), fresh, "{now}");
+        }
+    }
+
+    #[test]
+    fn an_uncertain_probe_is_fresh_for_seven_days() {
+        let mut note = note("2026-11-01T00:00:00Z");
+        note.probe.uncertain = true;
+        for (now, fresh) in [
+            ("2026-11-07T23:59:59Z", true),
+            ("2026-11-08T00:00:00Z", false),
         ] {
             assert_eq!(note.is_fresh(now.parse().unwrap()), fresh, "{now}");
         }

@@ -83,6 +83,10 @@ pub struct StoreProbe {
     /// Keys that could not be removed, below the store's prefix.
     #[serde(default)]
     pub left_behind: Vec<String>,
+    /// Whether an answer is a failure that may pass, such as HTTP status 500. Such a probe is
+    /// repeated sooner.
+    #[serde(default)]
+    pub uncertain: bool,
     /// The store's messages about what did not work.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -104,6 +108,7 @@ impl Default for StoreProbe {
             part_bytes_min: None,
             clock_ahead_seconds: None,
             left_behind: Vec::new(),
+            uncertain: false,
             notes: Vec::new(),
         }
     }

@@ -36,7 +36,11 @@ use lock::{
     s3_objects_are_locked_at_upload_and_their_locks_extended,
 };
 use odd::{
+    each_odd_answer_to_a_probe_stands_for_itself,
     passing_and_other_failures_do_not_change_the_checksum,
+    probe_of_a_good_server_makes_no_more_requests,
+    probe_of_a_store_that_stops_answering_is_an_outage,
+    probe_tries_the_next_checksum_after_any_refusal_that_repeats,
     uploads_and_puts_fall_back_when_the_algorithm_is_refused,
 };
 use probe::{
@@ -140,6 +144,10 @@ async fn odd_s3_servers_are_probed_and_used() {
     let weed = Arc::new(Weed::start(BUCKET).await);
     run_all(own_cases! { &weed,
         failed_s3_probe_leaves_no_object
+        probe_of_a_good_server_makes_no_more_requests
+        each_odd_answer_to_a_probe_stands_for_itself
+        probe_of_a_store_that_stops_answering_is_an_outage
+        probe_tries_the_next_checksum_after_any_refusal_that_repeats
         uploads_and_puts_fall_back_when_the_algorithm_is_refused
         passing_and_other_failures_do_not_change_the_checksum
     })

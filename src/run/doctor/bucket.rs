@@ -34,7 +34,7 @@ pub fn check_probe(probe: &StoreProbe, wanted: &Wanted) -> Vec<Check> {
     checks.push(conditions(probe));
     checks.push(uploads(probe));
     checks.push(deleting(probe, wanted));
-    checks.extend(parts(probe, wanted));
+    checks.push(parts(probe, wanted));
     if let [first, ..] = probe.left_behind.as_slice() {
         let text = format!(
             "the probe could not remove {} of the objects that it had put, such as {first}",
@@ -131,13 +131,19 @@ fn conditions(probe: &StoreProbe) -> Check {
         (Ability::Works, Ability::Works) => {
             Check::good(subject, "the store itself refuses to replace objects")
         }
-        (put, complete) => Check::note(
-            subject,
-            format!(
-                "the store does not refuse to replace objects (put: {put}, upload: {complete}): \
-                 each name is checked before and after an upload, and no name is used twice"
-            ),
-        ),
+        (put, complete) => {
+            let found = match [put, complete].contains(&Ability::Unknown) {
+                true => "cannot find out whether the store refuses to replace objects",
+                false => "the store does not refuse to replace objects",
+            };
+            Check::note(
+                subject,
+                format!(
+                    "{found} (put: {put}, upload: {complete}): each name is checked before and \
+                     after an upload, and no name is used twice"
+                ),
+            )
+        }
     }
 }
 
@@ -147,6 +153,12 @@ fn uploads(probe: &StoreProbe) -> Check {
         (Ability::Works, Ability::Works) => {
             Check::good(subject, "unfinished uploads are listed and can be removed")
         }
+        (Ability::Unknown, _) | (_, Ability::Unknown) => Check::warning(
+            subject,
+            "cannot find out whether unfinished uploads are listed and can be removed: their \
+             remains may cost money",
+            "see the store's own messages; a lifecycle rule can remove unfinished uploads",
+        ),
         (Ability::Works, _) => Check::warning(
             subject,
             "unfinished uploads are listed and cannot be removed: they cost money until someone \
@@ -219,10 +231,13 @@ fn may_delete(what: &str, wanted: &Wanted) -> Check {
     }
 }
 
-fn parts(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
+fn parts(probe: &StoreProbe, wanted: &Wanted) -> Check {
     let subject = "parts";
-    let max = u64::from(probe.parts_max?);
-    Some(match wanted.parts <= max {
+    let Some(max) = probe.parts_max.map(u64::from) else {
+        let text = "cannot find out how many parts the store accepts; the longest chunk has";
+        return Check::note(subject, format!("{text} {}", wanted.parts));
+    };
+    match wanted.parts <= max {
         true => Check::good(
             subject,
             format!(
@@ -238,7 +253,7 @@ fn parts(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
             ),
             Some("raise part_size or lower split_size".to_owned()),
         ),
-    })
+    }
 }
 
 /// Returns the checks of the facts about the bucket.
@@ -508,7 +523,7 @@ mod tests {
             prunes: true,
             ..Wanted::default()
         };
-        let cases: [(&str, StoreProbe, CheckState); 12] = [
+        let cases: [(&str, StoreProbe, CheckState); 15] = [
             (
                 "clock",
                 StoreProbe {
@@ -599,6 +614,30 @@ mod tests {
                 Bad,
             ),
             (
+                "parts",
+                StoreProbe {
+                    parts_max: None,
+                    ..good_probe()
+                },
+                Note,
+            ),
+            (
+                "create-only",
+                StoreProbe {
+                    conditional_put: Ability::Unknown,
+                    ..good_probe()
+                },
+                Note,
+            ),
+            (
+                "uploads",
+                StoreProbe {
+                    list_uploads: Ability::Unknown,
+                    ..good_probe()
+                },
+                Warning,
+            ),
+            (
                 "probe",
                 StoreProbe {
                     left_behind: vec!["x".to_owned()],
@@ -628,6 +667,31 @@ mod tests {
             states(&check_probe(&refused, &no_prune), "deleting"),
             [Good],
             "least privilege is no fault"
+        );
+    }
+
+    #[test]
+    fn unknown_answers_are_called_unknown_and_every_reason_is_printed() {
+        let probe = StoreProbe {
+            notes: vec!["a delete: InternalError (HTTP 500)".to_owned()],
+            ..StoreProbe::default()
+        };
+        let checks = check_probe(&probe, &Wanted::default());
+        let says = |text: &str| checks.iter().any(|check| check.text.contains(text));
+        for text in [
+            "cannot find out whether the store refuses to replace objects",
+            "cannot find out whether unfinished uploads are listed",
+            "could not find out whether deleting works",
+            "cannot find out how many parts the store accepts",
+            "does not report its time",
+            "InternalError (HTTP 500)",
+        ] {
+            assert!(says(text), "{text}: {checks:?}");
+        }
+        assert!(
+            checks
+                .iter()
+                .all(|check| check.state != Bad && check.state != Good)
         );
     }
 

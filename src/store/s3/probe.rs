@@ -1,23 +1,26 @@
 //! Probes what an S3 store does: small objects below one prefix, and uploads that are aborted
 //! again.
 //!
+//! Each question stands for itself: a store that answers one of them with an error or with
+//! something unreadable is asked the others all the same, and the reason is noted. The probe fails
+//! only if the store answers nothing at all, or if not even a plain object can be stored.
+//!
 //! The order matters: deleting is probed first, with a few bytes. If it does not work, only a few
 //! more bytes are put, because they remain; if it works, objects of two parts are sent, since a
 //! store may report another checksum for several parts than for one.
 
-use super::cause::Cause;
-use super::upload;
-use super::{S3Checksum, S3Settings, Shared};
+use super::fallback::S3Upload;
+use super::{NOTHING_THERE, S3Checksum, S3Settings, Shared};
 use crate::store::adapter::Adapter;
 use crate::store::hash::{ExpectedEvidence, HashKind};
 use crate::store::key::PROBE_PREFIX;
-use crate::store::multipart::MultipartStore;
+use crate::store::multipart::{MultipartStore, MultipartWriter};
 use crate::store::probe::{Ability, Deleting, StoreProbe};
 use crate::store::{EvidenceTier, ObjectKey, PartWriter, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The smallest part, except the last, that stores accept.
 const PART_BYTES: usize = 5 * 1024 * 1024;
@@ -48,8 +51,9 @@ pub(super) async fn probe(shared: &Arc<Shared>, prefix: &str) -> Result<StorePro
     tried.map(|()| probing.found)
 }
 
-/// Returns the store for the probe: without a lock, because locked objects could not be removed,
-/// and with exactly this checksum, because its refusal is a result.
+/// Returns the store for the probe: without a lock, because locked objects could not be removed;
+/// with exactly this checksum, because its refusal is a result; and without a condition on the
+/// completion of uploads, which is a question of its own.
 fn plain(shared: &Shared, checksum: S3Checksum) -> Shared {
     let settings = S3Settings {
         checksum,
@@ -61,7 +65,16 @@ fn plain(shared: &Shared, checksum: S3Checksum) -> Shared {
     };
     Shared {
         falls_back: false,
+        refuses_complete_condition: AtomicBool::new(true),
         ..shared.with_settings(settings)
+    }
+}
+
+/// Returns the result of a request that the store refused, or failed to serve.
+fn refused_or_unknown(error: &StoreError) -> Ability {
+    match error.is_transient() {
+        true => Ability::Unknown,
+        false => Ability::Refused,
     }
 }
 
@@ -91,57 +104,55 @@ impl Probing {
         self.found.notes.push(format!("{what}: {said}"));
     }
 
-    /// Returns the cause as the result of a probe, or fails the whole probe if the store is
-    /// temporarily unavailable.
-    fn refusal(&self, api: &str, key: &ObjectKey, cause: Cause) -> Result<Cause, StoreError> {
-        let passing = matches!(
-            cause.kind(),
-            StoreErrorKind::Unavailable | StoreErrorKind::Throttled
-        );
-        // 501 means "not implemented": a result, not a failure.
-        if passing && !cause.is_not_implemented() && cause.status != Some(409) {
-            return Err(self.shared.failed("probe", api, key.as_str(), cause));
+    /// Notes a failure as the answer to one question. Fails if the store does not answer another
+    /// request either: the failure is an outage then, and no answer.
+    async fn note_failure(&mut self, what: &str, error: &StoreError) -> Result<(), StoreError> {
+        if error.is_transient()
+            && let Err(outage) = self.shared.check_bucket().await
+            && outage.is_transient()
+        {
+            return Err(outage);
         }
-        Ok(cause)
+        self.found.uncertain |= error.is_transient();
+        self.note(what, &said(error));
+        Ok(())
     }
 
-    async fn put(&self, key: &ObjectKey, bytes: &'static [u8]) -> Result<(), Cause> {
+    async fn put(&self, key: &ObjectKey, bytes: &'static [u8]) -> Result<(), StoreError> {
+        let shared = &self.shared;
         let bytes = Bytes::from_static(bytes);
         let md5 = S3Checksum::Md5;
         let hash = md5.kind().hash_blocking(bytes.clone()).await;
-        self.shared
-            .send_whole(key, &bytes, md5, &hash, self.shared.put_condition())
-            .await
+        let put = shared.send_whole(key, &bytes, md5, &hash, shared.put_condition());
+        put.await
+            .map_err(|cause| shared.failed("probe", "PutObject", key.as_str(), cause))
     }
 
     /// Probes create-only puts: the first put must succeed; the second, of other bytes, must be
     /// refused.
     async fn try_put_condition(&mut self) -> Result<(), StoreError> {
         let key = self.key("small")?;
-        if let Err(cause) = self.put(&key, b"1").await {
-            let cause = self.refusal("PutObject", &key, cause)?;
+        if let Err(error) = self.put(&key, b"1").await {
             self.shared
                 .refuses_put_condition
                 .store(true, Ordering::Relaxed);
             // A put that was refused for another reason is refused again.
-            self.put(&key, b"1").await.map_err(|cause| {
-                self.shared
-                    .failed("probe", "PutObject", key.as_str(), cause)
-            })?;
+            self.put(&key, b"1").await?;
             self.found.conditional_put = Ability::Refused;
-            self.note("a create-only put", &cause);
+            self.note("a create-only put", &said(&error));
             return Ok(());
         }
         self.found.conditional_put = match self.put(&key, b"2").await {
             Ok(()) => Ability::Ignored,
-            Err(cause) => match self.refusal("PutObject", &key, cause)? {
-                cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
-                cause if cause.is_not_implemented() => Ability::Refused,
-                cause => {
-                    self.note("a second create-only put", &cause);
-                    Ability::Unknown
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ability::Works,
+            Err(error) => {
+                self.note_failure("a second create-only put", &error)
+                    .await?;
+                match error.kind {
+                    StoreErrorKind::Unsupported => Ability::Refused,
+                    _ => Ability::Unknown,
                 }
-            },
+            }
         };
         Ok(())
     }
@@ -150,40 +161,52 @@ impl Probing {
     async fn try_delete(&mut self) -> Result<(), StoreError> {
         let key = self.key("small")?;
         let now = Timestamp::now();
-        let listed = self.shared.list(&self.prefix).await?;
-        let written = listed
-            .iter()
-            .find(|object| object.key == key.as_str())
-            .and_then(|object| object.modified_at);
-        self.found.clock_ahead_seconds =
-            written.map(|written| written.as_second() - now.as_second());
-        let has_versions = self
-            .shared
-            .head(&key)
+        match self.shared.list(&self.prefix).await {
+            Ok(listed) => {
+                let written = listed
+                    .iter()
+                    .find(|object| object.key == key.as_str())
+                    .and_then(|object| object.modified_at);
+                self.found.clock_ahead_seconds =
+                    written.map(|written| written.as_second() - now.as_second());
+            }
+            Err(error) => self.note_failure("a listing", &error).await?,
+        }
+        match self.deleting(&key).await {
+            Ok(deleting) => self.found.deleting = deleting,
+            Err(error) => self.note_failure("a delete", &error).await?,
+        }
+        Ok(())
+    }
+
+    async fn deleting(&mut self, key: &ObjectKey) -> Result<Deleting, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let has_versions = shared
+            .head(key)
             .await?
             .is_some_and(|found| found.version_id.is_some());
-        self.found.deleting = match self.shared.delete(&key).await {
-            Ok(()) if self.shared.head(&key).await?.is_some() => {
-                self.note(
-                    "a delete",
-                    &"it was said to be done, and the object is still there",
-                );
-                Deleting::Unknown
-            }
-            Ok(()) if has_versions => Deleting::RemovesVersions,
-            Ok(()) => Deleting::Removes,
+        let refusal = match shared.delete(key).await {
             Err(error) if error.is_transient() => return Err(error),
-            Err(error) => {
-                let hidden = self.shared.head(&key).await?.is_none();
-                self.note("a delete", &said(&error));
-                if hidden {
-                    Deleting::Hides
-                } else {
-                    Deleting::Refused
-                }
-            }
+            deleted => deleted.err(),
         };
-        Ok(())
+        let is_there = shared.head(key).await?.is_some();
+        let Some(refusal) = refusal else {
+            return Ok(match (is_there, has_versions) {
+                (false, true) => Deleting::RemovesVersions,
+                (false, false) => Deleting::Removes,
+                (true, _) => {
+                    let text = "it was said to be done, and the object is still there";
+                    self.note("a delete", &text);
+                    Deleting::Unknown
+                }
+            });
+        };
+        self.note("a delete", &said(&refusal));
+        Ok(match (is_there, refusal.kind) {
+            (false, _) => Deleting::Hides,
+            (true, StoreErrorKind::Denied) => Deleting::Refused,
+            (true, _) => Deleting::Unknown,
+        })
     }
 
     fn removes(&self) -> bool {
@@ -191,6 +214,39 @@ impl Probing {
             self.found.deleting,
             Deleting::Removes | Deleting::RemovesVersions
         )
+    }
+
+    /// Sends an object of one small part. Aborts the upload after a failure.
+    async fn put_small(
+        &self,
+        shared: &Shared,
+        key: &ObjectKey,
+        condition: Option<String>,
+    ) -> Result<(), StoreError> {
+        let upload = shared.begin(key).await?;
+        let sent = self.complete_small(shared, key, &upload, condition).await;
+        if sent.is_err() {
+            // The next step reports an upload that cannot be removed.
+            let _ = shared.abort_upload(key.as_str(), upload.as_ref()).await;
+        }
+        sent
+    }
+
+    async fn complete_small(
+        &self,
+        shared: &Shared,
+        key: &ObjectKey,
+        upload: &S3Upload,
+        condition: Option<String>,
+    ) -> Result<(), StoreError> {
+        let bytes = Bytes::from_static(b"4");
+        let sent = ExpectedEvidence::of_parts(HashKind::Md5, &[HashKind::Md5.hash(&bytes)]);
+        let parts = [shared.put_part(key, upload, 1, bytes).await?];
+        let completed = shared.send_complete(key, upload.current(), &parts, &sent, condition);
+        let api = "CompleteMultipartUpload";
+        completed
+            .await
+            .map_err(|cause| shared.failed("probe", api, key.as_str(), cause))
     }
 
     /// Sends an object with each checksum, the strongest first, until one is kept, and always with
@@ -216,9 +272,8 @@ impl Probing {
                         stored = Some((key, checksum, tier));
                     }
                 }
-                Err(error) if error.is_transient() => return Err(error),
                 Err(error) => {
-                    self.note(&format!("{checksum}"), &said(&error));
+                    self.note_failure(&format!("{checksum}"), &error).await?;
                     refused = Some(error);
                 }
             }
@@ -244,7 +299,9 @@ impl Probing {
         checksum: S3Checksum,
     ) -> Result<EvidenceTier, StoreError> {
         let shared = Arc::new(plain(&self.shared, checksum));
-        let mut writer = Box::new(upload::create(&shared, key).await?);
+        // No other object can have this key, so nobody needs to check it.
+        let upload = shared.begin(key).await?;
+        let mut writer = Box::new(MultipartWriter::new(&shared, key, Some(upload)));
         if self.removes() {
             writer.put_part(Bytes::from(vec![0x5a; PART_BYTES])).await?;
         }
@@ -254,52 +311,38 @@ impl Probing {
 
     /// Probes a create-only completion: uploads to an existing key, to the end.
     async fn try_complete_condition(&mut self, key: &ObjectKey) -> Result<(), StoreError> {
-        let upload = self.shared.begin(key).await?;
-        let part = self
-            .shared
-            .put_part(key, &upload, 1, Bytes::from_static(b"4"))
-            .await?;
-        let sent = ExpectedEvidence::of_parts(HashKind::Md5, &[HashKind::Md5.hash(b"4")]);
-        let completed = self
-            .shared
-            .send_complete(key, upload.current(), &[part], &sent, Some("*".to_owned()))
-            .await;
+        let condition = Some(NOTHING_THERE.to_owned());
+        let completed = self.put_small(&self.shared, key, condition).await;
         self.found.conditional_complete = match completed {
             Ok(()) => Ability::Ignored,
-            Err(cause) => match self.refusal("CompleteMultipartUpload", key, cause)? {
-                cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
-                cause => {
-                    self.note("a create-only completion of an upload", &cause);
-                    Ability::Refused
-                }
-            },
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ability::Works,
+            Err(error) => {
+                self.note_failure("a create-only completion of an upload", &error)
+                    .await?;
+                Ability::Refused
+            }
         };
-        if self.found.conditional_complete != Ability::Ignored {
-            // The next step reports an upload that cannot be removed.
-            let _ = self
-                .shared
-                .abort_upload(key.as_str(), upload.as_ref())
-                .await;
-        }
         Ok(())
     }
 
     /// Probes listing and removing unfinished uploads, and the number of parts they may have.
     async fn try_uploads(&mut self) -> Result<(), StoreError> {
         let key = self.key("unfinished")?;
-        let upload = self.shared.begin(&key).await?;
+        let upload = match self.shared.begin(&key).await {
+            Ok(upload) => upload,
+            Err(error) => return self.note_failure("an unfinished upload", &error).await,
+        };
         for number in PART_NUMBERS {
-            match self
-                .shared
-                .put_part(&key, &upload, number, Bytes::from_static(b"5"))
-                .await
-            {
+            let part = Bytes::from_static(b"5");
+            match self.shared.put_part(&key, &upload, number, part).await {
                 Ok(_) => {
                     self.found.parts_max = Some(number.into());
                     break;
                 }
-                Err(error) if error.is_transient() => return Err(error),
-                Err(error) => self.note(&format!("part number {number}"), &said(&error)),
+                Err(error) => {
+                    self.note_failure(&format!("part number {number}"), &error)
+                        .await?;
+                }
             }
         }
         let upload_id = upload.as_ref();
@@ -308,10 +351,9 @@ impl Probing {
             Ok(()) if self.found.list_uploads != Ability::Works => Ability::Works,
             Ok(()) if self.lists(upload_id).await? == Ability::Works => Ability::Ignored,
             Ok(()) => Ability::Works,
-            Err(error) if error.is_transient() => return Err(error),
             Err(error) => {
-                self.note("aborting an upload", &said(&error));
-                Ability::Refused
+                self.note_failure("aborting an upload", &error).await?;
+                refused_or_unknown(&error)
             }
         };
         Ok(())
@@ -323,10 +365,10 @@ impl Probing {
                 Ok(Ability::Works)
             }
             Ok(_) => Ok(Ability::Ignored),
-            Err(error) if error.is_transient() => Err(error),
             Err(error) => {
-                self.note("listing unfinished uploads", &said(&error));
-                Ok(Ability::Refused)
+                self.note_failure("listing unfinished uploads", &error)
+                    .await?;
+                Ok(refused_or_unknown(&error))
             }
         }
     }

@@ -1,5 +1,7 @@
-//! Servers that refuse checksums: uploads fall back to a checksum that the server accepts.
+//! Servers that answer one question oddly and everything else well: the probe reports each answer
+//! by itself, and uploads fall back to a checksum that the server accepts.
 
+use super::probe::UNDER;
 use super::{PART, assert_empty, assert_says, below, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
 use crate::pace::Captured;
@@ -8,11 +10,14 @@ use crate::weed::Weed;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+use zfs_backup::store::probe::{Ability, Deleting};
 use zfs_backup::store::{
     Doubt, EvidenceTier, ObjectStore, PutOutcome, S3Checksum, S3Settings, StoreErrorKind,
     StoreProbe, Wait,
 };
 
+/// The requests of the probe of a good server on a bucket without versions.
+const PROBE_REQUESTS: usize = 25;
 const PART_REFUSALS: [Action; 3] = [
     Action::Refuse(500, "InternalError"),
     Action::Refuse(501, "NotImplemented"),
@@ -34,6 +39,221 @@ fn quick(settings: &S3Settings, name: &str) -> S3Settings {
 /// Whether a request sends a part with one of the newer checksums.
 fn is_part_with_checksum(head: &str) -> bool {
     head.contains("partnumber=") && head.contains("x-amz-checksum-")
+}
+
+fn good_probe() -> StoreProbe {
+    StoreProbe {
+        tier: EvidenceTier::Crc64nvmeFull,
+        checksum: Some(S3Checksum::Crc64nvme),
+        kept: vec![S3Checksum::Crc64nvme],
+        conditional_put: Ability::Works,
+        conditional_complete: Ability::Works,
+        list_uploads: Ability::Works,
+        abort_uploads: Ability::Works,
+        deleting: Deleting::Removes,
+        parts_max: Some(10_000),
+        ..StoreProbe::default()
+    }
+}
+
+pub(super) async fn probe_of_a_good_server_makes_no_more_requests(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let proxy = Proxy::start(&weed.endpoint(), |_: &str| Action::Pass);
+    let store = connect_by(&proxy, settings).await;
+    let probe = store.probe(UNDER).await.unwrap().unwrap();
+    assert_eq!(probe.notes, Vec::<String>::new());
+    assert_eq!(proxy.requests(""), PROBE_REQUESTS);
+}
+
+/// One question of the probe: its name and its requests, and what the probe finds when they are
+/// refused, when they fail, and when they are answered with a page (`None` where a client takes that
+/// for success).
+struct Question {
+    name: &'static str,
+    asks: fn(&str) -> bool,
+    refused: StoreProbe,
+    failed: StoreProbe,
+    page: Option<StoreProbe>,
+}
+
+fn questions() -> [Question; 6] {
+    let lists_uploads = |list_uploads| StoreProbe {
+        list_uploads,
+        ..good_probe()
+    };
+    let aborts = |abort_uploads| StoreProbe {
+        abort_uploads,
+        ..good_probe()
+    };
+    let unknown_parts = StoreProbe {
+        parts_max: None,
+        ..good_probe()
+    };
+    let no_condition = StoreProbe {
+        conditional_complete: Ability::Refused,
+        ..good_probe()
+    };
+    [
+        Question {
+            name: "versions",
+            asks: |head| head.starts_with("get") && head.contains("?versions"),
+            refused: good_probe(),
+            failed: StoreProbe {
+                deleting: Deleting::Unknown,
+                ..good_probe()
+            },
+            page: Some(good_probe()),
+        },
+        Question {
+            name: "listing-uploads",
+            asks: |head| head.starts_with("get") && head.contains("?uploads"),
+            refused: lists_uploads(Ability::Refused),
+            failed: lists_uploads(Ability::Unknown),
+            page: Some(lists_uploads(Ability::Unknown)),
+        },
+        Question {
+            name: "aborting-uploads",
+            asks: |head| head.starts_with("delete") && head.contains("uploadid="),
+            refused: aborts(Ability::Refused),
+            failed: aborts(Ability::Unknown),
+            page: Some(aborts_nothing()),
+        },
+        Question {
+            name: "many-parts",
+            asks: |head| head.contains("partnumber=1000"),
+            refused: unknown_parts.clone(),
+            failed: unknown_parts,
+            page: None,
+        },
+        Question {
+            name: "conditions-of-uploads",
+            asks: |head| head.starts_with("post") && head.contains("if-none-match"),
+            refused: no_condition.clone(),
+            failed: no_condition.clone(),
+            page: Some(no_condition),
+        },
+        Question {
+            name: "listing-objects",
+            asks: |head| head.contains("list-type=2") && !head.contains("max-keys"),
+            refused: good_probe(),
+            failed: good_probe(),
+            page: Some(good_probe()),
+        },
+    ]
+}
+
+pub(super) async fn each_odd_answer_to_a_probe_stands_for_itself(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    for question in questions() {
+        let page = Action::Answer("<html>welcome</html>".to_owned());
+        let answers = [
+            (
+                Action::Refuse(501, "NotImplemented"),
+                Some(question.refused),
+            ),
+            (Action::Refuse(500, "InternalError"), Some(question.failed)),
+            (page, question.page),
+        ];
+        for (n, (action, expected)) in answers.into_iter().enumerate() {
+            let Some(expected) = expected else {
+                continue;
+            };
+            let name = format!("{}-{n}", question.name);
+            let proxy = Proxy::start(&weed.endpoint(), chain(vec![always(action, question.asks)]));
+            let store = connect_by(&proxy, quick(&settings, &name)).await;
+            let probe = store.probe(UNDER).await;
+            let probe = probe.unwrap_or_else(|error| panic!("{name}: {}", story(&error)));
+            let probe = probe.unwrap();
+            println!("    {name}: {:?}", probe.notes);
+            let needs_reason = expected != good_probe() && expected != aborts_nothing();
+            assert!(!needs_reason || !probe.notes.is_empty(), "{name}");
+            assert_eq!(without_texts(probe), expected, "{name}");
+        }
+    }
+}
+
+/// The probe of a server that confirms an abort and does nothing.
+fn aborts_nothing() -> StoreProbe {
+    StoreProbe {
+        abort_uploads: Ability::Ignored,
+        ..good_probe()
+    }
+}
+
+/// Returns the probe without what differs from server to server.
+fn without_texts(probe: StoreProbe) -> StoreProbe {
+    StoreProbe {
+        clock_ahead_seconds: None,
+        left_behind: vec![],
+        notes: vec![],
+        uncertain: false,
+        ..probe
+    }
+}
+
+pub(super) async fn probe_of_a_store_that_stops_answering_is_an_outage(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    for (n, action) in [
+        Action::Refuse(503, "ServiceUnavailable"),
+        Action::Refuse(500, "InternalError"),
+        Action::Silence(Duration::ZERO),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let requests = AtomicUsize::new(0);
+        let proxy = Proxy::start(&weed.endpoint(), move |_: &str| {
+            match requests.fetch_add(1, Ordering::SeqCst) < 9 {
+                true => Action::Pass,
+                false => action.clone(),
+            }
+        });
+        let store = connect_by(&proxy, quick(&settings, &n.to_string())).await;
+        let error = store.probe(UNDER).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::Unavailable, "{n}");
+        assert_eq!(error.wait, Wait::Helps, "{n}: {}", story(&error));
+    }
+}
+
+pub(super) async fn probe_tries_the_next_checksum_after_any_refusal_that_repeats(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let crc64 = |head: &str| head.contains("partnumber=") && head.contains("checksum-crc64nvme");
+    let refusals = PART_REFUSALS.into_iter().chain([
+        Action::Refuse(502, "BadGateway"),
+        Action::Silence(Duration::ZERO),
+    ]);
+    for (n, action) in refusals.enumerate() {
+        let asks: fn(&str) -> bool = match n {
+            0 => is_part_with_checksum,
+            _ => crc64,
+        };
+        let best = match n {
+            0 => S3Checksum::Md5,
+            _ => S3Checksum::Sha256,
+        };
+        let proxy = Proxy::start(&weed.endpoint(), chain(vec![always(action, asks)]));
+        let store = connect_by(&proxy, quick(&settings, &n.to_string())).await;
+        let probe = store.probe(UNDER).await;
+        let probe = probe.unwrap_or_else(|error| panic!("{n}: {}", story(&error)));
+        let expected = StoreProbe {
+            tier: best.tier(),
+            checksum: Some(best),
+            kept: vec![best],
+            ..good_probe()
+        };
+        let probe = probe.unwrap();
+        println!("    {:?}", probe.notes);
+        assert!(probe.notes[0].starts_with("crc64nvme: "), "{probe:?}");
+        assert_eq!(without_texts(probe), expected, "{n}");
+    }
 }
 
 /// Captures what this thread logs while the guard lives.
@@ -67,13 +287,7 @@ async fn uploads_whose_checksum_the_server_refuses_fall_back_to_md5() {
             heard.fetch_add(1, Ordering::SeqCst);
         });
         let store = connect_by(&proxy, quick(&settings, &n.to_string())).await;
-        let store = store.following(
-            StoreProbe {
-                kept: vec![S3Checksum::Crc64nvme],
-                ..StoreProbe::default()
-            },
-            doubt,
-        );
+        let store = store.following(good_probe(), doubt);
         for name in ["one", "two"] {
             let refused = proxy.requests("partNumber=");
             let bytes = pattern(3 * PART + 5, 1);

@@ -599,7 +599,7 @@ fn probe() -> ProbeNote {
         "tier": "crc32c", "checksum": "crc32c", "kept": ["crc32c"], "conditional_put": "works",
         "conditional_complete": "works", "list_uploads": "works", "abort_uploads": "works",
         "deleting": "hides", "parts_max": 1, "part_bytes_min": 1, "clock_ahead_seconds": 1,
-        "left_behind": ["x"], "notes": ["x"],
+        "left_behind": ["x"], "uncertain": true, "notes": ["x"],
     });
     let note = json!({ "format": 1, "store": "x", "endpoint": "x", "at": at(), "probe": probe });
     serde_json::from_value(note).unwrap()
