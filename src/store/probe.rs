@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The result of probing one ability.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ability {
     /// The store has the ability.
@@ -21,6 +21,7 @@ pub enum Ability {
     /// The store refuses the request.
     Refused,
     /// The ability could not be determined.
+    #[default]
     #[serde(other)]
     Unknown,
 }
@@ -74,6 +75,10 @@ pub struct StoreProbe {
     pub abort_uploads: Ability,
     /// The effect of deleting.
     pub deleting: Deleting,
+    /// Whether an object that is sent in parts with a lock is locked; unknown also if no lock is
+    /// configured.
+    #[serde(default)]
+    pub object_lock: Ability,
     /// The highest probed part number that the store accepted.
     pub parts_max: Option<u32>,
     /// The smallest part size (except the last part) that the store reports, in bytes.
@@ -104,6 +109,7 @@ impl Default for StoreProbe {
             list_uploads: Ability::Unknown,
             abort_uploads: Ability::Unknown,
             deleting: Deleting::Unknown,
+            object_lock: Ability::Unknown,
             parts_max: None,
             part_bytes_min: None,
             clock_ahead_seconds: None,

@@ -76,6 +76,8 @@ struct Shared {
     refuses_checksum: AtomicBool,
     /// Whether an upload may fall back to MD5.
     falls_back: bool,
+    /// The end of the locks of new objects, instead of that of the settings.
+    lock_until: Option<Timestamp>,
     /// The probe of the store, and the callback for contradictions to it.
     expected: Option<(StoreProbe, Doubt)>,
     /// Whether a response showed that the bucket exists. Until then "no such object" may mean "no
@@ -163,6 +165,7 @@ impl Shared {
             refuses_checksum_mode: AtomicBool::new(false),
             refuses_checksum: AtomicBool::new(false),
             falls_back: true,
+            lock_until: None,
             expected: None,
             bucket_seen: AtomicBool::new(false),
             settings,

@@ -33,6 +33,7 @@ use broken::{
 };
 use lock::{
     lock_that_the_server_does_not_report_is_unsupported,
+    probe_locks_an_object_that_is_sent_in_parts,
     s3_objects_are_locked_at_upload_and_their_locks_extended,
 };
 use odd::{
@@ -150,6 +151,7 @@ async fn odd_s3_servers_are_probed_and_used() {
         probe_tries_the_next_checksum_after_any_refusal_that_repeats
         uploads_and_puts_fall_back_when_the_algorithm_is_refused
         passing_and_other_failures_do_not_change_the_checksum
+        probe_locks_an_object_that_is_sent_in_parts
     })
     .await;
 }

@@ -285,7 +285,8 @@ pub fn check_bucket(
             format!("cannot read the lifecycle rules of the bucket: {why}"),
         )),
     }
-    checks.extend(object_lock(&facts.object_lock, wanted));
+    let locks = probe.map(|probe| probe.object_lock).unwrap_or_default();
+    checks.extend(object_lock(&facts.object_lock, locks, wanted));
     if let Fact::Known(rights) = &facts.rights {
         checks.extend(check_rights(rights, wanted));
     }
@@ -359,31 +360,48 @@ fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> 
 
 const FOR_HIDDEN: &str = "a rule for hidden (noncurrent) versions alone does no harm";
 
-fn object_lock(fact: &Fact<bool>, wanted: &Wanted) -> Option<Check> {
+/// Judges the bucket's setting, and the result of the upload with a lock (`locks`).
+fn object_lock(fact: &Fact<bool>, locks: Ability, wanted: &Wanted) -> Option<Check> {
     let subject = "object lock";
-    Some(match (fact, wanted.lock) {
-        (Fact::Known(true), None) => Check::note(
+    let Some(lock) = wanted.lock else {
+        let is_on = *fact == Fact::Known(true);
+        return is_on.then(|| {
+            Check::note(
+                subject,
+                "the bucket can lock objects; object_lock_days would protect backups from an \
+                 attacker on this host",
+            )
+        });
+    };
+    let (days, mode) = (lock.days, lock.mode);
+    Some(match (fact, locks) {
+        (Fact::Known(false), _) => Check::bad(
             subject,
-            "the bucket can lock objects; object_lock_days would protect backups from an attacker \
-             on this host",
-        ),
-        (_, None) => return None,
-        (Fact::Known(true), Some(lock)) => Check::good(
-            subject,
-            format!(
-                "on; objects are locked for {} days ({} mode)",
-                lock.days, lock.mode
-            ),
-        ),
-        (Fact::Known(false), Some(lock)) => Check::bad(
-            subject,
-            format!(
-                "object_lock_days = {} is configured, and the bucket has no object lock",
-                lock.days
-            ),
+            format!("object_lock_days = {days} is configured, and the bucket has no object lock"),
             Some("switch object lock on for the bucket, or remove object_lock_days".to_owned()),
         ),
-        (Fact::Unknown(why), Some(_)) => Check::warning(
+        (_, Ability::Ignored) => Check::bad(
+            subject,
+            format!(
+                "object_lock_days = {days} is configured, and the store accepts an upload with a \
+                 lock and does not lock the object"
+            ),
+            Some("remove object_lock_days, or use another provider".to_owned()),
+        ),
+        (_, Ability::Refused) => Check::warning(
+            subject,
+            format!(
+                "object_lock_days = {days} is configured, and the store refused an upload with a \
+                 short lock"
+            ),
+            "see the store's own message; s3:PutObjectRetention and s3:GetObjectRetention are \
+             needed",
+        ),
+        (Fact::Known(true), _) | (_, Ability::Works) => Check::good(
+            subject,
+            format!("on; objects are locked for {days} days ({mode} mode)"),
+        ),
+        (Fact::Unknown(why), Ability::Unknown) => Check::warning(
             subject,
             format!("cannot find out whether the bucket has object lock: {why}"),
             "allow s3:GetBucketObjectLockConfiguration (B2: readBucketRetentions); the first \
@@ -693,6 +711,33 @@ mod tests {
                 .iter()
                 .all(|check| check.state != Bad && check.state != Good)
         );
+    }
+
+    #[test]
+    fn locks_are_judged_by_the_setting_of_the_bucket_and_by_a_locked_upload() {
+        let wanted = Wanted {
+            lock: Some(ObjectLock {
+                days: 30,
+                mode: LockMode::Governance,
+                covers_chains: false,
+            }),
+            ..Wanted::default()
+        };
+        let unknown = || Fact::Unknown("x".to_owned());
+        for (object_lock, locks, state) in [
+            (Fact::Known(true), Ability::Works, Good),
+            (Fact::Known(true), Ability::Unknown, Good),
+            (Fact::Known(true), Ability::Ignored, Bad),
+            (Fact::Known(true), Ability::Refused, Warning),
+            (Fact::Known(false), Ability::Unknown, Bad),
+            (unknown(), Ability::Works, Good),
+            (unknown(), Ability::Ignored, Bad),
+            (unknown(), Ability::Unknown, Warning),
+        ] {
+            let check = super::object_lock(&object_lock, locks, &wanted).unwrap();
+            assert_eq!(check.state, state, "{object_lock:?} {locks}");
+            assert!(super::object_lock(&unknown(), locks, &Wanted::default()).is_none());
+        }
     }
 
     #[test]

@@ -24,10 +24,10 @@ impl Shared {
             LockMode::Governance => ObjectLockMode::Governance,
             LockMode::Compliance => ObjectLockMode::Compliance,
         };
-        Some((
-            mode,
-            DateTime::from_secs(lock.until(Timestamp::now()).as_second()),
-        ))
+        let until = self
+            .lock_until
+            .unwrap_or_else(|| lock.until(Timestamp::now()));
+        Some((mode, DateTime::from_secs(until.as_second())))
     }
 
     pub(super) fn locked_put(&self, call: PutObjectFluentBuilder) -> PutObjectFluentBuilder {

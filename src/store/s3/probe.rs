@@ -16,16 +16,22 @@ use crate::store::hash::{ExpectedEvidence, HashKind};
 use crate::store::key::PROBE_PREFIX;
 use crate::store::multipart::{MultipartStore, MultipartWriter};
 use crate::store::probe::{Ability, Deleting, StoreProbe};
-use crate::store::{EvidenceTier, ObjectKey, PartWriter, StoreError, StoreErrorKind};
+use crate::store::{EvidenceTier, ObjectKey, ObjectLock, PartWriter, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
 
 /// The smallest part, except the last, that stores accept.
 const PART_BYTES: usize = 5 * 1024 * 1024;
 /// The probed part numbers: the protocol's limit, then the limit of some stores.
 const PART_NUMBERS: [u16; 2] = [10_000, 1000];
+/// The length of the lock of an object. The request must reach the store before its end.
+const LOCK_SECONDS: i64 = 10;
+/// The time after which that lock has ended, by the clock of the store too.
+const LOCK_WAIT: Duration = Duration::from_secs(12);
 /// The age from which an object under the prefix is the remains of a killed probe.
 const LEFTOVER_SECONDS: i64 = 3600;
 
@@ -34,6 +40,8 @@ struct Probing {
     shared: Arc<Shared>,
     prefix: String,
     found: StoreProbe,
+    /// The end of the lock of an object.
+    unlocked_at: Option<Instant>,
 }
 
 pub(super) async fn probe(shared: &Arc<Shared>, prefix: &str) -> Result<StoreProbe, StoreError> {
@@ -41,8 +49,9 @@ pub(super) async fn probe(shared: &Arc<Shared>, prefix: &str) -> Result<StorePro
         shared: Arc::new(plain(shared, S3Checksum::Md5)),
         prefix: prefix.to_owned(),
         found: StoreProbe::default(),
+        unlocked_at: None,
     };
-    let tried = probing.run(shared.settings.checksum).await;
+    let tried = probing.run(&shared.settings).await;
     // The clean-up also runs after an error, so that nothing remains.
     probing.clean_up().await;
     if let (Err(error), [left, ..]) = (&tried, probing.found.left_behind.as_slice()) {
@@ -79,10 +88,13 @@ fn refused_or_unknown(error: &StoreError) -> Ability {
 }
 
 impl Probing {
-    async fn run(&mut self, configured: S3Checksum) -> Result<(), StoreError> {
+    async fn run(&mut self, settings: &S3Settings) -> Result<(), StoreError> {
         self.try_put_condition().await?;
         self.try_delete().await?;
-        let large = self.try_checksums(configured).await?;
+        if let Some(lock) = settings.lock {
+            self.try_lock(lock).await?;
+        }
+        let large = self.try_checksums(settings.checksum).await?;
         self.try_complete_condition(&large).await?;
         self.try_uploads().await
     }
@@ -214,6 +226,44 @@ impl Probing {
             self.found.deleting,
             Deleting::Removes | Deleting::RemovesVersions
         )
+    }
+
+    /// Probes whether an object that is sent in parts is locked: some stores lock only what comes
+    /// in one request. The lock ends within seconds, so that the object can be removed.
+    async fn try_lock(&mut self, lock: ObjectLock) -> Result<(), StoreError> {
+        let key = self.key("locked")?;
+        let ahead = self.found.clock_ahead_seconds.unwrap_or(0);
+        let until = Timestamp::now().as_second() + ahead + LOCK_SECONDS;
+        let locking = Shared {
+            lock_until: Timestamp::from_second(until).ok(),
+            falls_back: false,
+            ..self.shared.with_settings(S3Settings {
+                lock: Some(lock),
+                ..self.shared.settings.clone()
+            })
+        };
+        let ends_at = Instant::now() + LOCK_WAIT;
+        let found = match self.put_small(&locking, &key, None).await {
+            Ok(()) => locking.head(&key).await,
+            Err(error) => Err(error),
+        };
+        self.found.object_lock = match found {
+            Ok(Some(found)) if found.locked_until.is_some() => {
+                self.unlocked_at = Some(ends_at);
+                Ability::Works
+            }
+            Ok(_) => Ability::Ignored,
+            Err(error) => {
+                self.note_failure("an upload with a lock", &error).await?;
+                // The end of the lock may have passed before the store saw it.
+                if Instant::now() < ends_at {
+                    refused_or_unknown(&error)
+                } else {
+                    Ability::Unknown
+                }
+            }
+        };
+        Ok(())
     }
 
     /// Sends an object of one small part. Aborts the upload after a failure.
@@ -376,6 +426,9 @@ impl Probing {
     /// Removes the objects of this probe, and the remains of earlier, killed ones. Remaining
     /// objects are reported.
     async fn clean_up(&mut self) {
+        if let Some(unlocked_at) = self.unlocked_at.filter(|_| self.removes()) {
+            sleep_until(unlocked_at).await;
+        }
         let mut left = Vec::new();
         if let Ok(uploads) = self.shared.unfinished(PROBE_PREFIX).await {
             for upload in uploads

@@ -7,7 +7,8 @@ use crate::proxy::{Action, Proxy, first};
 use crate::weed::Weed;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
-use zfs_backup::store::probe::Fact;
+use std::time::Duration;
+use zfs_backup::store::probe::{Ability, Fact};
 use zfs_backup::store::{LockMode, ObjectLock, ObjectStore, S3Settings, StoreErrorKind};
 
 fn until(evidence: &zfs_backup::store::Evidence) -> Timestamp {
@@ -77,8 +78,9 @@ pub(super) async fn s3_objects_are_locked_at_upload_and_their_locks_extended(
             .kind,
         StoreErrorKind::NotFound
     );
-    // A probe locks no object, and so leaves nothing behind.
+    // The lock of the probe's object ends within seconds, so the probe leaves nothing behind.
     let probe = store.probe("@zfs-backup/probe/00/").await.unwrap().unwrap();
+    assert_eq!(probe.object_lock, Ability::Works, "{probe:?}");
     assert_eq!(probe.left_behind, Vec::<String>::new(), "{probe:?}");
     assert_eq!(store.list("").await.unwrap().len(), 2);
 }
@@ -141,4 +143,62 @@ pub(super) async fn lock_that_the_server_does_not_report_is_unsupported(
             .kind,
         StoreErrorKind::Unsupported
     );
+}
+
+pub(super) async fn probe_locks_an_object_that_is_sent_in_parts(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let bucket = "locks-parts";
+    weed.client()
+        .create_bucket()
+        .bucket(bucket)
+        .object_lock_enabled_for_bucket(true)
+        .send()
+        .await
+        .unwrap();
+    let begins = |head: &str| head.starts_with("post") && head.contains("object-lock-mode");
+    let looks = |head: &str| head.starts_with("head");
+    for (asks, action, result) in [
+        (
+            begins as fn(&str) -> bool,
+            Action::Refuse(400, "InvalidRequest"),
+            Ability::Refused,
+        ),
+        (
+            begins,
+            Action::Refuse(501, "NotImplemented"),
+            Ability::Refused,
+        ),
+        (
+            begins,
+            Action::Refuse(500, "InternalError"),
+            Ability::Unknown,
+        ),
+        (looks, Action::HideHeaders("object-lock"), Ability::Ignored),
+    ] {
+        let proxy = Proxy::start(&weed.endpoint(), first(usize::MAX, action, asks));
+        let store = connect_by(
+            &proxy,
+            S3Settings {
+                bucket: bucket.to_owned(),
+                pause_first: Duration::from_millis(1),
+                lock: Some(ObjectLock {
+                    days: 2,
+                    mode: LockMode::Compliance,
+                    covers_chains: false,
+                }),
+                ..settings.clone()
+            },
+        )
+        .await;
+        let probe = store.probe("@zfs-backup/probe/00/").await;
+        let probe = probe.unwrap_or_else(|error| panic!("{}", story(&error)));
+        let probe = probe.unwrap();
+        assert_eq!(probe.object_lock, result, "{probe:?}");
+        let is_ignored = result == Ability::Ignored;
+        assert_eq!(probe.notes.is_empty(), is_ignored, "{probe:?}");
+        // This server has locked the object, and does not say so.
+        assert_eq!(!probe.left_behind.is_empty(), is_ignored, "{probe:?}");
+    }
 }

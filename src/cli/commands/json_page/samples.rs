@@ -598,7 +598,7 @@ fn probe() -> ProbeNote {
     let probe = json!({
         "tier": "crc32c", "checksum": "crc32c", "kept": ["crc32c"], "conditional_put": "works",
         "conditional_complete": "works", "list_uploads": "works", "abort_uploads": "works",
-        "deleting": "hides", "parts_max": 1, "part_bytes_min": 1, "clock_ahead_seconds": 1,
+        "deleting": "hides", "object_lock": "works", "parts_max": 1, "part_bytes_min": 1, "clock_ahead_seconds": 1,
         "left_behind": ["x"], "uncertain": true, "notes": ["x"],
     });
     let note = json!({ "format": 1, "store": "x", "endpoint": "x", "at": at(), "probe": probe });
