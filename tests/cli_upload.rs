@@ -515,3 +515,185 @@ fn missing_intermediate_directory_stops_writers_and_no_reader() {
         fs::create_dir_all(host.path("intermediate")).unwrap();
     }
 }
+
+/// A host that restores from its intermediate directory into a file.
+struct OutputHost {
+    host: Host,
+    out: PathBuf,
+}
+
+impl OutputHost {
+    fn new() -> Self {
+        let host = Host::new();
+        let out = host.path("out").join("stream");
+        fs::create_dir(host.path("out")).unwrap();
+        Self { host, out }
+    }
+
+    fn partial(&self) -> PathBuf {
+        let backup = self.host.backup("intermediate");
+        let id = backup.file_name().unwrap().to_str().unwrap();
+        let id = id.trim_start_matches('@');
+        self.out.with_file_name(format!("stream.{id}.partial"))
+    }
+
+    fn arguments(&self) -> Vec<&str> {
+        let out = self.out.to_str().unwrap();
+        vec![
+            "restore",
+            "frozen/data",
+            "--from",
+            "intermediate",
+            "--output",
+            out,
+        ]
+    }
+
+    fn restore(&self) -> Output {
+        self.host.run(&self.arguments())
+    }
+
+    /// Runs the restore under a shell that first limits the size of files to 150 KiB.
+    fn restore_limited(&self, trap: &str) -> Output {
+        let script = format!("{trap} ulimit -f 150; exec \"$@\"");
+        Command::new("bash")
+            .args([
+                "-c",
+                &script,
+                "bash",
+                env!("CARGO_BIN_EXE_zfs-backup"),
+                "-c",
+            ])
+            .arg(self.host.path("zb.toml"))
+            .args(self.arguments())
+            .output()
+            .unwrap()
+    }
+
+    fn assert_restored(&self) {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/stream.b3");
+        let expected = fs::read_to_string(data).unwrap();
+        let restored = blake3::hash(&fs::read(&self.out).unwrap());
+        assert_eq!(restored.to_hex().as_str(), expected.trim());
+        assert_eq!(files(self.out.parent().unwrap()), ["stream"]);
+    }
+}
+
+#[test]
+fn killed_restore_to_a_file_resumes_and_fetches_only_the_rest() {
+    let scene = OutputHost::new();
+    // The kernel kills the process in the middle of a write.
+    let killed = scene.restore_limited("");
+    assert_eq!(killed.status.code(), None, "{killed:?}");
+    let partial = scene.partial();
+    let found = fs::metadata(&partial).unwrap();
+    assert_eq!(
+        (found.len(), found.permissions().mode() & 0o7777),
+        (150 << 10, 0o600)
+    );
+    assert_eq!(files(&scene.host.path("out")).len(), 1);
+    // The first two chunks are damaged now, and are not fetched again.
+    for number in [0, 1] {
+        flip(&chunk(&scene.host.backup("intermediate"), number));
+    }
+    let mut dry_run = scene.arguments();
+    dry_run.insert(0, "--dry-run");
+    check(
+        &scene.host.run(&dry_run),
+        0,
+        &["resumes at 128K of 218K", "in 2 objects"],
+    );
+    dry_run.insert(0, "--json");
+    let json: serde_json::Value = serde_json::from_slice(&scene.host.run(&dry_run).stdout).unwrap();
+    assert_eq!(json["goes_on"]["position"], 128 << 10, "{json}");
+    assert_eq!(fs::metadata(&partial).unwrap().len(), 150 << 10);
+    check(&scene.restore(), 0, &["resumes at 128K of 218K"]);
+    scene.assert_restored();
+    check(&scene.restore(), 2, &["exists already"]);
+}
+
+#[test]
+fn full_disk_keeps_the_partial_file_and_names_it() {
+    let scene = OutputHost::new();
+    let failed = scene.restore_limited("trap '' XFSZ;");
+    let partial = scene.partial().display().to_string();
+    let says = [
+        &partial,
+        "File too large",
+        "the same command resumes",
+        "150K of 218K",
+    ];
+    check(&failed, 1, &says);
+    check(&scene.restore(), 0, &["resumes at 128K"]);
+    scene.assert_restored();
+}
+
+#[test]
+fn partial_file_is_written_by_one_run_only_and_other_backups_are_kept() {
+    let scene = OutputHost::new();
+    let other = "stream.20250101T000000Z-full-00000000000000ff-00000000000000ff.partial";
+    fs::write(scene.out.with_file_name(other), "other").unwrap();
+    let file = fs::File::create(scene.partial()).unwrap();
+    fs::set_permissions(scene.partial(), fs::Permissions::from_mode(0o600)).unwrap();
+    file.lock().unwrap();
+    check(
+        &scene.restore(),
+        11,
+        &["being worked on by another run", ".partial"],
+    );
+    drop(file);
+    check(&scene.restore(), 0, &[other, "is of another backup"]);
+    assert_eq!(fs::read(scene.out.with_file_name(other)).unwrap(), b"other");
+    fs::remove_file(scene.out.with_file_name(other)).unwrap();
+    scene.assert_restored();
+}
+
+/// The disk of the remote is not mounted: its mount point is missing, or empty.
+#[test]
+fn remote_that_is_not_mounted_is_never_an_empty_store() {
+    let host = Host::new();
+    host.configure(RULES);
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &[]);
+    let (remote, aside) = (host.path("remote"), host.path("aside"));
+    fs::rename(&remote, &aside).unwrap();
+    let kept = tree(&host.path("intermediate"));
+    for mounted in [false, true] {
+        for refused in [
+            &["prune-remote", "-y"][..],
+            &["prune-intermediate", "-y"],
+            &["upload-intermediate-to-remote"],
+            &["verify-checksums", "--read-data"],
+            &["show", "--include-remote"],
+            &["health"],
+        ] {
+            let output = host.run(refused);
+            let text = format!("{output:?}");
+            let reads = matches!(refused[0], "show" | "verify-checksums" | "health");
+            assert!(
+                reads || output.status.code() == Some(1),
+                "{refused:?}: {text}"
+            );
+            assert!(
+                !output.status.success() || refused[0] == "show",
+                "{refused:?}: {text}"
+            );
+            let folder = remote.display().to_string();
+            assert!(
+                text.contains(&folder),
+                "{refused:?} does not name {folder}: {text}"
+            );
+            assert!(tree(&host.path("intermediate")) == kept, "{refused:?}");
+        }
+        if !mounted {
+            fs::create_dir(&remote).unwrap();
+        }
+    }
+    assert_eq!(
+        files(&remote),
+        [""; 0],
+        "something was put into the mount point"
+    );
+    fs::remove_dir(&remote).unwrap();
+    fs::rename(&aside, &remote).unwrap();
+    check(&host.run(&["verify-checksums"]), 0, &["0 damaged"]);
+}

@@ -10,11 +10,13 @@ pub mod drill;
 mod find;
 mod leave;
 mod mark;
+mod partial_file;
 mod properties;
 mod reading;
 mod receive;
 mod rollback;
 mod target;
+mod to_file;
 mod tree;
 mod visible;
 
@@ -25,6 +27,7 @@ pub(super) use leave::{destroy_left_scratch, destroy_scratch};
 pub use mark::{
     Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half,
 };
+pub use partial_file::{PartialFile, other_partials};
 pub use properties::{PropertyChoice, PropertyError};
 pub use reading::plain::fetch_requests;
 pub use reading::reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
@@ -33,6 +36,7 @@ pub use receive::{
 };
 pub use rollback::{LostBookmark, LostSnapshot, Rollback};
 pub use target::{ReceiveOptions, ReceivePlan, ResumeChoice, check_target};
+pub use to_file::{find_partial, restore_to_file};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 pub use visible::{VisibleSteps, left_readonly, visible_steps};
 

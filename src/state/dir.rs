@@ -151,7 +151,7 @@ fn is_temporary(name: &str) -> bool {
 }
 
 /// Returns the folder of a path; for a bare file name the current folder.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))

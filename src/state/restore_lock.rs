@@ -105,7 +105,7 @@ fn lock_file(
 }
 
 /// Returns the process that has the lock, as far as the kernel's table shows it.
-fn holder_of(file: &File) -> Option<u32> {
+pub(crate) fn holder_of(file: &File) -> Option<u32> {
     let inode = format!(":{}", file.metadata().ok()?.ino());
     let table = std::fs::read_to_string("/proc/locks").ok()?;
     table.lines().find_map(|line| {

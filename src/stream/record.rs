@@ -55,7 +55,7 @@ pub struct StreamExpectation {
 }
 
 /// Parses a stream in slices of any length. The [module](self) lists the checks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StreamParser {
     walker: Walker,
     watch: Watch,
@@ -145,6 +145,17 @@ impl StreamParser {
     /// Returns the stream position: all bytes fed, plus the bytes before the resume point.
     pub fn position(&self) -> u64 {
         self.walker.position()
+    }
+
+    /// Returns the length of the beginning that checksums have proven, which ends at a header. Also
+    /// valid after a fault.
+    pub fn proven_bytes(&self) -> u64 {
+        self.walker.proven_bytes()
+    }
+
+    /// Whether a record of an unknown type was fed. After it, nothing is proven before END.
+    pub fn is_opaque(&self) -> bool {
+        self.walker.is_opaque()
     }
 
     /// BEGIN, once fed.
@@ -238,7 +249,7 @@ impl RecordCounts {
 }
 
 /// The parser's own work for each record: checks BEGIN, counts, keeps resume points.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Watch {
     expect: StreamExpectation,
     counts: RecordCounts,

@@ -41,6 +41,7 @@ mod locks;
 mod nights;
 mod observer;
 mod outages;
+mod partial_file;
 #[allow(
     dead_code,
     reason = "shared with the contract suite, which uses all of it"

@@ -19,10 +19,11 @@ pub(crate) struct Restore {
     /// Receive into this dataset, unmounted; missing parents are created with canmount=off
     #[arg(long, value_name = "DATASET")]
     pub(crate) to: Option<DatasetName>,
-    /// Write the bare stream into this new file
+    /// Write the bare stream into this new file. The same command resumes an interrupted one from
+    /// FILE.ID.partial
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Write the bare stream to stdout, for `zfs receive` anywhere
+    /// Write the bare stream to stdout, for `zfs receive` anywhere; an interrupted one starts over
     #[arg(long)]
     pub(crate) stdout: bool,
     /// Restore the newest backup that is not after this time: 2026-11-20, "2026-11-20 14:30" or

@@ -1,10 +1,10 @@
 //! `restore`.
 
-pub(crate) mod new_file;
+pub(crate) mod output_file;
 pub(crate) mod tree;
 
 use crate::cli::args::Restore;
-use crate::cli::commands::restore::new_file::NewFile;
+use crate::cli::commands::restore::output_file::{find_resumed_file, write_file};
 use crate::cli::commands::restore::tree::restore_tree;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
@@ -28,9 +28,8 @@ use crate::zfs::{Zfs, enlarge_pipe};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::fs::File;
-use std::io::{ErrorKind, IsTerminal};
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) async fn restore(context: &Context, restore: &Restore) -> Result<(), Failure> {
@@ -504,32 +503,37 @@ async fn restore_stream(
     };
     announce(&set, restore, &context.output)?;
     if context.global.dry_run {
-        context.output.emit(&PlannedRestore::new(&set, None));
+        let receive = match (&restore.output, set.backups.as_slice()) {
+            (Some(file), [backup]) => find_resumed_file(context, backup, file).await?,
+            _ => None,
+        };
+        context.output.emit(&PlannedRestore::new(&set, receive));
         return Ok(());
     }
-    let backup = only_backup(&set, restore)?;
-    let work = async {
-        match &restore.output {
-            Some(file) => write_file(backup, keys, file).await,
-            None => {
-                // The standard handle is not used, because it scans for line ends.
-                let file = std::io::stdout().as_fd().try_clone_to_owned();
-                let failed = |source| RunError::File {
-                    operation: "write to",
-                    path: "stdout".into(),
-                    source,
-                };
-                let file = file.map_err(failed)?;
-                // A larger pipe lets the reader work in parallel.
-                enlarge_pipe(&file);
-                restore_to_writer(backup, keys, Box::new(File::from(file))).await?;
-                Ok(())
-            }
-        }
+    match &restore.output {
+        Some(file) => write_file(context, only_backup(&set, restore)?, keys, file).await,
+        None => write_stdout(context, only_backup(&set, restore)?, keys).await,
+    }
+}
+
+async fn write_stdout(
+    context: &Context,
+    backup: &RestoreBackup,
+    keys: &KeyFile,
+) -> Result<(), Failure> {
+    // The standard handle is not used, because it scans for line ends.
+    let file = std::io::stdout().as_fd().try_clone_to_owned();
+    let failed = |source| RunError::File {
+        operation: "write to",
+        path: "stdout".into(),
+        source,
     };
+    let file = file.map_err(failed)?;
+    // A larger pipe lets the reader work in parallel.
+    enlarge_pipe(&file);
     let mut stop = context.stop.clone();
     tokio::select! {
-        result = work => result,
+        result = restore_to_writer(backup, keys, Box::new(File::from(file))) => Ok(result.map(drop)?),
         // The fetch ends with the runtime, and the stream ends with it.
         _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
     }
@@ -554,44 +558,4 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
             ))
         }
     }
-}
-
-/// Writes the stream to a temporary file in the same folder, and renames it once it is complete and
-/// on disk. The temporary name is random, so it cannot be prepared in advance. A failed restore
-/// removes the temporary file.
-async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
-    let exists = || {
-        usage(
-            &format!("{} exists already", path.display()),
-            "name a file that does not exist yet",
-        )
-    };
-    let failed = |operation: &'static str| {
-        move |source| RunError::File {
-            operation,
-            path: path.display().to_string(),
-            source,
-        }
-    };
-    if path.symlink_metadata().is_ok() {
-        return Err(exists());
-    }
-    let (file, partial) = NewFile::create_beside(path).map_err(failed("create"))?;
-    NewFile::check_naming(path).map_err(|error| cannot_name(path, &error))?;
-    let copy = file.try_clone().map_err(failed("create"))?;
-    restore_to_writer(backup, keys, Box::new(copy)).await?;
-    file.sync_all().map_err(failed("write"))?;
-    match partial.become_named(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists()),
-        named => Ok(named.map_err(failed("name"))?),
-    }
-}
-
-/// Returns the error for a file whose folder cannot give it a name without replacing another one.
-fn cannot_name(path: &Path, error: &std::io::Error) -> RunError {
-    RunError::refused(
-        format!("cannot write {}: {error}", path.display()),
-        "the folder must be writable, and its file system must have hard links or RENAME_NOREPLACE (ext4, XFS, ZFS and \
-         NFS have one of them); name a file in another folder, or use --stdout with a shell redirection",
-    )
 }

@@ -38,7 +38,7 @@ const WINDOW_BYTES_MIN: u64 = 1 << 20;
 /// largest records seen so far (at least 1 MiB), or when none was hashed for 32 MiB. In the rare
 /// case that the last block was not hashed (larger than all before it, or far from the boundary),
 /// an older one is kept: a valid point, only earlier.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct ResumeTracker {
     boundary: Option<u64>,
     largest_record_bytes: u64,
@@ -47,7 +47,7 @@ pub(super) struct ResumeTracker {
     point: Option<ResumePoint>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Hashing {
     end: u64,
     object: u64,

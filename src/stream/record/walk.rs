@@ -49,7 +49,7 @@ enum Phase {
 }
 
 /// The position in a stream and the state of the parse.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::stream) struct Walker {
     phase: Phase,
     /// The incomplete header; in [`Phase::Opaque`] the last bytes so far.
@@ -57,6 +57,8 @@ pub(in crate::stream) struct Walker {
     held_bytes: usize,
     sum: Fletcher4Feed,
     position: u64,
+    /// The end of the last header whose checksum was right: the bytes before it are proven.
+    proven_bytes: u64,
     /// The current record: number, start, type if known.
     record: u64,
     record_start: u64,
@@ -74,6 +76,7 @@ impl Walker {
             held_bytes: 0,
             sum: Fletcher4Feed::new(Fletcher4::default(), ByteOrder::Little),
             position: 0,
+            proven_bytes: 0,
             record: 0,
             record_start: 0,
             record_type: None,
@@ -88,6 +91,7 @@ impl Walker {
         Self {
             sum,
             position,
+            proven_bytes: position,
             record_start: position,
             begin: Some(begin),
             ..Self::new()
@@ -189,6 +193,7 @@ impl Walker {
         let mut sum = self.sum_at_word();
         let before = sum;
         header.verify(&mut sum)?;
+        self.proven_bytes = self.position;
         self.sum = Fletcher4Feed::new(sum, self.sum.order());
         if let (Some(found), Some(begin)) = (header.snapshot_guid().map(Guid), &self.begin)
             && found != begin.snapshot_guid
@@ -305,6 +310,12 @@ impl Walker {
     /// Returns the position: bytes so far, including those before a resume point.
     pub(in crate::stream) fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Returns the length of the beginning that checksums have proven: a header's checksum covers
+    /// every byte of the stream before it.
+    pub(in crate::stream) fn proven_bytes(&self) -> u64 {
+        self.proven_bytes
     }
 
     /// Returns BEGIN, once it is complete.

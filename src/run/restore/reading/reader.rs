@@ -54,14 +54,30 @@ pub fn open_stream_until(
     identities: &[age::x25519::Identity],
     stop: Stop,
 ) -> (RestoreReader, FailureSlot) {
-    let base_guid = backup.manifest.base.as_ref().map(|base| base.guid);
-    let expectation = StreamExpectation {
-        snapshot_guid: backup.manifest.snapshot.guid,
-        base_guid,
-    };
-    let passage = Passage::Whole(Box::new(StreamParser::new(expectation)));
-    let stream = PlainStream::open(backup, identities, ReadPoint(0), WHOLE, stop);
+    let parser = StreamParser::new(expected_stream(backup));
+    open_rest(backup, identities, ReadPoint(0), parser, stop)
+}
+
+/// Does the same as [`open_stream_until`], from an entry on. `parser` has parsed all bytes before
+/// it.
+pub(in crate::run::restore) fn open_rest(
+    backup: &RestoreBackup,
+    identities: &[age::x25519::Identity],
+    from: ReadPoint,
+    parser: StreamParser,
+    stop: Stop,
+) -> (RestoreReader, FailureSlot) {
+    let passage = Passage::Whole(Box::new(parser));
+    let stream = PlainStream::open(backup, identities, from, WHOLE, stop);
     RestoreReader::new(backup, stream, passage, 0, Vec::new())
+}
+
+/// Returns the snapshots that the stream of a backup must be of.
+pub(in crate::run::restore) fn expected_stream(backup: &RestoreBackup) -> StreamExpectation {
+    StreamExpectation {
+        snapshot_guid: backup.manifest.snapshot.guid,
+        base_guid: backup.manifest.base.as_ref().map(|base| base.guid),
+    }
 }
 
 /// Does the same as [`open_stream_until`], for the stream that resumes a receive at the point that
