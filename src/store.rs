@@ -192,7 +192,8 @@ pub enum Wait {
     Helps,
     /// The store answered: only a change of the request or of the object helps.
     IsUseless,
-    /// The request waited in vain, or was made after another one had waited in vain.
+    /// The request waited in vain, or was made after another one had waited in vain, or the store is
+    /// gone. It is not repeated.
     IsOver,
 }
 
@@ -271,6 +272,13 @@ impl StoreError {
         if !is_outage {
             self.wait = Wait::IsUseless;
         }
+        self
+    }
+
+    /// Notes that the store is gone, so that no request is repeated.
+    #[must_use]
+    pub(crate) fn with_store_gone(mut self) -> Self {
+        self.wait = Wait::IsOver;
         self
     }
 

@@ -105,9 +105,19 @@ fn in_store(error: PathError, operation: &str, subject: &str, url: &str) -> Stor
         StoreErrorKind::NotFound if is_root => {
             Some("create the folder, or mount its file system".to_owned())
         }
+        StoreErrorKind::Unavailable if is_root => Some(
+            "bring that folder back, such as by mounting its file system, and run the same command again"
+                .to_owned(),
+        ),
         _ => None,
     };
-    StoreError::new(error.kind, operation, subject, url, error).with_hint_of(hint)
+    let is_gone = is_root && error.kind == StoreErrorKind::Unavailable;
+    let error = StoreError::new(error.kind, operation, subject, url, error).with_hint_of(hint);
+    if is_gone {
+        error.with_store_gone()
+    } else {
+        error
+    }
 }
 
 impl Shared {
@@ -138,9 +148,14 @@ impl Shared {
         }
     }
 
-    /// Gives the file its final name, or removes it.
+    /// Gives the file its final name, or removes it. The file is open in its folder, which may have
+    /// been moved or unmounted since: an object there is not in this store.
     fn finish(&self, key: &ObjectKey, temp: &TempFile, bytes: u64) -> Result<Evidence, PathError> {
-        match temp.publish(&self.naming, bytes) {
+        let named = self
+            .root
+            .folder()
+            .and_then(|_| temp.publish(&self.naming, bytes));
+        match named {
             Ok(()) => Ok(self.evidence(bytes)),
             Err(error) => {
                 let _ = self.discard(key, temp);

@@ -16,7 +16,8 @@
 //! numbers, which all names except those of keyrings have, never collide.
 //!
 //! **Absent.** For a remote of folders "not found" is trusted only while the root folder itself
-//! exists: an unmounted disk must not look like an empty store.
+//! exists and still contains [`IDENTITY_FOLDER`], if it did before: an unmounted disk must not look
+//! like an empty store.
 //!
 //! **Evidence.** The SHA-1 or MD5 that the remote reports, computed by the provider or stored with
 //! the object, depending on the provider; without either, the size.
@@ -60,6 +61,7 @@ use process::{Call, Ended};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Mutex, Semaphore};
 
 /// The first version whose behaviour was tested. Versions before 1.75.1 could report success for an
@@ -67,6 +69,10 @@ use tokio::sync::{Mutex, Semaphore};
 const VERSION_MIN: [u32; 3] = [1, 75, 2];
 /// The maximum output of a call that lists nothing: versions and features.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// The folder of the store's identity, in the root.
+const IDENTITY_FOLDER: &str = "@zfs-backup";
+const VANISHED_HINT: &str =
+    "bring that folder back, such as by mounting its file system, and run the same command again";
 /// The number of locks for names. Concurrent puts of different names seldom share one.
 const PUT_LOCKS: usize = 64;
 
@@ -80,6 +86,9 @@ pub struct RcloneStore {
     /// Whether the remote is bucket-based: folders are then only parts of names, and need not
     /// exist.
     buckets: bool,
+    /// Whether the root folder was seen with the folder of the store's identity. Buckets have no
+    /// empty folders, so there the folder proves nothing.
+    has_identity: AtomicBool,
     /// Serialises the puts of one name.
     put_locks: [Mutex<()>; PUT_LOCKS],
     /// Limits concurrent uploads: to one if there is a bandwidth limit, because rclone limits each
@@ -130,6 +139,7 @@ impl RcloneStore {
             traits,
             hash: None,
             buckets: false,
+            has_identity: AtomicBool::new(false),
             put_locks,
             uploads,
             settings,
@@ -186,7 +196,10 @@ impl RcloneStore {
         let arguments = ["lsjson", "--no-modtime", "--no-mimetype"];
         let listed = self.run(&arguments, &[self.settings.place()], true).await;
         let cause = match listed {
-            Ok(Ended { failure: None, .. }) => return Ok(()),
+            Ok(Ended {
+                failure: None,
+                output,
+            }) => return self.demand_identity(operation, &output),
             Ok(Ended {
                 failure: Some(cause),
                 ..
@@ -203,6 +216,33 @@ impl RcloneStore {
         } else {
             error
         })
+    }
+
+    /// Fails if the folder of the store's identity was in the root and is not in this listing.
+    fn demand_identity(&self, operation: &str, listing: &[u8]) -> Result<(), StoreError> {
+        let failed = |cause| self.failed(operation, "", cause);
+        let entries: Vec<read::Entry> =
+            serde_json::from_slice(listing).map_err(|error| failed(unreadable(&error)))?;
+        if entries
+            .iter()
+            .any(|entry| entry.is_folder_named(IDENTITY_FOLDER))
+        {
+            self.has_identity.store(true, Ordering::Relaxed);
+        } else if !self.buckets && self.has_identity.load(Ordering::Relaxed) {
+            let text = format!(
+                "the folder no longer contains {IDENTITY_FOLDER}: was its file system unmounted, or the folder replaced?"
+            );
+            return Err(failed(Cause::ours(StoreErrorKind::Unavailable, text))
+                .with_store_gone()
+                .with_hint(VANISHED_HINT));
+        }
+        Ok(())
+    }
+
+    /// Fails unless the root folder is still the one of this store. Its objects are then not known
+    /// to be missing: the error is never [`StoreErrorKind::NotFound`].
+    async fn demand_same_place(&self, operation: &str) -> Result<(), StoreError> {
+        self.demand_place(operation).await.map_err(vanished)
     }
 
     /// Runs rclone for a small output.
@@ -236,6 +276,19 @@ impl RcloneStore {
         StoreError::new(kind, operation, subject, &self.url, cause)
             .with_hint_of(hint)
             .with_outage(is_outage)
+    }
+}
+
+/// Turns "not found" of the root folder into an error that says nothing about objects.
+fn vanished(error: StoreError) -> StoreError {
+    match error.kind {
+        StoreErrorKind::NotFound => StoreError {
+            kind: StoreErrorKind::Unavailable,
+            ..error
+        }
+        .with_store_gone()
+        .with_hint(VANISHED_HINT),
+        _ => error,
     }
 }
 

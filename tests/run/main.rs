@@ -75,6 +75,7 @@ mod unfinished;
 mod unreadable;
 mod upload;
 mod upload_failures;
+mod vanished;
 mod verify;
 #[allow(
     dead_code,

@@ -20,7 +20,7 @@ use zfs_backup::zfs::Zfs;
 
 const PART_BYTES: usize = 16 * 1024;
 
-async fn open(folder: &Path) -> Arc<dyn ObjectStore> {
+pub(crate) async fn open(folder: &Path) -> Arc<dyn ObjectStore> {
     for name in ["objects", "spool"] {
         fs::create_dir_all(folder.join(name)).unwrap();
     }

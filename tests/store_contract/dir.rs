@@ -90,11 +90,13 @@ async fn root_that_was_replaced_is_an_error_and_not_an_empty_store() {
         .unwrap();
     fs::rename(&root, &aside).unwrap();
     let gone = store.list("").await.unwrap_err();
-    assert_eq!(gone.kind, StoreErrorKind::NotFound, "{}", story(&gone));
+    assert_eq!(gone.kind, StoreErrorKind::Unavailable, "{}", story(&gone));
+    assert!(story(&gone).contains("the folder is gone") && gone.hint.unwrap().contains("mounting"));
     fs::create_dir(&root).unwrap();
     for error in [
         store.list("").await.unwrap_err(),
         store.head(&key("tank/@a/x")).await.unwrap_err(),
+        store.get(&key("tank/@a/x"), None, 10).await.unwrap_err(),
     ] {
         assert_eq!(error.kind, StoreErrorKind::Unavailable, "{}", story(&error));
     }

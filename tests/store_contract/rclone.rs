@@ -291,8 +291,8 @@ async fn missing_rclone_path_is_an_error_and_never_created() {
         upload(&store, &absent, &bytes).await.unwrap_err(),
         store.delete(&name).await.unwrap_err(),
     ] {
-        assert_eq!(error.kind, StoreErrorKind::NotFound);
-        assert_says(&error, &["directory not found"]);
+        assert_eq!(error.kind, StoreErrorKind::Unavailable);
+        assert_says(&error, &["directory not found", "mounting its file system"]);
     }
     assert!(!host.path("objects").exists(), "nothing was made there");
     fs::rename(host.path("aside"), host.path("objects")).unwrap();

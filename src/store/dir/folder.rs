@@ -106,9 +106,17 @@ impl Root {
         &self.path
     }
 
-    /// Opens the root again, and fails if the path now leads to another folder.
+    /// Opens the root again, and fails if the path now leads to another folder or to none. A folder
+    /// that is gone is [`StoreErrorKind::Unavailable`]: its objects are not known to be missing.
     pub(super) fn folder(&self) -> Result<Folder, PathError> {
-        let fd = open_path(&self.path)?;
+        let fd = open_path(&self.path).map_err(|error| match error.kind {
+            StoreErrorKind::NotFound => {
+                let text =
+                    "the folder is gone: was its file system unmounted, or the folder moved?";
+                PathError::of_kind(StoreErrorKind::Unavailable, &self.path, text)
+            }
+            _ => error,
+        })?;
         let stat = fstat(&fd).map_err(|error| PathError::new(&self.path, error))?;
         if (stat.st_dev, stat.st_ino) != (self.device, self.inode) {
             let text =

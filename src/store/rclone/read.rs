@@ -2,7 +2,7 @@
 
 use super::cause::Cause;
 use super::process::{self, Call, PARTIAL_SUFFIX};
-use super::{RcloneStore, unreadable};
+use super::{RcloneStore, unreadable, vanished};
 use crate::store::adapter::Adapter;
 use crate::store::hash::HashKind;
 use crate::store::{
@@ -38,6 +38,12 @@ pub(super) struct Entry {
     is_folder: bool,
     #[serde(rename = "Hashes", default)]
     hashes: Option<HashMap<String, String>>,
+}
+
+impl Entry {
+    pub(super) fn is_folder_named(&self, name: &str) -> bool {
+        self.is_folder && self.path == name
+    }
 }
 
 impl Adapter for RcloneStore {
@@ -99,7 +105,7 @@ impl RcloneStore {
             Some(entry) => self.evidence(key.as_str(), &entry).map(Some),
             None => {
                 if !self.buckets {
-                    self.demand_place(operation).await?;
+                    self.demand_same_place(operation).await?;
                 }
                 Ok(None)
             }
@@ -188,13 +194,16 @@ impl RcloneStore {
             // An empty listing is trusted only if rclone itself reports the missing folder, and
             // only while the root folder exists.
             Some(cause) if cause.is_no_folder() && !folder.is_empty() => {
-                self.demand_place("list").await?;
+                self.demand_same_place("list").await?;
                 return Ok(BTreeMap::new());
             }
-            Some(cause) => return Err(failed(cause)),
+            Some(cause) => return Err(vanished(failed(cause))),
         }
         let entries: Vec<Entry> =
             serde_json::from_slice(&ended.output).map_err(|error| failed(unreadable(&error)))?;
+        if entries.is_empty() && !self.buckets {
+            self.demand_same_place("list").await?;
+        }
         self.below(prefix, folder, entries).await
     }
 
