@@ -22,6 +22,7 @@ mod lock;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod multipart;
+mod names;
 mod pace;
 mod pages;
 mod parts;
@@ -436,6 +437,16 @@ pub trait ObjectStore: Send + Sync {
     async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
         let _ = prefix;
         Ok(None)
+    }
+
+    /// Checks with a few small objects, which it removes again, whether the store keeps keys apart
+    /// that differ in case only, and returns keys unchanged. Buckets do; a folder may not.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Unsupported`] for a store that does not.
+    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
+        let _ = prefix;
+        Ok(())
     }
 
     /// Returns the bucket's own settings; `None` if the store has no bucket. Changes nothing.

@@ -16,7 +16,7 @@ pub use places::{Place, Purpose, accept, check_place, identify, known_at};
 use super::RunError;
 use crate::manifest::{FORMAT, parse_as, to_stored_bytes};
 use crate::model::{KnownStore, StoreId};
-use crate::store::key::{STORE_ID, STORE_ID_CLAIM_PREFIX};
+use crate::store::key::{PROBE_PREFIX, STORE_ID, STORE_ID_CLAIM_PREFIX};
 use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
@@ -92,11 +92,13 @@ fn unusable(store: &dyn ObjectStore, why: &str) -> RunError {
 }
 
 /// Gives a store an identity, and returns the identity that it has afterwards: another host may
-/// have put one first.
+/// have put one first. A store that mixes names is refused before anything depends on it.
 ///
 /// # Errors
-/// [`RunError`] when the identity could not be put or read back.
+/// [`RunError`] when the store does not keep names apart, or the identity could not be put or read
+/// back.
 async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
+    store.check_names(PROBE_PREFIX).await?;
     let random = || getrandom::u64().map(u128::from);
     let bits = random().and_then(|high| Ok((high << 64) | random()?));
     let bits = bits

@@ -12,6 +12,7 @@ mod temp;
 
 pub use temp::CreateOnly;
 
+use super::names::check_names;
 use super::parts::PartSizes;
 use super::work::run_blocking;
 use super::{
@@ -412,6 +413,10 @@ impl ObjectStore for DirStore {
             listing::list_unfinished(&shared.root, &owned)
         })
         .await
+    }
+
+    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
+        check_names(self, prefix).await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {

@@ -150,6 +150,10 @@ impl<L: Layer> ObjectStore for L {
         self.inner().probe(prefix).await
     }
 
+    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner().check_names(prefix).await
+    }
+
     async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
         self.inner().bucket_facts().await
     }

@@ -50,6 +50,7 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
 
 use super::adapter::Adapter;
 use super::hash::HashKind;
+use super::names::check_names;
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile,
     SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
@@ -380,6 +381,10 @@ impl ObjectStore for RcloneStore {
     /// keeps: `rclone cleanup` removes those.
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.list_partial(prefix).await
+    }
+
+    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
+        check_names(self, prefix).await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {

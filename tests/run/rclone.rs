@@ -4,12 +4,15 @@
 use crate::weed::programs::find_program;
 use crate::world::{World, committed, main_keyring_key, never, noise, now};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
+use zfs_backup::run::error_chain;
+use zfs_backup::run::identity::{Place, Purpose, identify};
 use zfs_backup::run::prune::{PruneEnv, forget};
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
@@ -144,4 +147,67 @@ async fn chain_is_stored_verified_and_restored_through_rclone() {
         left.iter().all(|object| object.key.contains("/@prune/")),
         "{left:?}"
     );
+}
+
+/// Opens the folder through a script in front of rclone, which changes the names of the probe as a
+/// file system might.
+async fn open_folding(folder: &Path, change: &str) -> Arc<dyn ObjectStore> {
+    let script = format!(
+        "#!/bin/sh\nn=$#\nwhile [ $n -gt 0 ]; do a=$1; shift; n=$((n-1))\ncase \"$a\" in */probe/*) \
+         a=\"${{a%/probe/*}}/probe/$(printf '%s' \"${{a##*/probe/}}\" | {change})\";; esac\n\
+         set -- \"$@\" \"$a\"; done\nexec '{}' \"$@\"\n",
+        find_program("rclone", "ZFS_BACKUP_RCLONE").display()
+    );
+    fs::create_dir(folder.join("objects")).unwrap();
+    fs::write(folder.join("rclone.new"), script).unwrap();
+    fs::set_permissions(folder.join("rclone.new"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::rename(folder.join("rclone.new"), folder.join("rclone.sh")).unwrap();
+    fs::write(folder.join("rclone.conf"), "[disk]\ntype = local\n").unwrap();
+    let settings = RcloneSettings {
+        program: folder.join("rclone.sh"),
+        conf: folder.join("rclone.conf"),
+        remote: "disk".to_owned(),
+        path: folder.join("objects").display().to_string(),
+        part_bytes: PART_BYTES,
+        ..RcloneSettings::default()
+    };
+    Arc::new(RcloneStore::connect(settings).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_run_refuses_a_folder_that_mixes_names() {
+    for (change, listed) in [
+        ("tr A-Z a-z", "\"@a: b-_.\", \"name\" are listed"),
+        ("sed 's/:/_/'", "\"@a_ b-_.\""),
+        ("sed 's/[.]$//'", "\"@a: b-_\", "),
+        ("cat", ""),
+    ] {
+        let (folder, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let store = open_folding(folder.path(), change).await;
+        let place = Place {
+            url: store.url().to_owned(),
+            endpoint: String::new(),
+            option: "",
+        };
+        let found = identify(
+            state.path(),
+            &place,
+            Arc::clone(&store),
+            Purpose::Write,
+            &[],
+        )
+        .await;
+        let left = store.list("").await.unwrap();
+        if listed.is_empty() {
+            found.unwrap();
+            assert_eq!(left.len(), 1, "only the identity is there: {left:?}");
+            continue;
+        }
+        let error = found.err().unwrap();
+        let text = format!("{} {:?}", error_chain(&error), error.hint());
+        for needle in ["objects", "does not keep names apart", listed, "ext4"] {
+            assert!(text.contains(needle), "{change}: no {needle} in {text}");
+        }
+        assert_eq!(left, [], "{change}");
+    }
 }

@@ -55,7 +55,7 @@ pub(crate) enum Command {
     /// Check ZFS, permissions, credentials and the store, and print what works and what to do about
     /// the rest
     ///
-    /// Writes only a probe of the store, below @zfs-backup/probe/, and removes it again; writes
+    /// Writes only probes of the stores, below @zfs-backup/probe/, and removes them again; writes
     /// nothing with --dry-run. Ends with 1 if a backup could not work.
     Doctor,
     /// List or release the holds of this tool in the pools

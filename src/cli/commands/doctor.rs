@@ -24,7 +24,7 @@ use crate::run::runner::Runner;
 use crate::sign::Trust;
 use crate::state::probes::{ProbeCache, ProbeNote};
 use crate::store::ObjectStore;
-use crate::store::key::KEYRING_PREFIX;
+use crate::store::key::{KEYRING_PREFIX, PROBE_PREFIX};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -123,6 +123,7 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
                         .err()
                         .map(|error| Check::failed("identity", &error)),
                 );
+                check_names(context, &[(StoreRole::Intermediate, &*store)], checks).await;
                 checks.push(keyring(setup, &store).await);
             }
             Err(failure) => checks.push(check_of("intermediate", &failure)),
@@ -160,6 +161,7 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
             .err()
             .map(|error| Check::failed("identity", &error)),
     );
+    check_names(context, &stores, checks).await;
     let wanted = wanted(config);
     let mut note = None;
     if let (Some(endpoint), false) = (&endpoint, context.global.dry_run) {
@@ -190,6 +192,22 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
     }
     checks.push(keyring(setup, &store).await);
     note
+}
+
+/// Checks that the stores keep the names of objects. A dry run puts nothing, so it cannot check.
+async fn check_names(
+    context: &Context,
+    stores: &[(StoreRole, &dyn ObjectStore)],
+    checks: &mut Vec<Check>,
+) {
+    if context.global.dry_run {
+        return;
+    }
+    for (_, store) in stores {
+        if let Err(error) = store.check_names(PROBE_PREFIX).await {
+            checks.push(Check::failed("names", &error.into()));
+        }
+    }
 }
 
 async fn try_store(
