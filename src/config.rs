@@ -47,7 +47,9 @@ pub use schedule::{BandwidthSchedule, Window};
 pub use secret::{CommandLine, Passphrase, Secret, SecretError, SecretFile};
 pub use send::{Compression, RawMode, SEALING_THREADS_MAX, SendSection};
 pub use sequence::SequenceStep;
-pub use stores::{B2Section, CredentialFiles, PartSettings, PruneSection, S3Section};
+pub use stores::{
+    B2Section, CredentialFiles, EncryptionSettings, PartSettings, PruneSection, S3Section,
+};
 pub use units::{Age, InvalidValue, Size, TimeLimit};
 
 use document::Document;

@@ -51,7 +51,9 @@ pub use probe::{BucketFacts, Doubt, StoreProbe};
 pub use proof::ContentCheck;
 pub use rclone::{RcloneSettings, RcloneStore};
 pub use renew::Renew;
-pub use s3::{S3Checksum, S3Credentials, S3Settings, S3Store};
+pub use s3::{
+    CustomerKey, S3Checksum, S3Credentials, S3Encryption, S3EncryptionKind, S3Settings, S3Store,
+};
 pub use spool::{Spool, SpoolFile, SpooledStore};
 
 /// The constant properties of a store.

@@ -10,7 +10,7 @@ use super::secret::{Secret, SecretError, SecretFile};
 use super::trust::FolderRule;
 use super::units::{InvalidValue, Size};
 use super::visitor::KeyVisitor;
-use crate::store::{LockMode, ObjectLock, S3Checksum};
+use crate::store::{CustomerKey, LockMode, ObjectLock, S3Checksum, S3Encryption, S3EncryptionKind};
 use std::path::PathBuf;
 
 /// The smallest part. S3 refuses smaller parts (except the last); B2's minimum of 5,000,000 bytes
@@ -86,10 +86,49 @@ pub struct S3Section {
     /// The checksum that the store verifies and keeps; `None` means the strongest that a probe of
     /// the store finds.
     pub checksum: Option<S3Checksum>,
+    /// The encryption that the store is asked for; `None` means that of the bucket.
+    pub encryption: Option<EncryptionSettings>,
     /// Settings for parts.
     pub parts: PartSettings,
     /// The time for which the store refuses to delete objects.
     pub lock: Option<ObjectLock>,
+}
+
+/// The server-side encryption of an S3 store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EncryptionSettings {
+    /// Keys that the store keeps.
+    Managed {
+        /// The kind of key.
+        kind: S3EncryptionKind,
+        /// The id of a key of the key service.
+        kms_key_id: Option<String>,
+    },
+    /// The file of a customer key (SSE-C).
+    Customer(SecretFile),
+}
+
+impl EncryptionSettings {
+    /// Returns the encryption, with the customer key from its file. Blocks.
+    ///
+    /// # Errors
+    /// [`SecretError`], which names the file.
+    pub fn read(&self, env: &Environment) -> Result<S3Encryption, SecretError> {
+        match self {
+            Self::Managed { kind, kms_key_id } => Ok(S3Encryption::Managed {
+                kind: *kind,
+                kms_key_id: kms_key_id.clone(),
+            }),
+            Self::Customer(file) => {
+                let key = CustomerKey::from_base64(file.read_line(env)?.expose());
+                let key = key.ok_or_else(|| SecretError::Content {
+                    origin: file.to_string(),
+                    reason: "expected 32 bytes in base64, as `openssl rand -base64 32` prints them",
+                })?;
+                Ok(S3Encryption::Customer(key))
+            }
+        }
+    }
 }
 
 /// `[b2]`. Without files the keys come from `B2_APPLICATION_KEY_ID` and `B2_APPLICATION_KEY`.
@@ -117,6 +156,9 @@ pub struct PruneSection {
 }
 
 const S3_KEYS: [&str; 2] = ["access_key_id_file", "secret_access_key_file"];
+const ENCRYPTION_KEY: &str = "server_side_encryption";
+const KMS_KEY_ID: &str = "kms_key_id";
+const CUSTOMER_KEY_FILE: &str = "sse_customer_key_file";
 const B2_KEYS: [&str; 2] = ["application_key_id_file", "application_key_file"];
 
 impl S3Section {
@@ -135,6 +177,7 @@ impl S3Section {
         // `auto` stands for the strongest checksum that the store keeps.
         let checksum = form::word_of(S3Checksum::ALL, expected).or_none("auto");
         visitor.with_default("checksum", &mut self.checksum, checksum);
+        declare_encryption(&mut self.encryption, visitor);
         self.parts.declare(visitor);
         declare_lock(&mut self.lock, visitor);
     }
@@ -184,6 +227,27 @@ fn declare_credential_files(
         });
 }
 
+/// Declares the keys of the server-side encryption. [`check_encryption`] refuses contradictions.
+fn declare_encryption(encryption: &mut Option<EncryptionSettings>, visitor: &mut impl KeyVisitor) {
+    let (mut kind, mut kms_key_id, mut customer_key_file) = match encryption.take() {
+        Some(EncryptionSettings::Managed { kind, kms_key_id }) => (Some(kind), kms_key_id, None),
+        Some(EncryptionSettings::Customer(file)) => (None, None, Some(file)),
+        None => (None, None, None),
+    };
+    let kinds = form::word_of(S3EncryptionKind::ALL, "AES256, aws:kms or aws:kms:dsse");
+    visitor.key(ENCRYPTION_KEY, &mut kind, kinds);
+    let id = word("the id or the ARN of a key of the key service");
+    visitor.key(KMS_KEY_ID, &mut kms_key_id, id);
+    visitor.key(
+        CUSTOMER_KEY_FILE,
+        &mut customer_key_file,
+        form::secret_file(),
+    );
+    *encryption = customer_key_file
+        .map(EncryptionSettings::Customer)
+        .or(kind.map(|kind| EncryptionSettings::Managed { kind, kms_key_id }));
+}
+
 /// Declares the days and the mode; 0 days means no lock.
 fn declare_lock(lock: &mut Option<ObjectLock>, visitor: &mut impl KeyVisitor) {
     let mut days = lock.map(|lock| lock.days);
@@ -224,6 +288,26 @@ pub(super) fn check_credentials(file: &Document<'_>) {
             let message = format!("conflicts with {files}; expected only one of them");
             file.refuse(&profile, message);
         }
+    }
+}
+
+/// Checks that the keys of the server-side encryption do not contradict each other.
+pub(super) fn check_encryption(file: &Document<'_>, encryption: Option<&EncryptionSettings>) {
+    let key = |name: &str| format!("s3.{name}");
+    if file.has(&key(CUSTOMER_KEY_FILE)) && file.has(&key(ENCRYPTION_KEY)) {
+        let message = format!("conflicts with {ENCRYPTION_KEY}; expected only one of them");
+        file.refuse(&key(CUSTOMER_KEY_FILE), message);
+    }
+    let has_kms = match encryption {
+        Some(EncryptionSettings::Managed { kind, .. }) => kind.is_kms(),
+        Some(EncryptionSettings::Customer(_)) | None => false,
+    };
+    if file.has(&key(KMS_KEY_ID)) && !has_kms && !file.has_refused(&key(ENCRYPTION_KEY)) {
+        let problem = Problem::new(format!(
+            "has no effect without a {ENCRYPTION_KEY} that uses it"
+        ));
+        let hint = format!("write {ENCRYPTION_KEY} = \"aws:kms\"");
+        file.refuse(&key(KMS_KEY_ID), problem.hint(hint));
     }
 }
 

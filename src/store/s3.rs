@@ -9,6 +9,8 @@ mod bucket;
 mod cause;
 mod client;
 mod delete;
+mod encryption;
+mod encryption_hint;
 mod fallback;
 mod keys;
 mod limit;
@@ -20,6 +22,7 @@ mod read;
 mod settings;
 mod upload;
 
+pub use encryption::{CustomerKey, S3Encryption, S3EncryptionKind};
 pub use settings::{S3Checksum, S3Credentials, S3Settings};
 
 use super::adapter::{Adapter, folder_of};
@@ -37,6 +40,7 @@ use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::{Bytes, BytesMut};
 use cause::Cause;
 use client::Connected;
+use encryption_hint::encryption_hint;
 use jiff::Timestamp;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::ops::Range;
@@ -200,7 +204,10 @@ impl Shared {
         if cause.may_be_the_checksum(api) {
             self.contradicts(&format!("{api} was refused: {cause}"));
         }
-        let hint = cause.hint(api, &self.settings.bucket, &self.endpoint);
+        let bucket = &self.settings.bucket;
+        let encryption = self.settings.encryption.as_ref();
+        let hint = encryption_hint(&cause, api, bucket, encryption)
+            .or_else(|| cause.hint(api, bucket, &self.endpoint));
         let (kind, is_outage) = (cause.kind(), cause.is_outage());
         StoreError::new(kind, operation, subject, &self.url, cause)
             .with_hint_of(hint)

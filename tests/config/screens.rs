@@ -306,6 +306,39 @@ fn incomplete_credentials() {
 }
 
 #[test]
+fn server_side_encryption_keys_do_not_contradict_each_other() {
+    let rest = "[s3]\nserver_side_encryption = \"aes\"\nkms_key_id = \"a b\"\nsse_customer_key_file = \"key\"";
+    assert_snapshot!(screen(&with("", rest)), @r#"
+    zb.toml:7: s3.server_side_encryption is "aes"
+      expected: AES256, aws:kms or aws:kms:dsse
+    zb.toml:8: s3.kms_key_id is "a b"
+      expected: the id or the ARN of a key of the key service
+    zb.toml:9: s3.sse_customer_key_file is "key"
+      expected: an absolute path, or ${CREDENTIALS_DIRECTORY}/NAME for a systemd credential
+    zb.toml:9: s3.sse_customer_key_file conflicts with server_side_encryption
+      expected: only one of them
+    "#);
+    let rest = "[s3]\nserver_side_encryption = \"AES256\"\nkms_key_id = \"1234\"\nsse_customer_key_file = \"/k\"";
+    assert_snapshot!(screen(&with("", rest)), @r#"
+    zb.toml:8: s3.kms_key_id has no effect without a server_side_encryption that uses it
+      hint: write server_side_encryption = "aws:kms"
+    zb.toml:9: s3.sse_customer_key_file conflicts with server_side_encryption
+      expected: only one of them
+    "#);
+    assert_snapshot!(screen(&with("", "[s3]\nkms_key_id = \"1234\"")), @r#"
+    zb.toml:7: s3.kms_key_id has no effect without a server_side_encryption that uses it
+      hint: write server_side_encryption = "aws:kms"
+    "#);
+    let shown = |rest: &str| {
+        let config = parse(&with("", rest)).unwrap();
+        format!("{:?}", config.s3.encryption)
+    };
+    let rest = "[s3]\nserver_side_encryption = \"aws:kms:dsse\"\nkms_key_id = \"arn:aws:kms:eu-west-1:1:key/2\"";
+    assert_snapshot!(shown(rest), @r#"Some(Managed { kind: KmsDsse, kms_key_id: Some("arn:aws:kms:eu-west-1:1:key/2") })"#);
+    assert_snapshot!(shown("[s3]\nsse_customer_key_file = \"/etc/zfs-backup/sse\""), @r#"Some(Customer(Path("/etc/zfs-backup/sse")))"#);
+}
+
+#[test]
 fn a_lock_has_days_and_a_mode() {
     let rest = "[s3]\nobject_lock_mode = \"forever\"\nobject_lock_days = 36501";
     assert_snapshot!(screen(&with("", rest)), @r#"

@@ -2,6 +2,7 @@
 //! serves all cases; each failing case is reported by its name.
 
 mod broken;
+mod encryption;
 mod lock;
 mod odd;
 mod probe;
@@ -30,6 +31,12 @@ use broken::{
     puts_with_lost_replies_are_read_back, rclone_serve_is_recognised,
     stores_that_hide_checksums_give_weaker_evidence, temporary_s3_failures_are_retried,
     truncated_s3_bodies_are_fetched_again, unsupported_conditional_puts_are_replaced_by_plain_ones,
+};
+use encryption::{
+    bucket_policy_that_demands_an_encryption_is_named_and_met,
+    customer_key_never_crosses_the_network_in_clear,
+    encryption_headers_are_on_the_requests_that_need_them,
+    objects_with_a_customer_key_need_exactly_that_key,
 };
 use lock::{
     lock_that_the_server_does_not_report_is_unsupported,
@@ -126,6 +133,10 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         silent_part_upload_is_retried_until_the_attempts_are_used
         s3_objects_are_locked_at_upload_and_their_locks_extended
         lock_that_the_server_does_not_report_is_unsupported
+        bucket_policy_that_demands_an_encryption_is_named_and_met
+        encryption_headers_are_on_the_requests_that_need_them
+        objects_with_a_customer_key_need_exactly_that_key
+        customer_key_never_crosses_the_network_in_clear
         s3_parts_in_flight_are_bounded
         wrong_keys_are_denied
         refused_s3_keys_are_read_again

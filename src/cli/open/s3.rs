@@ -5,14 +5,19 @@ use crate::cli::context::Setup;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::access::{Access, read_credentials};
 use crate::cli::open::pace::limiter;
-use crate::config::{Config, CredentialFiles};
+use crate::config::{Config, CredentialFiles, EncryptionSettings, Environment, InvalidValue};
 use crate::run::error_chain;
 use crate::run::probe::probe_store;
 use crate::state::probes::{ProbeCache, ProbeNote};
-use crate::store::{Doubt, ObjectStore, Patience, S3Credentials, S3Settings, S3Store};
+use crate::store::{
+    Doubt, ObjectStore, Patience, S3Credentials, S3Encryption, S3Settings, S3Store,
+};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Names the file of the customer key of a remote that is named on the command line.
+const CUSTOMER_KEY_FILE: &str = "ZFS_BACKUP_SSE_CUSTOMER_KEY_FILE";
 
 /// Opens the configured remote.
 pub(crate) async fn open_configured(
@@ -54,6 +59,9 @@ pub(crate) async fn connect(
         patience: Arc::clone(&setup.patience),
         ..S3Settings::default()
     };
+    if let Some(encryption) = &s3.encryption {
+        settings.encryption = Some(encryption.read(&setup.env)?);
+    }
     if let Some(files) = login.files {
         let credentials = read_credentials(files, &setup.env, credentials_of)?;
         settings.credentials = Some(credentials.now);
@@ -71,10 +79,25 @@ pub(crate) async fn open_bare(
     let settings = S3Settings {
         bucket: bucket.to_owned(),
         prefix: prefix.to_owned(),
+        encryption: customer_key_of_environment()?,
         patience: Arc::clone(patience),
         ..S3Settings::default()
     };
     Ok(Arc::new(connect_checked(settings, patience).await?))
+}
+
+fn customer_key_of_environment() -> Result<Option<S3Encryption>, Failure> {
+    let Ok(file) = std::env::var(CUSTOMER_KEY_FILE) else {
+        return Ok(None);
+    };
+    let file = file.parse().map_err(|error: InvalidValue| {
+        usage(
+            &format!("{CUSTOMER_KEY_FILE}: {error}"),
+            "name the file of the customer key",
+        )
+    })?;
+    let encryption = EncryptionSettings::Customer(file).read(&Environment::current())?;
+    Ok(Some(encryption))
 }
 
 async fn connect_checked(settings: S3Settings, opening: &Patience) -> Result<S3Store, Failure> {

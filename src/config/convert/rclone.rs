@@ -46,6 +46,8 @@ const S3: NativeStore = NativeStore {
         ("region", "region"),
         ("profile", "profile"),
         ("storage_class", "storage_class"),
+        ("server_side_encryption", "server_side_encryption"),
+        ("sse_kms_key_id", "kms_key_id"),
         ("force_path_style", "path_style"),
         ("chunk_size", "part_size"),
         ("upload_concurrency", "concurrency"),

@@ -112,6 +112,20 @@ impl fmt::Display for Cause {
 impl Error for Cause {}
 
 impl Cause {
+    /// Makes the cause of a refusal, for tests.
+    #[cfg(test)]
+    pub(super) fn refused(status: u16, code: &str, text: &str) -> Self {
+        Self {
+            stage: Stage::Refused,
+            status: Some(status),
+            code: (!code.is_empty()).then(|| code.to_owned()),
+            text: text.to_owned(),
+            request_id: Some("R1".to_owned()),
+            region: None,
+            date: Some("Sun, 22 Nov 2026 21:26:04 GMT".to_owned()),
+        }
+    }
+
     /// Returns the store's clock, if the response has it.
     pub(super) fn date(&self) -> Option<Timestamp> {
         http_date(self.date.as_deref()?)
@@ -299,9 +313,9 @@ impl Cause {
     }
 }
 
-const CHECKSUM_HINT: &str = "the store may not know this checksum: `zfs-backup doctor` finds out which it keeps; `checksum = \"md5\"` under [s3] is known everywhere";
+pub(super) const CHECKSUM_HINT: &str = "the store may not know this checksum: `zfs-backup doctor` finds out which it keeps; `checksum = \"md5\"` under [s3] is known everywhere";
 
-fn permission_hint(api: &str) -> String {
+pub(super) fn permission_hint(api: &str) -> String {
     let permission = match api {
         "HeadObject" => "GetObject",
         "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" => "PutObject",
@@ -324,18 +338,6 @@ fn permission_hint(api: &str) -> String {
 mod tests {
     use super::*;
 
-    fn refused(status: u16, code: &str, text: &str) -> Cause {
-        Cause {
-            stage: Stage::Refused,
-            status: Some(status),
-            code: (!code.is_empty()).then(|| code.to_owned()),
-            text: text.to_owned(),
-            request_id: Some("R1".to_owned()),
-            region: None,
-            date: Some("Sun, 22 Nov 2026 21:26:04 GMT".to_owned()),
-        }
-    }
-
     #[test]
     fn s3_error_code_takes_precedence_over_the_status() {
         use StoreErrorKind::*;
@@ -356,7 +358,11 @@ mod tests {
             (500, "InternalError", Unavailable),
             (507, "", Full),
         ] {
-            assert_eq!(refused(status, code, "").kind(), kind, "{status} {code}");
+            assert_eq!(
+                Cause::refused(status, code, "").kind(),
+                kind,
+                "{status} {code}"
+            );
         }
     }
 
@@ -389,13 +395,13 @@ mod tests {
             ),
             (301, "PermanentRedirect", "", "another region"),
         ] {
-            let hint = refused(status, code, text)
+            let hint = Cause::refused(status, code, text)
                 .hint("PutObject", "b", "http://e")
                 .unwrap();
             assert!(hint.contains(part), "{code}: {hint}");
         }
         assert_eq!(
-            refused(500, "InternalError", "").hint("PutObject", "b", "http://e"),
+            Cause::refused(500, "InternalError", "").hint("PutObject", "b", "http://e"),
             None
         );
     }
@@ -403,11 +409,11 @@ mod tests {
     #[test]
     fn text_names_code_status_and_request() {
         assert_eq!(
-            refused(404, "NoSuchKey", "gone").to_string(),
+            Cause::refused(404, "NoSuchKey", "gone").to_string(),
             "NoSuchKey: gone (HTTP 404, request R1)"
         );
         assert_eq!(
-            refused(403, "", "").to_string(),
+            Cause::refused(403, "", "").to_string(),
             "the store refused without a message (HTTP 403, request R1)"
         );
     }

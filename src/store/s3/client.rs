@@ -1,9 +1,9 @@
 //! Builds the SDK's client: credentials, region, time limits and retries are all set here and none
 //! by default.
 
-use super::S3Settings;
 use super::keys::{Keys, Origin};
 use super::limit::AnswerLimit;
+use super::{S3Encryption, S3Settings, is_local};
 use crate::store::work::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
 use aws_config::ecs::EcsCredentialsProvider;
@@ -24,7 +24,8 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     Builder, Credentials, IdentityCache, ProvideCredentials, Region, RequestChecksumCalculation,
-    ResponseChecksumValidation, SharedCredentialsProvider, StalledStreamProtectionConfig,
+    ResponseChecksumValidation, SharedCredentialsProvider, SharedInterceptor,
+    StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::{Connector, tls};
@@ -67,6 +68,12 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
     let tls = endpoint
         .as_ref()
         .is_none_or(|url| url.starts_with("https://"));
+    let sends_key = matches!(settings.encryption, Some(S3Encryption::Customer(_)));
+    if sends_key && !tls && !endpoint.as_deref().is_some_and(is_local) {
+        let text = "a customer key would cross the network unencrypted".to_owned();
+        return Err(failed(StoreErrorKind::Invalid, text)
+            .with_hint("write an endpoint that begins with https://"));
+    }
     let transport_with = |proxy| {
         transport(tls, proxy).map_err(|text| {
             failed(StoreErrorKind::Invalid, text)
@@ -162,6 +169,9 @@ fn build_config(
         .build();
     let mut config = Builder::from(shared);
     config.set_endpoint_url(endpoint.clone());
+    if let Some(encryption) = settings.encryption.clone() {
+        config.push_interceptor(SharedInterceptor::new(encryption));
+    }
     config
         // [`Keys`] holds, renews and retries credentials in one place.
         .identity_cache(IdentityCache::no_cache())

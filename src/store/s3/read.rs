@@ -10,7 +10,7 @@ use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreError, StoreErrorKind
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTimeFormat};
-use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
+use aws_sdk_s3::types::{ChecksumMode, ChecksumType, ServerSideEncryption};
 use bytes::BytesMut;
 use jiff::Timestamp;
 use std::ops::Range;
@@ -216,7 +216,9 @@ impl Shared {
             found.checksum_crc64_nvme().filter(whole),
             found.checksum_crc32_c().filter(whole),
         );
-        let md5 = etag.as_deref().filter(|etag| is_md5_etag(etag));
+        let md5 = etag
+            .as_deref()
+            .filter(|etag| is_md5_etag(etag) && has_plain_etag(found));
         let (tier, checksum) = match (crc64, found.checksum_sha256(), crc32c, md5) {
             (Some(crc), _, _, _) => (EvidenceTier::Crc64nvmeFull, Some(crc)),
             (_, Some(sha256), _, _) => (EvidenceTier::Sha256Composite, Some(sha256)),
@@ -310,6 +312,16 @@ impl Shared {
             ))),
         }
     }
+}
+
+/// Whether the ETag can be that of the bytes: with a key of the key service or of the customer it is
+/// no MD5, although it looks like one.
+fn has_plain_etag(found: &HeadObjectOutput) -> bool {
+    let is_kms = matches!(
+        found.server_side_encryption(),
+        Some(ServerSideEncryption::AwsKms | ServerSideEncryption::AwsKmsDsse)
+    );
+    !is_kms && found.sse_customer_algorithm().is_none()
 }
 
 /// Whether an ETag can be an MD5: 32 hexadecimal digits, optionally followed by the number of

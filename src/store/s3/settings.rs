@@ -1,5 +1,6 @@
 //! [`S3Settings`]: the settings of an S3 store.
 
+use super::S3Encryption;
 use crate::store::adapter::bucket_url;
 use crate::store::hash::HashKind;
 use crate::store::{EvidenceTier, Limiter, ObjectLock, Patience, Renew};
@@ -48,6 +49,8 @@ pub struct S3Settings {
     pub checksum: S3Checksum,
     /// The lock of every object from the time it is put; object lock must be enabled in the bucket.
     pub lock: Option<ObjectLock>,
+    /// The encryption that the store is asked for; `None` means that of the bucket.
+    pub encryption: Option<S3Encryption>,
     /// Part size in bytes, at least 5 MiB.
     pub part_bytes: usize,
     /// Parts in flight.
@@ -83,6 +86,7 @@ impl Default for S3Settings {
             storage_class: None,
             checksum: S3Checksum::default(),
             lock: None,
+            encryption: None,
             part_bytes: PART_BYTES_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,
             credentials: None,
