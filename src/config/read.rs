@@ -70,6 +70,7 @@ fn check_rules(file: &Document<'_>, config: &Config) {
     main_section::check_rclone(file, config);
     stores::check_credentials(file);
     stores::check_encryption(file, config.s3.encryption.as_ref());
+    stores::check_endpoint(file, config);
     stores::check_lock(file, "s3", config.s3.lock);
     stores::check_lock(file, "b2", config.b2.lock);
     let rules_for = if file.has("main.remote") {

@@ -6,6 +6,7 @@ use super::document::Document;
 use super::form::{self, Form};
 use super::paths::Environment;
 use super::problem::Problem;
+use super::remote::Remote;
 use super::secret::{Secret, SecretError, SecretFile};
 use super::trust::FolderRule;
 use super::units::{InvalidValue, Size};
@@ -311,6 +312,20 @@ pub(super) fn check_encryption(file: &Document<'_>, encryption: Option<&Encrypti
     }
 }
 
+/// Checks that the endpoint does not end with the bucket, which the program appends itself.
+pub(super) fn check_endpoint(file: &Document<'_>, config: &Config) {
+    let (Some(Remote::S3 { bucket, .. }), Some(endpoint)) = (&config.remote, &config.s3.endpoint)
+    else {
+        return;
+    };
+    if let Some(place) = endpoint.strip_suffix(&format!("/{bucket}")) {
+        let problem = Problem::new(format!(
+            "ends with the bucket {bucket:?}, which `remote` names"
+        ));
+        file.refuse("s3.endpoint", problem.hint(format!("write \"{place}\"")));
+    }
+}
+
 /// Checks that a mode has days. Refused keys were reported already.
 pub(super) fn check_lock(file: &Document<'_>, section: &str, lock: Option<ObjectLock>) {
     let mode = format!("{section}.object_lock_mode");
@@ -363,18 +378,21 @@ fn endpoint(text: &str) -> Result<String, InvalidValue> {
     let invalid = || {
         InvalidValue::new(
             text,
-            "a URL, https://HOST or https://HOST:PORT, without a bucket in it",
+            "a URL, https://HOST, https://HOST:PORT or https://HOST/PATH, without a bucket in it",
         )
     };
-    let Some((scheme, host)) = text.split_once("://") else {
+    let Some((scheme, place)) = text.split_once("://") else {
         return Err(invalid().hint(format!("write \"https://{text}\"")));
     };
-    let host = host.trim_end_matches('/');
+    let place = place.trim_end_matches('/');
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
-    if !matches!(scheme, "http" | "https") || host.is_empty() || !host.chars().all(plain) {
+    // The host and the folders of the path. A path that would have to be escaped is refused.
+    let mut names = place.split('/');
+    let is_plain = names.all(|name| !name.is_empty() && name.chars().all(plain));
+    if !matches!(scheme, "http" | "https") || !is_plain {
         return Err(invalid());
     }
-    Ok(format!("{scheme}://{host}"))
+    Ok(format!("{scheme}://{place}"))
 }
 
 /// A word without spaces.

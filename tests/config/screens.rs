@@ -295,7 +295,7 @@ fn incomplete_credentials() {
     zb.toml:7: s3.profile conflicts with access_key_id_file and secret_access_key_file
       expected: only one of them
     zb.toml:9: s3.endpoint is "s3.example.org"
-      expected: a URL, https://HOST or https://HOST:PORT, without a bucket in it
+      expected: a URL, https://HOST, https://HOST:PORT or https://HOST/PATH, without a bucket in it
       hint: write "https://s3.example.org"
     zb.toml:10: s3.checksum is "crc32"
       expected: one of auto, crc64nvme, sha256, crc32c, md5
@@ -336,6 +336,31 @@ fn server_side_encryption_keys_do_not_contradict_each_other() {
     let rest = "[s3]\nserver_side_encryption = \"aws:kms:dsse\"\nkms_key_id = \"arn:aws:kms:eu-west-1:1:key/2\"";
     assert_snapshot!(shown(rest), @r#"Some(Managed { kind: KmsDsse, kms_key_id: Some("arn:aws:kms:eu-west-1:1:key/2") })"#);
     assert_snapshot!(shown("[s3]\nsse_customer_key_file = \"/etc/zfs-backup/sse\""), @r#"Some(Customer(Path("/etc/zfs-backup/sse")))"#);
+}
+
+#[test]
+fn endpoint_may_have_a_path_but_not_the_bucket() {
+    let endpoint = |text: &str| with("", &format!("[s3]\nendpoint = \"{text}\""));
+    let read = |text: &str| parse(&endpoint(text)).unwrap().s3.endpoint.unwrap();
+    assert_eq!(read("https://h/storage/v1/s3/"), "https://h/storage/v1/s3");
+    assert_eq!(read("http://[::1]:9000"), "http://[::1]:9000");
+    assert_snapshot!(screen(&endpoint("https://h/s3/bucket")), @r#"
+    zb.toml:7: s3.endpoint ends with the bucket "bucket", which `remote` names
+      hint: write "https://h/s3"
+    "#);
+    for wrong in [
+        "https://h//s3",
+        "https://h/s3?x=y",
+        "https://user@h/s3",
+        "https://h/a b",
+        "ftp://h",
+        "https://",
+    ] {
+        assert!(
+            screen(&endpoint(wrong)).contains("https://HOST/PATH"),
+            "{wrong}"
+        );
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod broken;
 mod encryption;
+mod endpoint;
 mod lock;
 mod odd;
 mod probe;
@@ -38,6 +39,7 @@ use encryption::{
     encryption_headers_are_on_the_requests_that_need_them,
     objects_with_a_customer_key_need_exactly_that_key,
 };
+use endpoint::endpoint_with_a_path_serves_all_requests;
 use lock::{
     lock_that_the_server_does_not_report_is_unsupported,
     probe_locks_an_object_that_is_sent_in_parts,
@@ -137,6 +139,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         encryption_headers_are_on_the_requests_that_need_them
         objects_with_a_customer_key_need_exactly_that_key
         customer_key_never_crosses_the_network_in_clear
+        endpoint_with_a_path_serves_all_requests
         s3_parts_in_flight_are_bounded
         wrong_keys_are_denied
         refused_s3_keys_are_read_again

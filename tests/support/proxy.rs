@@ -30,6 +30,8 @@ pub(crate) enum Action {
     AnswerHead(String),
     /// Answers with this status, these header lines and this XML, without forwarding the request.
     AnswerStatus(u16, &'static str, &'static str),
+    /// Forwards the request without this beginning of its path, as a server below a path does.
+    Below(&'static str),
     /// Waits this long without forwarding the request or answering; then breaks the connection.
     Silence(Duration),
 }
@@ -219,6 +221,12 @@ fn answer(action: &Action, upstream: SocketAddr, head: &str, body: &[u8]) -> io:
             Ok(Vec::new())
         }
         Action::Pass => forward(upstream, head, body),
+        Action::Below(path) => {
+            let head = head.replacen(path, "", 1);
+            let (first_line, headers) = head.split_once("\r\n").unwrap_or((&head, ""));
+            let head = format!("{first_line}\r\nX-Forwarded-Prefix: {path}\r\n{headers}");
+            forward(upstream, &head, body)
+        }
         Action::LoseReply => forward(upstream, head, body).map(|_| Vec::new()),
         Action::CutBody(bytes) => {
             let mut whole = forward(upstream, head, body)?;

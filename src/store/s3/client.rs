@@ -101,6 +101,16 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
     })
 }
 
+/// Closes the path of an endpoint with a slash, without which the SDK joins the bucket to its last
+/// name.
+fn with_closed_path(endpoint: String) -> String {
+    let (_, place) = endpoint.split_once("://").unwrap_or(("", &endpoint));
+    if place.contains('/') && !place.ends_with('/') {
+        return endpoint + "/";
+    }
+    endpoint
+}
+
 fn endpoint_of_environment() -> Option<String> {
     ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
         .into_iter()
@@ -154,6 +164,7 @@ fn build_config(
     endpoint: Option<String>,
 ) -> Builder {
     let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
+    let endpoint = endpoint.map(with_closed_path);
     let stall = StalledStreamProtectionConfig::enabled()
         .upload_enabled(settings.limiter.is_none())
         .grace_period(STALL_GRACE)
