@@ -105,6 +105,19 @@ pub enum Lock {
     Unknown(String),
 }
 
+impl From<&Lock> for Reason {
+    fn from(lock: &Lock) -> Self {
+        match lock {
+            Lock::Until(until) => Self::Locked {
+                until: until.clone(),
+            },
+            Lock::Unknown(reason) => Self::LockUnknown {
+                reason: reason.clone(),
+            },
+        }
+    }
+}
+
 /// The backups that existed in the store when the newest receipt was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
@@ -149,7 +162,7 @@ pub struct PruneInput<'a> {
     pub never_committing: &'a BTreeSet<BackupId>,
     /// The number of days without a new object after which an attempt is abandoned.
     pub resume_days: u32,
-    /// The known locks. A backup that is not listed is not locked.
+    /// The known locks. A backup or leftover that is not listed is not locked.
     pub locks: &'a BTreeMap<BackupId, Lock>,
     /// The newest receipt; `None` without backups.
     pub live: Option<&'a Live>,
@@ -324,7 +337,11 @@ fn sort_leftovers(input: &PruneInput<'_>) -> (Vec<DoomedLeftover>, Vec<LeftAlone
         let Leftover {
             id, objects, bytes, ..
         } = leftover.clone();
-        match prove(input, leftover) {
+        let proof = prove(input, leftover).and_then(|proof| match input.locks.get(&id) {
+            Some(lock) => Err(Reason::from(lock).to_string()),
+            None => Ok(proof),
+        });
+        match proof {
             Ok(proof) => doomed.push(DoomedLeftover {
                 id,
                 objects,

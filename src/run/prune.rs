@@ -16,7 +16,9 @@
 mod at_work;
 mod delete;
 mod forget;
+mod locks;
 mod record;
+mod unreadable;
 mod view;
 
 pub use forget::{Forgotten, forget, plan_forget};

@@ -130,6 +130,12 @@ impl MemoryStore {
         state.cannot_extend_locks = !extends;
     }
 
+    /// Locks every object that is put from now on, like a bucket with a default retention: the
+    /// settings of the store name no lock.
+    pub fn set_default_retention(&self, retention: Option<ObjectLock>) {
+        self.state().default_retention = retention;
+    }
+
     /// Makes the store one that takes large objects only whole: `create` is refused from now on, and
     /// [`SpooledStore::put_spooled`] works.
     pub fn take_no_parts(&self) {

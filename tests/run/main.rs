@@ -17,6 +17,7 @@ mod b2;
 #[path = "../support/b2_sim.rs"]
 mod b2_sim;
 mod bad_nights;
+mod bucket_retention;
 mod builder;
 mod cached;
 mod chain;

@@ -1,6 +1,6 @@
 //! [`Keeping`]: collects which backups a prune keeps, and why.
 
-use super::{Doomed, Kept, LeftAlone, Lock, PruneInput, Pruned, SecondaryFacts, StartedFact};
+use super::{Doomed, Kept, LeftAlone, PruneInput, Pruned, SecondaryFacts, StartedFact};
 use crate::model::BackupId;
 use crate::plan::BackupFacts;
 use crate::plan::retention::{Reason, chains_newest_first, decide_retention, in_order};
@@ -166,18 +166,9 @@ impl<'a> Keeping<'a> {
     pub(super) fn by_locks(&mut self) {
         let locks = self.input.locks;
         for (id, lock) in locks {
-            if !self.by_id.contains_key(id) {
-                continue;
+            if self.by_id.contains_key(id) {
+                self.add(id, Reason::from(lock));
             }
-            let reason = match lock {
-                Lock::Until(until) => Reason::Locked {
-                    until: until.clone(),
-                },
-                Lock::Unknown(reason) => Reason::LockUnknown {
-                    reason: reason.clone(),
-                },
-            };
-            self.add(id, reason);
         }
     }
 

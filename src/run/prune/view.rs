@@ -2,8 +2,9 @@
 //! store.
 
 use super::at_work::OwnRecords;
+use super::locks::read_locks;
+use super::unreadable::{describe, unreadable};
 use super::{PruneEnv, PruneTask};
-use crate::catalog::CatalogError;
 use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{
     Catalog, StoredAttempt, read_catalog_through, read_prune_records_through, read_receipt,
@@ -14,8 +15,7 @@ use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::prune::{
-    self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable,
-    plan_prune,
+    self as plan, Leftover, Live, PruneInput, PrunePlan, Pruned, StartedFact, plan_prune,
 };
 use crate::plan::retention::in_order;
 use crate::plan::timeline::PoolView;
@@ -27,14 +27,11 @@ use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, stream};
-use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Limit of concurrent fetches of `started.json`.
 const STARTED_MAX: usize = 16;
-/// Limit of concurrent fetches of receipts.
-const RECEIPTS_MAX: usize = 8;
 
 /// The second store that holds backups of the same dataset, as seen from the store that is pruned.
 #[derive(Clone)]
@@ -183,8 +180,8 @@ async fn read_view_with(
     };
     let mut plan = plan_prune(&input);
     let clock = judge_clock(env, task, &facts, &leftovers, plan.is_empty()).await?;
-    // Receipts are large, so locks are read only for backups that the plan deletes. Locks can only
-    // reduce that set.
+    // Receipts are large, so locks are read only for what the plan deletes. Locks can only reduce
+    // that set.
     let locks = read_locks(env, &catalog, &plan).await?;
     if !locks.is_empty() || clock.is_err() {
         plan = plan_prune(&PruneInput {
@@ -322,21 +319,6 @@ async fn check_hidden_manifests(
     Ok(())
 }
 
-fn describe(error: &CatalogError) -> Unreadable {
-    Unreadable {
-        reason: error_chain(error),
-        damage: error.is_damage(),
-    }
-}
-
-/// Converts the error of an object that is there and does not verify. Any other error is returned.
-fn unreadable(error: CatalogError) -> Result<Unreadable, RunError> {
-    match &error {
-        CatalogError::Manifest { .. } | CatalogError::Damaged { .. } => Ok(describe(&error)),
-        _ => Err(error.into()),
-    }
-}
-
 async fn read_live(
     store: &dyn ObjectStore,
     catalog: &Catalog,
@@ -392,70 +374,4 @@ async fn read_other(
         pruned,
         leftovers,
     }))
-}
-
-async fn read_locks(
-    env: &PruneEnv,
-    catalog: &Catalog,
-    plan: &PrunePlan,
-) -> Result<BTreeMap<BackupId, Lock>, RunError> {
-    let doomed: Vec<_> = plan
-        .delete
-        .iter()
-        .filter_map(|doomed| catalog.backup(&doomed.id))
-        .collect();
-    let read = |backup| async move {
-        (
-            backup,
-            read_receipt(&*env.store, backup, &env.trusted).await,
-        )
-    };
-    let mut receipts = stream::iter(doomed).map(read).buffered(RECEIPTS_MAX);
-    let mut locks = BTreeMap::new();
-    while let Some((backup, receipt)) = receipts.next().await {
-        let lock = match receipt {
-            Ok(receipt) => {
-                let until = receipt
-                    .objects
-                    .into_iter()
-                    .filter_map(|entry| entry.evidence.locked_until);
-                // Any lock that still holds is enough; the plan names only one.
-                let mut locks = until.filter_map(|until| lock_at(until, env.now));
-                locks.next()
-            }
-            Err(error) => Some(Lock::Unknown(unreadable(error)?.reason)),
-        };
-        if let Some(lock) = lock {
-            locks.insert(backup.manifest.id.clone(), lock);
-        }
-    }
-    Ok(locks)
-}
-
-fn lock_at(until: String, now: Timestamp) -> Option<Lock> {
-    match until.parse::<Timestamp>() {
-        Ok(time) if time <= now => None,
-        Ok(_) => Some(Lock::Until(until)),
-        Err(_) => Some(Lock::Unknown(format!(
-            "the receipt says {until:?}, which is not a time"
-        ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn expired_object_lock_is_ignored_and_an_unreadable_one_is_kept() {
-        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
-        let at = |text: &str| lock_at(text.to_owned(), now);
-        assert_eq!(at("2026-01-01T23:59:59Z"), None);
-        assert_eq!(at("2026-01-02T00:00:00Z"), None);
-        assert_eq!(
-            at("2026-01-02T00:00:01Z"),
-            Some(Lock::Until("2026-01-02T00:00:01Z".to_owned()))
-        );
-        assert!(matches!(at("for ever"), Some(Lock::Unknown(_))));
-    }
 }

@@ -61,6 +61,8 @@ pub(super) struct State {
     /// Whether the clock is that of the host, as for a folder.
     pub(super) has_host_clock: bool,
     pub(super) lock: Option<ObjectLock>,
+    /// The lock that the owner of the bucket gives every object.
+    pub(super) default_retention: Option<ObjectLock>,
     pub(super) cannot_extend_locks: bool,
     /// Whether large objects come whole, from a spool.
     pub(super) takes_no_parts: bool,
@@ -161,7 +163,10 @@ impl State {
             etag: None,
             version_id: (tier == EvidenceTier::IdPin).then(|| self.next_id("version")),
             part_bytes,
-            locked_until: self.lock.map(|lock| lock.until(self.now()).to_string()),
+            locked_until: self
+                .lock
+                .or(self.default_retention)
+                .map(|lock| lock.until(self.now()).to_string()),
         };
         let stored = Stored {
             bytes,

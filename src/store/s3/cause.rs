@@ -325,7 +325,7 @@ pub(super) fn permission_hint(api: &str) -> String {
         same => same,
     };
     let locked = if api.starts_with("DeleteObject") {
-        "; what is still locked is refused in the same words"
+        "; a locked object is refused in the same words, and a prune waits for locks that s3:GetObjectRetention shows"
     } else {
         ""
     };
