@@ -95,6 +95,8 @@ pub struct Hooks {
 pub struct Pace {
     /// The limit in bytes per second of all uploads together.
     pub bwlimit: Option<BandwidthSchedule>,
+    /// The limit in bytes per second of all downloads together.
+    pub bwlimit_down: Option<BandwidthSchedule>,
     /// The hours in which a long upload may run. A long upload pauses outside them.
     pub window: Option<Window>,
     /// The running time after which a long upload pauses.
@@ -384,6 +386,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             bwlimit: None,
+            bwlimit_down: None,
             window: None,
             max_runtime: None,
             retry_for: RETRY_FOR_DEFAULT,
@@ -394,6 +397,7 @@ impl Default for Pace {
 impl Pace {
     fn declare(&mut self, visitor: &mut impl KeyVisitor) {
         visitor.key("bwlimit", &mut self.bwlimit, form::parsed());
+        visitor.key("bwlimit_down", &mut self.bwlimit_down, form::parsed());
         visitor.key("window", &mut self.window, form::parsed());
         visitor.key("max_runtime", &mut self.max_runtime, time_limit());
         visitor.with_default("retry_for", &mut self.retry_for, retry_for());

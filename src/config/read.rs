@@ -142,17 +142,24 @@ fn check_section_names(document: &Document<'_>) {
 /// Adds a notice for each key and section in the file that has no effect because its store is not
 /// configured.
 fn note_idle_keys(document: &Document<'_>, config: &Config) {
-    if config.pace.bwlimit.is_some() && matches!(config.remote, Some(Remote::File { .. }) | None) {
-        document.notice(
+    let is_folder = matches!(config.remote, Some(Remote::File { .. }) | None);
+    for (key, reason) in [
+        (
             "main.bwlimit",
-            "main.bwlimit has no effect: what is written into a folder is not limited",
-        );
-    }
-    if document.has("main.retry_for") && matches!(config.remote, Some(Remote::File { .. }) | None) {
-        document.notice(
+            "what is written into a folder is not limited",
+        ),
+        (
+            "main.bwlimit_down",
+            "what is read from a folder is not limited",
+        ),
+        (
             "main.retry_for",
-            "main.retry_for has no effect: a folder that does not answer is not waited for",
-        );
+            "a folder that does not answer is not waited for",
+        ),
+    ] {
+        if is_folder && document.has(key) {
+            document.notice(key, format!("{key} has no effect: {reason}"));
+        }
     }
     let remote = config.remote.as_ref();
     let other_remote = remote.map_or_else(

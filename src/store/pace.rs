@@ -1,9 +1,11 @@
-//! [`Limiter`]: the bandwidth limit of all uploads of this process together, and bodies that keep
-//! to it.
+//! [`Limiter`]: the bandwidth limit of all uploads of this process together, or of all downloads.
 //!
-//! A body yields its bytes in small pieces, each at its scheduled time. Pieces of all bodies are
-//! scheduled in one queue, so that their sum never exceeds the limit. A body is made of bytes in
-//! memory and can be made again for every attempt.
+//! The body of an upload yields its bytes in small pieces, each at its scheduled time. Pieces of all
+//! bodies are scheduled in one queue, so that their sum never exceeds the limit. A body is made of
+//! bytes in memory and can be made again for every attempt.
+//!
+//! The reader of a download waits after each piece until its bytes fit the limit, before it takes
+//! the next one from the connection. The sender then waits too, once the kernel's buffer is full.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -27,8 +29,11 @@ const PIECE_BYTES_MAX: u64 = 256 * 1024;
 const CATCH_UP: Duration = Duration::from_millis(100);
 /// The present rate in bytes per second, or `None` for no limit.
 type Rate = dyn Fn() -> Option<u64> + Send + Sync;
+/// The number of objects that are read at once at most: a catalog reads 16 small ones, and a restore
+/// fewer pieces of chunks.
+const READERS_MAX: usize = 16;
 
-/// A queue for all uploads. Clones of the [`Arc`] around it share it.
+/// A queue for all uploads, or for all downloads. Clones of the [`Arc`] around it share it.
 pub struct Limiter {
     rate: Box<Rate>,
     slowest: u64,
@@ -58,6 +63,24 @@ impl Limiter {
     /// queued too.
     pub(super) fn rate_bytes_min(&self, own: u64, senders: usize) -> u64 {
         own.min(self.slowest / (2 * senders.max(1) as u64)).max(1)
+    }
+
+    /// Returns the slowest rate that a reader may be expected to have. `own` is the slowest without a
+    /// limit.
+    pub(super) fn read_rate_bytes_min(limiter: Option<&Self>, own: u64) -> u64 {
+        limiter.map_or(own, |limiter| limiter.rate_bytes_min(own, READERS_MAX))
+    }
+
+    /// Waits until this many received bytes fit the limit.
+    pub(super) async fn admit(&self, bytes: usize) {
+        let mut left = bytes;
+        while left > 0 {
+            let (piece, until) = self.reserve(Instant::now(), left);
+            if let Some(until) = until {
+                sleep_until(until.into()).await;
+            }
+            left -= piece;
+        }
     }
 
     /// Reserves a place in the queue for the next piece of `left` bytes. Returns the length of the
@@ -275,6 +298,25 @@ mod tests {
         ] {
             assert_eq!(limiter.rate_bytes_min(own, senders), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn concurrent_readers_share_the_rate() {
+        let limiter = Limiter::new(1, || Some(2_000_000));
+        let begun = Instant::now();
+        tokio::join!(
+            limiter.admit(300_000),
+            limiter.admit(300_000),
+            limiter.admit(0)
+        );
+        // 600 kB at 2 MB/s, minus the last piece of 20 ms; a busy machine is slower.
+        let took = begun.elapsed();
+        assert!(
+            (Duration::from_millis(150)..Duration::from_secs(120)).contains(&took),
+            "{took:?}"
+        );
+        let unlimited = Limiter::new(1, || None);
+        unlimited.admit(usize::MAX).await;
     }
 
     #[tokio::test]

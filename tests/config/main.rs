@@ -62,6 +62,7 @@ intermediate_checksum = true
 split_size            = "1G"
 remote                = "s3:bucket/whatever"
 bwlimit               = "20M"
+bwlimit_down          = "50M"
 window                = "23:00-07:00"
 retry_for             = "2h"
 oldest_snapshot_days  = 120

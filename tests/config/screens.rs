@@ -532,6 +532,8 @@ fn keys_with_an_effect_cause_no_notice() {
 fn bandwidth_limit_for_a_folder_causes_a_notice() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"file:/srv/x\"\nbwlimit = \"1M\"\n";
     assert_snapshot!(notices(text), @"main.bwlimit has no effect: what is written into a folder is not limited");
+    let down = text.replace("bwlimit", "bwlimit_down");
+    assert_snapshot!(notices(&down), @"main.bwlimit_down has no effect: what is read from a folder is not limited");
     let text = text.replace("bwlimit = \"1M\"", "retry_for = 0");
     assert_snapshot!(notices(&text), @"main.retry_for has no effect: a folder that does not answer is not waited for");
 }

@@ -56,6 +56,35 @@ async fn concurrent_uploads_share_the_rate_limit_and_can_be_resent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn concurrent_downloads_share_the_rate_limit() {
+    let sim = B2Sim::start();
+    let limiter_down = Some(Arc::new(Limiter::new(400_000, || Some(400_000))));
+    let bytes = pattern(5 * PART + 1, 1);
+    upload(&connect(sim.settings()), &key("x"), &bytes)
+        .await
+        .unwrap();
+    let stores = [(); 2].map(|()| {
+        connect(B2Settings {
+            limiter_down: limiter_down.clone(),
+            ..sim.settings()
+        })
+    });
+    let name = key("x");
+    let begun = Instant::now();
+    let whole = stores[0].get(&name, None, 1 << 30);
+    let range = stores[1].get(&name, Some(0..300_000), 1 << 30);
+    let (whole, range) = tokio::join!(whole, range);
+    let took = begun.elapsed();
+    assert!(whole.unwrap() == bytes && range.unwrap() == bytes[..300_000]);
+    // 628 kB are read: 1.57 s.
+    println!("    628 kB at 400 kB/s: {took:?}");
+    assert!(
+        (Duration::from_millis(1400)..Duration::from_secs(300)).contains(&took),
+        "{took:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn time_limits_follow_the_limit_of_speed() {
     let sim = B2Sim::start();
     // A part then takes 6.5 s, and without the bandwidth limit an attempt would be limited to 3 s.

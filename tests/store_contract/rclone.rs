@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use zfs_backup::store::{
-    EvidenceTier, ObjectStore, PutOutcome, RcloneSettings, RcloneStore, Spool, StoreError,
+    EvidenceTier, Limiter, ObjectStore, PutOutcome, RcloneSettings, RcloneStore, Spool, StoreError,
     StoreErrorKind,
 };
 
@@ -588,6 +588,30 @@ async fn wait_until(what: &str, holds: impl Fn() -> bool) {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rclone_downloads_share_the_rate_limit() {
+    let host = Host::new("http://127.0.0.1:9");
+    let limiter_down = Some(Arc::new(Limiter::new(1_000_000, || Some(1_000_000))));
+    let settings = RcloneSettings {
+        limiter_down,
+        ..host.disk()
+    };
+    let store = host.open(settings).await;
+    let (name, bytes) = (key("tank/@a/x"), pattern(500_000, 1));
+    store.put_new(&name, bytes.clone()).await.unwrap();
+    let begun = Instant::now();
+    let reads = [0..500_000, 0..400_000, 0..1].map(|range| store.get(&name, Some(range), 1 << 30));
+    for read in futures_util::future::join_all(reads).await {
+        read.unwrap();
+    }
+    // The last read begins when 900 kB have been sent at 1 MB/s, minus the last piece of 20 ms.
+    let took = begun.elapsed();
+    assert!(
+        (Duration::from_millis(800)..Duration::from_secs(300)).contains(&took),
+        "{took:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

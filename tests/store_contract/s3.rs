@@ -70,7 +70,7 @@ use scripted::{
 
 use renewal::{
     expired_s3_session_is_renewed_or_reported, refused_s3_keys_are_read_again,
-    s3_uploads_keep_the_rate_limit,
+    s3_downloads_keep_the_rate_limit, s3_uploads_keep_the_rate_limit,
 };
 
 const CASES_AT_ONCE: usize = 6;
@@ -145,6 +145,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         refused_s3_keys_are_read_again
         expired_s3_session_is_renewed_or_reported
         s3_uploads_keep_the_rate_limit
+        s3_downloads_keep_the_rate_limit
         missing_bucket_is_an_error_for_every_call
         unreachable_endpoint_is_named
         silent_server_ends_in_a_timeout

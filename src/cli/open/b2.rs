@@ -3,7 +3,7 @@
 use crate::cli::context::Setup;
 use crate::cli::failure::Failure;
 use crate::cli::open::access::{Access, read_credentials};
-use crate::cli::open::pace::limiter;
+use crate::cli::open::pace::{download_limiter, upload_limiter};
 use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Patience, Spool};
 use std::env;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ pub(crate) async fn open_configured(
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
     let config = &setup.config;
     let mut settings = B2Settings {
-        limiter: limiter(config),
+        limiter: upload_limiter(config),
+        limiter_down: download_limiter(config),
         patience: Arc::clone(&setup.patience),
         part_bytes: config.b2.parts.part_size.in_memory(),
         concurrency: config.b2.parts.concurrency as usize,

@@ -2,6 +2,7 @@
 
 use crate::cli::context::Setup;
 use crate::cli::failure::Failure;
+use crate::cli::open::pace::download_limiter;
 use crate::config::Config;
 use crate::store::{ObjectStore, Patience, RcloneSettings, RcloneStore, Spool};
 use std::env;
@@ -21,6 +22,7 @@ pub(crate) async fn open_configured(
     let settings = RcloneSettings {
         conf: conf_of(config),
         bwlimit: rclone.bwlimit.clone().or(ours),
+        limiter_down: download_limiter(config),
         args: rclone.args.clone(),
         part_bytes: config.parts().part_size.in_memory(),
         patience: Arc::clone(&setup.patience),

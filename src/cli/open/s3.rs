@@ -4,7 +4,7 @@
 use crate::cli::context::Setup;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::access::{Access, read_credentials};
-use crate::cli::open::pace::limiter;
+use crate::cli::open::pace::{download_limiter, upload_limiter};
 use crate::config::{Config, CredentialFiles, EncryptionSettings, Environment, InvalidValue};
 use crate::run::error_chain;
 use crate::run::probe::probe_store;
@@ -55,7 +55,8 @@ pub(crate) async fn connect(
         lock: config.object_lock(),
         part_bytes: config.parts().part_size.in_memory(),
         concurrency: config.parts().concurrency as usize,
-        limiter: limiter(config),
+        limiter: upload_limiter(config),
+        limiter_down: download_limiter(config),
         patience: Arc::clone(&setup.patience),
         ..S3Settings::default()
     };

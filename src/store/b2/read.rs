@@ -6,7 +6,7 @@ use super::client::{Retries, TRIES_MAX, read_refusal, retry_after};
 use super::put::encode_name;
 use crate::store::adapter::Adapter;
 use crate::store::answer::Expected;
-use crate::store::{ObjectKey, StoreError, StoreErrorKind};
+use crate::store::{Limiter, ObjectKey, StoreError, StoreErrorKind};
 use bytes::BytesMut;
 use reqwest::Response;
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
@@ -102,15 +102,16 @@ impl Shared {
                 .map_err(wrong)?;
             let (announced, limit) = (
                 expected.bytes(),
-                self.settings.attempt_limit(expected.bytes()),
+                self.settings.receive_limit(expected.bytes()),
             );
+            let limiter = self.settings.limiter_down.as_deref();
             let late = |_| {
                 cut_off(format!(
                     "{announced} bytes did not come within {} s",
                     limit.as_secs()
                 ))
             };
-            timeout(limit, collect(answer, expected))
+            timeout(limit, collect(answer, expected, limiter))
                 .await
                 .map_err(late)?
         })
@@ -131,8 +132,15 @@ fn wrong(text: String) -> Cause {
     Cause::ours(StoreErrorKind::Corrupt, text)
 }
 
-async fn collect(mut answer: Response, mut expected: Expected) -> Result<BytesMut, Cause> {
+async fn collect(
+    mut answer: Response,
+    mut expected: Expected,
+    limiter: Option<&Limiter>,
+) -> Result<BytesMut, Cause> {
     while let Some(piece) = answer.chunk().await? {
+        if let Some(limiter) = limiter {
+            limiter.admit(piece.len()).await;
+        }
         expected.take(&piece).map_err(wrong)?;
     }
     expected.finish().map_err(cut_off)

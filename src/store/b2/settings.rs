@@ -38,6 +38,8 @@ pub struct B2Settings {
     pub renew: Option<Renew<B2Credentials>>,
     /// The limiter of all uploads together.
     pub limiter: Option<Arc<Limiter>>,
+    /// The limiter of all downloads together.
+    pub limiter_down: Option<Arc<Limiter>>,
     /// The wait of large objects while B2 does not answer; [`crate::store::PatientStore`] waits for
     /// the rest.
     pub patience: Arc<Patience>,
@@ -67,6 +69,7 @@ impl Default for B2Settings {
             credentials: None,
             renew: None,
             limiter: None,
+            limiter_down: None,
             patience: Arc::new(Patience::never()),
             lock: None,
             part_bytes: PART_BYTES_DEFAULT,
@@ -120,6 +123,13 @@ impl B2Settings {
     /// Returns the time limit of one attempt that moves `bytes`.
     pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
         self.attempt_slack + Duration::from_secs(bytes.div_ceil(self.rate_bytes_min))
+    }
+
+    /// Returns the time limit for receiving an object of `bytes`.
+    pub(super) fn receive_limit(&self, bytes: u64) -> Duration {
+        let limiter = self.limiter_down.as_deref();
+        let rate = Limiter::read_rate_bytes_min(limiter, self.rate_bytes_min);
+        self.attempt_slack + Duration::from_secs(bytes.div_ceil(rate))
     }
 
     /// Returns the store's name for messages.

@@ -290,6 +290,13 @@ impl RcloneStore {
     /// number of bytes decides.
     async fn read_once(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
         let len = range.end - range.start;
+        // Ranges of chunks are short, so a wait before each of them is smooth enough. `--bwlimit`
+        // would limit each process for itself.
+        if let Some(limiter) = &self.settings.limiter_down {
+            limiter
+                .admit(usize::try_from(len).unwrap_or(usize::MAX))
+                .await;
+        }
         let (offset, count) = (
             format!("--offset={}", range.start),
             format!("--count={len}"),

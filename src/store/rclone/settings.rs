@@ -1,7 +1,7 @@
 //! [`RcloneSettings`]: the settings of a remote of rclone, and the arguments that rclone may be
 //! given.
 
-use crate::store::Patience;
+use crate::store::{Limiter, Patience};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +101,8 @@ pub struct RcloneSettings {
     /// `--bwlimit`, in rclone's own form. Uploads are then serialised, so that the limit applies to
     /// all of them together.
     pub bwlimit: Option<String>,
+    /// The limiter of all downloads together.
+    pub limiter_down: Option<Arc<Limiter>>,
     /// Additional flags: `--name`, `--name=value`, or the value as the next item.
     pub args: Vec<String>,
     /// The wait of large objects while the remote does not answer; [`crate::store::PatientStore`]
@@ -119,6 +121,7 @@ impl Default for RcloneSettings {
             remote: String::new(),
             path: String::new(),
             bwlimit: None,
+            limiter_down: None,
             args: Vec::new(),
             patience: Arc::new(Patience::never()),
             part_bytes: 16 << 20,

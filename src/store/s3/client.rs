@@ -167,6 +167,7 @@ fn build_config(
     let endpoint = endpoint.map(with_closed_path);
     let stall = StalledStreamProtectionConfig::enabled()
         .upload_enabled(settings.limiter.is_none())
+        .download_enabled(settings.limiter_down.is_none())
         .grace_period(STALL_GRACE)
         .build();
     // No read time-out: the SDK counts it from the beginning of the request, so it would interrupt

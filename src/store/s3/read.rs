@@ -6,7 +6,7 @@ use crate::store::adapter::Adapter;
 use crate::store::answer::Expected;
 use crate::store::key::PROBE_PREFIX;
 use crate::store::work::{chain_text, random_u64};
-use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreError, StoreErrorKind};
+use crate::store::{Evidence, EvidenceTier, Limiter, ObjectKey, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTimeFormat};
@@ -302,9 +302,10 @@ impl Shared {
         let expected = expected.map_err(Broken::Wrong)?;
         let (announced, limit) = (
             expected.bytes(),
-            self.settings.attempt_limit(expected.bytes()),
+            self.settings.receive_limit(expected.bytes()),
         );
-        match timeout(limit, collect(answer.body, expected)).await {
+        let limiter = self.settings.limiter_down.as_deref();
+        match timeout(limit, collect(answer.body, expected, limiter)).await {
             Ok(body) => body,
             Err(_) => Err(Broken::Off(format!(
                 "{announced} bytes did not come within {} s",
@@ -333,11 +334,17 @@ fn is_md5_etag(etag: &str) -> bool {
         && parts.parse::<u32>().is_ok()
 }
 
-async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<BytesMut, Broken> {
+async fn collect(
+    mut body: ByteStream,
+    mut expected: Expected,
+    limiter: Option<&Limiter>,
+) -> Result<BytesMut, Broken> {
     while let Some(piece) = body.next().await {
-        expected
-            .take(&piece.map_err(|error| Broken::Off(chain_text(&error)))?)
-            .map_err(Broken::Wrong)?;
+        let piece = piece.map_err(|error| Broken::Off(chain_text(&error)))?;
+        if let Some(limiter) = limiter {
+            limiter.admit(piece.len()).await;
+        }
+        expected.take(&piece).map_err(Broken::Wrong)?;
     }
     expected.finish().map_err(Broken::Off)
 }

@@ -61,6 +61,8 @@ pub struct S3Settings {
     pub renew: Option<Renew<S3Credentials>>,
     /// The limiter of all uploads together.
     pub limiter: Option<Arc<Limiter>>,
+    /// The limiter of all downloads together.
+    pub limiter_down: Option<Arc<Limiter>>,
     /// The wait of large objects while the store does not answer; [`crate::store::PatientStore`]
     /// waits for the rest.
     pub patience: Arc<Patience>,
@@ -92,6 +94,7 @@ impl Default for S3Settings {
             credentials: None,
             renew: None,
             limiter: None,
+            limiter_down: None,
             patience: Arc::new(Patience::never()),
             rate_bytes_min: RATE_BYTES_MIN_DEFAULT,
             attempt_slack: ATTEMPT_SLACK_DEFAULT,
@@ -136,6 +139,13 @@ impl S3Settings {
     /// Returns the time limit of one attempt that moves `bytes`.
     pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
         self.attempt_slack + Duration::from_secs(bytes.div_ceil(self.rate_bytes_min))
+    }
+
+    /// Returns the time limit for receiving an object of `bytes`.
+    pub(super) fn receive_limit(&self, bytes: u64) -> Duration {
+        let limiter = self.limiter_down.as_deref();
+        let rate = Limiter::read_rate_bytes_min(limiter, self.rate_bytes_min);
+        self.attempt_slack + Duration::from_secs(bytes.div_ceil(rate))
     }
 
     /// Returns the store's name for messages.
@@ -217,6 +227,23 @@ mod tests {
                 "{bytes} bytes"
             );
         }
+    }
+
+    #[test]
+    fn receive_limit_follows_the_bandwidth_limit() {
+        let limit = |limiter_down| {
+            let settings = S3Settings {
+                limiter_down,
+                rate_bytes_min: 1000,
+                attempt_slack: Duration::from_secs(5),
+                ..Default::default()
+            };
+            settings.receive_limit(1_000_000).as_secs()
+        };
+        assert_eq!(limit(None), 1005);
+        // Half of a sixteenth of 3200 bytes per second.
+        let limiter = Limiter::new(3200, || Some(3200));
+        assert_eq!(limit(Some(Arc::new(limiter))), 10_005);
     }
 
     #[test]

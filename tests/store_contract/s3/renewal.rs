@@ -47,6 +47,29 @@ pub(super) async fn s3_uploads_keep_the_rate_limit(weed: Arc<Weed>, settings: S3
     store.put_new(&key("nothing"), pattern(0, 1)).await.unwrap();
 }
 
+pub(super) async fn s3_downloads_keep_the_rate_limit(_: Arc<Weed>, settings: S3Settings) {
+    let bytes = pattern(1_000_000, 1);
+    let plain = connect(settings.clone()).await;
+    plain.put_new(&key("x"), bytes.clone()).await.unwrap();
+    let limiter_down = Some(Arc::new(Limiter::new(2_000_000, || Some(2_000_000))));
+    let store = connect(S3Settings {
+        limiter_down,
+        ..settings
+    })
+    .await;
+    let (name, begun) = (key("x"), Instant::now());
+    let whole = store.get(&name, None, 1 << 30);
+    let range = store.get(&name, Some(0..1_000_000), 1 << 30);
+    let (whole, range) = tokio::join!(whole, range);
+    let took = begun.elapsed();
+    assert!(whole.unwrap() == bytes && range.unwrap() == bytes);
+    println!("    2 x 1 MB at 2 MB/s: {took:?}");
+    assert!(
+        (Duration::from_millis(800)..Duration::from_secs(300)).contains(&took),
+        "{took:?}"
+    );
+}
+
 fn credentials(id: &str, secret: &str) -> S3Credentials {
     S3Credentials {
         access_key_id: id.to_owned(),
