@@ -307,6 +307,49 @@ fn an_endpoint_that_does_not_answer_is_named() {
 }
 
 #[test]
+fn profile_of_an_sso_session_is_refused_with_the_way_that_works() {
+    let folder = TempDir::new().unwrap();
+    let aws = folder.path().join("aws");
+    let keys = r#"{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b"}"#;
+    let profiles = format!(
+        "[profile new]\nsso_session = corp\nsso_account_id = 1\nsso_role_name = r\n\
+         [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = https://corp.example.org\n\
+         [profile old]\nsso_start_url = https://corp.example.org\nsso_region = eu-west-1\nsso_account_id = 1\n\
+         sso_role_name = r\n\
+         [profile login]\nlogin_session = arn:aws:iam::1:user/x\n\
+         [profile exported]\ncredential_process = echo '{keys}'\n"
+    );
+    fs::write(&aws, profiles).unwrap();
+    let run = |profile: &str| {
+        let (_keep, file) = config(
+            &format!(
+                "[main]\nzfs_fs = \"tank/a\"\nencryption_passphrase = \"x\"\nremote = \"s3:bucket\"\n\
+                 [s3]\nendpoint = \"http://127.0.0.1:9\"\nprofile = \"{profile}\"\n"
+            ),
+            0o600,
+        );
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
+        command
+            .args(["-c", &file, "--retry-for", "0", "key", "generate"])
+            .env("AWS_CONFIG_FILE", &aws)
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+        command.output().unwrap()
+    };
+    for profile in ["new", "old", "login"] {
+        let way = format!(
+            "`credential_process = aws configure export-credentials --profile {profile} --format process`"
+        );
+        check(
+            &run(profile),
+            1,
+            &["find credentials", &way, "~/.aws/config"],
+        );
+    }
+    // Such a profile works: the server is asked.
+    check(&run("exported"), 1, &["s3:bucket", "127.0.0.1:9"]);
+}
+
+#[test]
 fn mount_option_is_refused_with_the_commands_to_use_instead() {
     for to in [&["--to", "tank/b"][..], &["--output", "/tmp/never-made"]] {
         let arguments = [

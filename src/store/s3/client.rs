@@ -42,6 +42,10 @@ const REGION_OF_ENDPOINTS: &str = "us-east-1";
 /// The number of attempts at the metadata service of EC2, which answers at once or never.
 const METADATA_ATTEMPTS: u32 = 1;
 
+/// The SDK's words for a profile whose kind this program was built without: a session of
+/// `aws sso login` or `aws login`. Their clients would be two more SDKs.
+const NOT_BUILT_IN: &str = "cargo feature(s) enabled";
+
 /// A client, and the description of its endpoint for error messages.
 pub(super) struct Connected {
     pub(super) client: Client,
@@ -238,6 +242,11 @@ async fn find_credentials(
         Ok(held) => Ok(Keys::new(Origin::Chain(chain), Some(held))),
         Err(error) => {
             let text = chain_text(&error);
+            let hint = if text.contains(NOT_BUILT_IN) {
+                export_hint(settings)
+            } else {
+                where_it_looked(settings, ec2)
+            };
             let error = StoreError::new(
                 StoreErrorKind::Denied,
                 "find credentials for",
@@ -245,7 +254,7 @@ async fn find_credentials(
                 settings.url(),
                 text,
             );
-            Err(error.with_hint(where_it_looked(settings, ec2)))
+            Err(error.with_hint(hint))
         }
     }
 }
@@ -294,6 +303,20 @@ fn credential_chain(
         .imds_client(client)
         .build();
     chain.or_else("Ec2InstanceMetadata", instance)
+}
+
+/// Returns the remedy for a profile of `aws sso login` or `aws login`, whose sessions only Amazon's
+/// program renews.
+fn export_hint(settings: &S3Settings) -> String {
+    let profile = settings.profile.clone();
+    let profile = profile.or_else(|| std::env::var("AWS_PROFILE").ok());
+    let profile = profile.as_deref().unwrap_or("default");
+    let quoted = shell_words::quote(profile);
+    format!(
+        "the sessions of `aws sso login` and `aws login` are not supported directly: add a profile with the line \
+         `credential_process = aws configure export-credentials --profile {quoted} --format process` to ~/.aws/config, \
+         and name that profile as `profile` under [s3]"
+    )
 }
 
 fn where_it_looked(settings: &S3Settings, ec2: bool) -> String {
