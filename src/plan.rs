@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod bookmarks;
+pub mod chunk_count;
 pub mod clock;
 pub mod copy;
 #[cfg(test)]

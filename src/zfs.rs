@@ -59,6 +59,16 @@ pub struct Dataset {
     pub properties: BTreeMap<String, Property>,
 }
 
+impl Dataset {
+    /// Returns the value of a number property, or `None` when ZFS does not report it.
+    pub fn number(&self, property: &str) -> Option<u64> {
+        match self.properties.get(property)?.value {
+            PropertyValue::Number(number) => Some(number),
+            PropertyValue::Text(_) => None,
+        }
+    }
+}
+
 /// The state of one snapshot when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {

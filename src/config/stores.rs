@@ -19,6 +19,8 @@ use std::path::PathBuf;
 const PART_SIZE_MIN: Size = Size::mebibytes(5);
 /// The largest part that S3 accepts.
 const PART_SIZE_MAX: Size = Size(5 << 30);
+/// The largest object that every S3 store accepts.
+const OBJECT_BYTES_MAX: u64 = 5 << 40;
 /// The maximum number of parts of one object in S3 and in B2.
 const PARTS_MAX: u64 = 10_000;
 /// The maximum number of parts that every S3-compatible store accepts (Scaleway's limit).
@@ -351,6 +353,11 @@ pub(super) fn check_part_count(file: &Document<'_>, part_size_key: &str, config:
         "main.split_size"
     };
     let hint = part_count_hint(config.split_size);
+    if sealed_bytes_max(config.split_size) > OBJECT_BYTES_MAX {
+        let message = "makes objects of more than 5T with their encryption; expected at most 5T";
+        let hint = "write split_size = \"4T\"";
+        file.refuse("main.split_size", Problem::new(message).hint(hint));
+    }
     if count > PARTS_MAX {
         let size = config.parts().part_size;
         let message =

@@ -23,6 +23,7 @@
 mod text;
 
 use super::BackupFacts;
+use super::chunk_count::TooManyChunks;
 use crate::manifest::SnapshotRef;
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::zfs::{Bookmark, SendBase, Snapshot};
@@ -205,6 +206,8 @@ pub enum SendConflict {
     },
     /// `--incremental`, and only a full is possible.
     OnlyFull(FullReason),
+    /// The planned stream needs more chunks than a backup may have.
+    TooManyChunks(TooManyChunks),
     /// The dataset or the snapshot is redacted.
     Redacted {
         /// The dataset or the snapshot.

@@ -14,6 +14,7 @@ mod attempt;
 mod chain;
 mod commit;
 mod documents;
+mod estimate;
 mod planning;
 mod readable;
 mod recommit;
@@ -22,6 +23,9 @@ mod release;
 mod source;
 mod steps;
 mod unfinished;
+
+pub use estimate::estimate_full;
+pub use source::send_flags;
 
 use super::RunError;
 use super::keys::WriterKeys;

@@ -8,6 +8,7 @@
 
 mod content;
 mod receive;
+mod space;
 mod state;
 mod stream;
 
@@ -537,9 +538,10 @@ impl Zfs for FakeZfs {
 
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
         let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let (stream, _) = stream_of(&self.call(&attempt)?.state, request)
-            .map_err(|errno| attempt.refused(errno))?;
-        Ok(stream.bytes.len() as u64)
+        let state = &self.call(&attempt)?.state;
+        let estimate = state.estimate_bytes;
+        let (stream, _) = stream_of(state, request).map_err(|errno| attempt.refused(errno))?;
+        Ok(estimate.unwrap_or(stream.bytes.len() as u64))
     }
 
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {

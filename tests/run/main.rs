@@ -28,6 +28,7 @@ mod chains;
 )]
 #[path = "../support/chunk.rs"]
 mod chunk;
+mod chunk_count;
 mod clones;
 mod crash;
 mod damage;

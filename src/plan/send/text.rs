@@ -117,6 +117,7 @@ impl fmt::Display for SendConflict {
                 f,
                 "no incremental possible, and the size of a full is unknown. Nothing sent.\n  {loss}"
             ),
+            Self::TooManyChunks(count) => write!(f, "{count}. Nothing sent."),
             Self::OnlyFull(why) => write!(f, "no incremental possible: {why}. Nothing sent."),
             Self::Redacted { name } => write!(
                 f,

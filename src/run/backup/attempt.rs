@@ -1,6 +1,6 @@
 //! An attempt at one backup: from the holds to the last confirmed chunk, then the commit.
 
-use super::planning::{Base, View};
+use super::planning::{Base, View, estimate_stream};
 use super::recorder::Recorder;
 use super::source::{SendSource, send_flags};
 use super::unfinished::{ResumableUpload, Unfinished};
@@ -11,6 +11,7 @@ use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{Descendant, ReceiptEntry};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
+use crate::plan::chunk_count::check_resumed_chunk_count;
 use crate::plan::resume::{shows_place, unreadable_at};
 use crate::run::commit::object_lock::extend_keyring;
 use crate::run::commit::put::to_json;
@@ -446,7 +447,7 @@ impl<'a> Attempt<'a> {
             course.next_progress,
         );
         let progress = Arc::clone(&env.progress);
-        self.tell_what_is_kept(&carried, &source.request);
+        self.report_resume(&carried, &source.request)?;
         let resumed_at = carried.resumes_at();
         match transfer(
             source,
@@ -485,13 +486,23 @@ impl<'a> Attempt<'a> {
     }
 
     /// Reports the progress and the estimated size of a resumed upload at its start.
-    fn tell_what_is_kept(&self, carried: &Carried, request: &SendRequest) {
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] when the stream has too many chunks for a backup: without this check
+    /// every night would continue an upload that cannot end.
+    fn report_resume(&self, carried: &Carried, request: &SendRequest) -> Result<(), RunError> {
         if self.unfinished.is_none() {
-            return;
+            return Ok(());
         }
-        let estimated = self.env.zfs.send_space(request);
-        let estimated = estimated
-            .inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"));
+        let estimate_bytes = estimate_stream(&*self.env.zfs, request);
+        if let Some(bytes) = estimate_bytes {
+            check_resumed_chunk_count(bytes, self.env.settings.split_bytes).map_err(|count| {
+                RunError::refused(
+                    format!("resume {}: {count}", self.id),
+                    format!("{}: the next run begins a new upload", count.hint()),
+                )
+            })?;
+        }
         let chunks_confirmed = u32::try_from(carried.chunks.len()).unwrap_or(u32::MAX);
         let stream_bytes = carried
             .chunks
@@ -502,8 +513,9 @@ impl<'a> Attempt<'a> {
             stream_bytes,
             sent_bytes: 0,
             chunks_confirmed,
-            estimate_bytes: estimated.ok(),
+            estimate_bytes,
         });
+        Ok(())
     }
 
     /// Checks that the store lists every confirmed chunk. Other objects, such as a chunk whose

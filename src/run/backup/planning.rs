@@ -9,6 +9,7 @@ use crate::catalog::{Catalog, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
 use crate::model::{BackupId, DatasetName, Digest, Guid, ReadFault};
+use crate::plan::chunk_count::check_chunk_count;
 use crate::plan::resume::unreadable_at;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::identity::refuse_one_place;
@@ -298,10 +299,7 @@ pub(super) fn decide(
             flags,
             resume: None,
         };
-        let estimated = env.zfs.send_space(&request);
-        estimated
-            .inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"))
-            .ok()
+        estimate_stream(&*env.zfs, &request)
     };
     let full_estimate_bytes = candidate.and_then(|snapshot| estimate(snapshot, None));
     let recipients: Vec<String> = env
@@ -330,11 +328,23 @@ pub(super) fn decide(
         SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),
         SendPlan::UpToDate { .. } => None,
     };
+    if let Some(bytes) = estimate_bytes {
+        check_chunk_count(bytes, settings.split_bytes)
+            .map_err(|count| explain(env, name, SendConflict::TooManyChunks(count)))?;
+    }
     Ok(PlannedBackup {
         plan,
         estimate_bytes,
         stepped_over,
     })
+}
+
+/// Returns the kernel's estimate of a stream in bytes. A missing estimate is only logged.
+pub(super) fn estimate_stream(zfs: &dyn Zfs, request: &SendRequest) -> Option<u64> {
+    let estimated = zfs.send_space(request);
+    estimated
+        .inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"))
+        .ok()
 }
 
 /// Returns the snapshots of attempts that ended twice at the same place because ZFS could not read
@@ -377,6 +387,7 @@ fn explain(env: &BackupEnv, dataset: &DatasetName, conflict: SendConflict) -> Ru
             "back up the dataset that it was made from, and leave this one out with main.exclude"
                 .to_owned()
         }
+        (SendConflict::TooManyChunks(count), _) => count.hint(),
         (
             SendConflict::NoCommonBase(_)
             | SendConflict::TooLarge { .. }

@@ -6,7 +6,7 @@ use crate::zfs::{Dataset, SendFlags, SendRequest, SendResume, SendStream, Zfs, Z
 use std::sync::Arc;
 
 /// Returns the send flags that the settings require for this dataset.
-pub(super) fn send_flags(local: &Dataset, settings: &BackupSettings) -> SendFlags {
+pub fn send_flags(local: &Dataset, settings: &BackupSettings) -> SendFlags {
     let raw = settings.raw.is_raw(local.encrypted);
     SendFlags {
         raw,

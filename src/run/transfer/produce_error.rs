@@ -1,8 +1,10 @@
 //! [`ProduceError`]: the reason why the producer of a transfer stopped.
 
 use super::TransferPlan;
+use crate::config::Size;
 use crate::manifest::CHUNKS_MAX;
 use crate::model::ReadFault;
+use crate::plan::chunk_count::split_size_hint;
 use crate::run::RunError;
 use crate::stream::record::StreamError;
 use crate::stream::seal::SealError;
@@ -50,10 +52,18 @@ impl ProduceError {
                 index,
                 id: plan.id.clone(),
             },
-            Self::TooManyChunks => RunError::refused(
-                format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
-                "make main.split_size larger",
-            ),
+            Self::TooManyChunks => {
+                let split = Size(plan.split_bytes);
+                let stored_bytes = plan.split_bytes.saturating_mul(CHUNKS_MAX.into());
+                RunError::refused(
+                    format!(
+                        "the stream of {snapshot} needs more than {CHUNKS_MAX} chunks of {split}, \
+                         the value of main.split_size"
+                    ),
+                    // The length of the rest is unknown: propose room for a stream twice as long.
+                    split_size_hint(stored_bytes.saturating_mul(2)),
+                )
+            }
             Self::Thread(error) => RunError::refused(
                 format!("start the threads that seal {snapshot}: {error}"),
                 "raise the limit of threads, or run it when this host is less busy",

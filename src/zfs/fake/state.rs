@@ -14,8 +14,9 @@ use std::sync::Arc;
 /// ZFS_ERR_BOOKMARK_SOURCE_NOT_ANCESTOR: the kernel's refusal of a bookmark whose source is not a
 /// state of its own dataset.
 const SOURCE_NOT_ANCESTOR: i32 = 1039;
-/// The native properties that a dataset of the fake inherits from its ancestors.
-const INHERITED: [&str; 3] = ["mountpoint", "readonly", "exec"];
+/// The native properties that a dataset of the fake inherits from its ancestors. The kernel computes
+/// `available` for each dataset; without quotas all datasets of a pool have the same.
+const INHERITED: [&str; 4] = ["mountpoint", "readonly", "exec", "available"];
 
 /// The distance by which the guids of a copied pool skip ahead, so that they never meet those of
 /// the original.
@@ -105,6 +106,8 @@ pub(super) struct State {
     /// Whether a received OBJECT advances the resume point of an interrupted receive too, as from
     /// OpenZFS 2.2.4 on.
     pub(super) points_at_objects: bool,
+    /// The estimate of every send; `None` for the length of its stream.
+    pub(super) estimate_bytes: Option<u64>,
     /// The blocks that cannot be read.
     pub(super) damaged: BTreeSet<Block>,
     txg: u64,
@@ -138,6 +141,7 @@ impl State {
             datasets: BTreeMap::new(),
             now,
             points_at_objects: false,
+            estimate_bytes: None,
             damaged: BTreeSet::new(),
             txg: 3,
             guids: 0,

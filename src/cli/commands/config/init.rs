@@ -14,7 +14,7 @@ use crate::cli::screen::table::bytes;
 use crate::config::{Environment, Remote, default_config_file};
 use crate::model::DatasetName;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{PropertyValue, Zfs};
+use crate::zfs::Zfs;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -123,6 +123,10 @@ fn ask_all(init: &Init, person: &Person, output: &Output) -> Result<Answers, Fai
         Some(glob) => glob.clone(),
         None => ask_snapshots(&other_tools(names.iter().copied()), person, output)?,
     };
+    let longest_full_bytes = longest_full(found.as_deref().unwrap_or_default(), &datasets);
+    if longest_full_bytes.is_none() {
+        output.note("ZFS does not tell the sizes of all datasets: split_size is the default");
+    }
     let passphrase = ask_passphrase(person, output)?;
     Ok(Answers {
         datasets,
@@ -131,6 +135,7 @@ fn ask_all(init: &Init, person: &Person, output: &Output) -> Result<Answers, Fai
         region,
         use_snapshots,
         passphrase,
+        longest_full_bytes,
     })
 }
 
@@ -138,6 +143,8 @@ fn ask_all(init: &Init, person: &Person, output: &Output) -> Result<Answers, Fai
 struct FoundDataset {
     name: DatasetName,
     used_bytes: Option<u64>,
+    /// The data of a full, before compression.
+    full_bytes: Option<u64>,
     encrypted: bool,
     /// The short names of its snapshots.
     snapshots: Vec<String>,
@@ -174,14 +181,11 @@ fn find_datasets(zfs: &dyn Zfs) -> Result<Vec<FoundDataset>, Failure> {
     let mut found = Vec::new();
     while let Some(dataset) = waiting.pop() {
         waiting.extend(zfs.children(&dataset.name)?);
-        let used_bytes = match dataset
-            .properties
-            .get("used")
-            .map(|property| &property.value)
-        {
-            Some(PropertyValue::Number(bytes)) => Some(*bytes),
-            _ => None,
-        };
+        let used_bytes = dataset.number("used");
+        // Incompressible data uses more space than it has bytes.
+        let full_bytes = dataset
+            .number("logicalreferenced")
+            .max(dataset.number("referenced"));
         let snapshots = zfs.snapshots(&dataset.name)?;
         let short = |name: String| name.split_once('@').map(|(_, short)| short.to_owned());
         let snapshots = snapshots
@@ -191,12 +195,24 @@ fn find_datasets(zfs: &dyn Zfs) -> Result<Vec<FoundDataset>, Failure> {
         found.push(FoundDataset {
             name: dataset.name,
             used_bytes,
+            full_bytes,
             encrypted: dataset.encrypted,
             snapshots,
         });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// Returns the bytes of the longest full of these datasets, or `None` if the size of one is
+/// unknown.
+fn longest_full(found: &[FoundDataset], datasets: &[DatasetName]) -> Option<u64> {
+    let full_bytes = |name: &DatasetName| {
+        let dataset = found.iter().find(|dataset| dataset.name == *name)?;
+        dataset.full_bytes
+    };
+    let all: Option<Vec<u64>> = datasets.iter().map(full_bytes).collect();
+    all?.into_iter().max()
 }
 
 fn ask_datasets(

@@ -1,8 +1,9 @@
 //! The proposals and texts of `config init`. Pure: randomness and names are arguments.
 
 use crate::cli::screen::table::WIDTH;
-use crate::config::Remote;
+use crate::config::{Remote, Size};
 use crate::model::DatasetName;
+use crate::plan::chunk_count::{check_chunk_count, split_bytes_enough};
 use std::path::Path;
 use toml::Value;
 
@@ -15,10 +16,14 @@ pub(crate) struct Answers {
     /// The value of `use_snapshots`: `own`, or a glob.
     pub(crate) use_snapshots: String,
     pub(crate) passphrase: String,
+    /// The estimated bytes of the longest full; `None` when ZFS does not tell the size of a dataset.
+    pub(crate) longest_full_bytes: Option<u64>,
 }
 
 /// Digits and letters that are not confused on paper: no i, l, o, u.
 const SYMBOLS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+/// A chunk that fits with its encryption into a part of 100 MiB.
+const B2_SPLIT_SIZE: Size = Size::mebibytes(99);
 const GROUPS: usize = 5;
 const SYMBOLS_PER_GROUP: usize = 5;
 /// Entropy of a passphrase: each symbol has five bits.
@@ -101,7 +106,7 @@ pub(crate) fn config_text(answers: &Answers) -> String {
             .to_owned(),
         format!("encryption_passphrase = {}", text(&answers.passphrase)),
         format!("remote = {}", text(&answers.remote.to_string())),
-        split_line(&answers.remote).to_owned(),
+        format!("split_size = \"{}\"", split_size(answers)),
         format!("use_snapshots = {}", text(&answers.use_snapshots)),
     ];
     if let Remote::S3 { .. } = answers.remote {
@@ -125,22 +130,29 @@ pub(crate) fn config_text(answers: &Answers) -> String {
         );
         lines.push("# application_key_id_file = \"/etc/zfs-backup/b2.id\"".to_owned());
         lines.push("# application_key_file = \"/etc/zfs-backup/b2.key\"".to_owned());
-        lines.push(
-            "# A chunk that fits into one part gets a SHA-1 of B2's own. Memory: 4 parts."
-                .to_owned(),
-        );
+        let parts = match split_size(answers) {
+            B2_SPLIT_SIZE => "# A chunk that fits into one part gets a SHA-1 of B2's own.",
+            _ => "# Chunks of several parts: a full with smaller chunks would have too many.",
+        };
+        lines.push(format!("{parts} Memory: 4 parts."));
         lines.push("part_size = \"100M\"".to_owned());
         lines.push("concurrency = 2".to_owned());
     }
     lines.join("\n") + "\n"
 }
 
-/// Returns the line for `split_size`. With B2 a chunk fits into one part, because B2 then computes
-/// and keeps its SHA-1.
-fn split_line(remote: &Remote) -> &'static str {
-    match remote {
-        Remote::B2 { .. } => "split_size = \"99M\"",
-        _ => "split_size = \"1G\"",
+/// Returns the `split_size`: large enough for the longest full. With B2 a chunk fits into one part
+/// if possible, because B2 then computes and keeps its SHA-1.
+fn split_size(answers: &Answers) -> Size {
+    let proposed = match answers.remote {
+        Remote::B2 { .. } => B2_SPLIT_SIZE,
+        _ => Size(1 << 30),
+    };
+    match answers.longest_full_bytes {
+        Some(full) if check_chunk_count(full, proposed.bytes()).is_err() => {
+            Size(split_bytes_enough(full))
+        }
+        _ => proposed,
     }
 }
 
@@ -183,6 +195,35 @@ mod tests {
             region: None,
             use_snapshots: "autosnap_*_daily".into(),
             passphrase: passphrase_of(u128::MAX / 3),
+            longest_full_bytes: None,
+        }
+    }
+
+    #[test]
+    fn split_size_is_chosen_by_the_longest_full() {
+        const TIB: u64 = 1 << 40;
+        for (remote, longest, expected) in [
+            ("s3:bucket", None, "1G"),
+            ("s3:bucket", Some(100 * TIB), "1G"),
+            ("s3:bucket", Some(1000 * TIB), "4G"),
+            ("b2:bucket", Some(8 * TIB), "99M"),
+            ("b2:bucket", Some(64 * TIB), "256M"),
+        ] {
+            let answers = Answers {
+                longest_full_bytes: longest,
+                ..answers(remote)
+            };
+            assert_eq!(
+                split_size(&answers).to_string(),
+                expected,
+                "{remote} {longest:?}"
+            );
+            let text = config_text(&answers);
+            assert!(
+                text.contains(&format!("split_size = \"{expected}\"")),
+                "{text}"
+            );
+            assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         }
     }
 
