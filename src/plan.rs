@@ -17,6 +17,7 @@ pub mod retention;
 pub mod sample;
 pub mod send;
 pub mod snapshots;
+pub mod space;
 pub mod timeline;
 pub mod twin;
 

@@ -135,6 +135,32 @@ fn recorded_stream_is_restored_byte_for_byte() {
 }
 
 #[test]
+fn dry_run_refuses_a_stream_with_too_many_chunks() {
+    let host = Host::new("split_size = \"64K\"\n");
+    fs::write(host.path("recorded"), stream(3)).unwrap();
+    // The estimate of a recorded stream is the length of its file.
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(host.path("recorded"));
+    file.unwrap().set_len(40 << 30).unwrap();
+    let from = host.text("recorded");
+    check(
+        &host.run(&[
+            "--dry-run",
+            "stream-to-remote",
+            "--full",
+            "--stream-from",
+            &from,
+        ]),
+        1,
+        &[
+            "split_size is \"64K\"",
+            "write split_size = \"1M\" into [main]",
+        ],
+    );
+}
+
+#[test]
 fn invalid_stream_from_input_is_refused() {
     let host = Host::new("");
     let from = host.text("recorded");

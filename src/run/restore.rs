@@ -15,6 +15,7 @@ mod properties;
 mod reading;
 mod receive;
 mod rollback;
+mod space;
 mod target;
 mod to_file;
 mod tree;
@@ -35,6 +36,7 @@ pub use receive::{
     Received, ResumedReceive, find_interrupted, restore_as_planned, restore_to_dataset,
 };
 pub use rollback::{LostBookmark, LostSnapshot, Rollback};
+pub use space::{ArrivingDataset, judge_file_fit, judge_fit};
 pub use target::{ReceiveOptions, ReceivePlan, ResumeChoice, check_target};
 pub use to_file::{find_partial, restore_to_file};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};

@@ -69,6 +69,7 @@ mod safety_trust;
 mod scale;
 mod scheduler;
 mod snapshot;
+mod space;
 mod stock;
 mod sums;
 mod two_hosts;

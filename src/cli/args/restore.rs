@@ -51,6 +51,9 @@ pub(crate) struct Restore {
     /// it
     #[arg(long, requires = "to")]
     pub(crate) restart: bool,
+    /// Restore although the space that is left is too small for what comes
+    #[arg(long, conflicts_with = "stdout")]
+    pub(crate) although_full: bool,
     /// Set the properties that the source had; a mount point is set with canmount=noauto
     #[arg(long, requires = "to")]
     pub(crate) with_properties: bool,
@@ -88,6 +91,9 @@ pub(crate) struct Drill {
     /// Where from: intermediate, remote, or a folder with a copy of a store
     #[arg(long, value_name = "PLACE", conflicts_with = "remote")]
     pub(crate) from: Option<From>,
+    /// Restore although the space that is left is too small for what comes
+    #[arg(long)]
+    pub(crate) although_full: bool,
     /// Rehearse the loss of this host: use only the remote and a typed passphrase
     #[arg(long, conflicts_with_all = ["from", "remote"])]
     pub(crate) cold: bool,

@@ -1,6 +1,7 @@
 //! `drill`.
 
 use crate::cli::args::{Drill, From};
+use crate::cli::commands::restore::space::check_fit;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
 use crate::cli::open::history;
@@ -13,7 +14,8 @@ use crate::config::Config;
 use crate::model::{BackupId, DatasetName};
 use crate::run::pool::select::{Selected, select_datasets};
 use crate::run::restore::drill::{
-    AbandonedScratch, Comparison, check_drill_allowed, clean_up, drill as run_drill, find_leftovers,
+    AbandonedScratch, Comparison, check_drill_allowed, clean_up, drill as run_drill,
+    find_leftovers, judge_drill_fit,
 };
 use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
 use crate::run::runner::Runner;
@@ -144,6 +146,8 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     let locks = lock_folder();
     see_to_leftovers(&*zfs, &parent, locks.as_deref(), context)?;
     check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
+    let fit = judge_drill_fit(&*zfs, &set, &parent)?;
+    check_fit(&fit, drill.although_full, context)?;
     if context.global.dry_run {
         output.line(format!(
             "{stored}: would restore {} below {parent}",

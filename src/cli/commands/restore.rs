@@ -1,10 +1,12 @@
 //! `restore`.
 
 pub(crate) mod output_file;
+pub(crate) mod space;
 pub(crate) mod tree;
 
 use crate::cli::args::Restore;
 use crate::cli::commands::restore::output_file::{find_resumed_file, write_file};
+use crate::cli::commands::restore::space::check_fit;
 use crate::cli::commands::restore::tree::restore_tree;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
@@ -16,11 +18,11 @@ use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::restore::{
-    LostBookmark, PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup,
-    RestoreLock, RestorePoint, RestoreSet, ResumeChoice, ResumedReceive, Rollback, VisibleSteps,
-    check_allowed, check_target, fetch_requests, find_interrupted, find_restore_backup,
-    find_restore_set, find_restore_tree, left_readonly, lock_folder, lock_target,
-    restore_as_planned, restore_to_writer, visible_steps,
+    ArrivingDataset, LostBookmark, PropertyChoice, ReceiveOptions, ReceivePlan, Received,
+    RestoreBackup, RestoreLock, RestorePoint, RestoreSet, ResumeChoice, ResumedReceive, Rollback,
+    VisibleSteps, check_allowed, check_target, fetch_requests, find_interrupted,
+    find_restore_backup, find_restore_set, find_restore_tree, judge_file_fit, judge_fit,
+    left_readonly, lock_folder, lock_target, restore_as_planned, restore_to_writer, visible_steps,
 };
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
@@ -53,12 +55,12 @@ pub(crate) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
         Some(target) if restore.recursive => {
             let tree = find_restore_tree(stores, &dataset, keys, &point).await?;
             announce(&tree.members[0].set, restore, &context.output)?;
-            restore_tree(context, tree, target, &options, keys).await
+            restore_tree(context, restore, tree, target, &options, keys).await
         }
         Some(target) => {
             let set = find_restore_set(stores, &dataset, keys, &point).await?;
             announce(&set, restore, &context.output)?;
-            restore_one(context, &set, target, &options, restore.yes, keys).await
+            restore_one(context, restore, &set, target, &options, keys).await
         }
         None => restore_stream(context, restore, &dataset, &point, &places).await,
     }
@@ -164,13 +166,18 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), 
 
 async fn restore_one(
     context: &Context,
+    restore: &Restore,
     set: &RestoreSet,
     target: &DatasetName,
     options: &ReceiveOptions,
-    yes: bool,
     keys: &KeyFile,
 ) -> Result<(), Failure> {
     let output = &context.output;
+    let check_space = |zfs: &dyn Zfs, plan: &ReceivePlan| {
+        let arriving = ArrivingDataset { set, plan, options };
+        let fit = judge_fit(zfs, target, &[arriving]);
+        check_fit(&fit, restore.although_full, context)
+    };
     if context.global.dry_run {
         // Without ZFS, as on another host, the plan still shows the contents of the store.
         let zfs = open_zfs().ok();
@@ -178,6 +185,9 @@ async fn restore_one(
             .as_ref()
             .map(|zfs| check_target(&**zfs, target, set, options))
             .transpose()?;
+        if let Some((zfs, plan)) = zfs.as_ref().zip(plan.as_ref()) {
+            check_space(&**zfs, plan)?;
+        }
         let receive = PlannedReceive {
             goes_on: find_resumed(context, set, plan.as_ref(), keys).await?,
             rollback: plan.as_ref().and_then(|plan| plan.rollback.as_ref()),
@@ -190,9 +200,10 @@ async fn restore_one(
     let zfs = open_zfs()?;
     let plan = check_target(&*zfs, target, set, options)?;
     check_allowed(&*zfs, target, set, &plan, options, &Runner::current())?;
+    check_space(&*zfs, &plan)?;
     if let Some(rollback) = &plan.rollback {
-        say_lost(rollback, yes, output);
-        if !yes {
+        say_lost(rollback, restore.yes, output);
+        if !restore.yes {
             output.json(&RefusedRollback {
                 rollback,
                 carried_out: false,
@@ -502,6 +513,13 @@ async fn restore_stream(
         point => find_restore_set(stores, dataset, keys, point).await?,
     };
     announce(&set, restore, &context.output)?;
+    if let (Some(file), [backup]) = (&restore.output, set.backups.as_slice()) {
+        check_fit(
+            &judge_file_fit(file, backup),
+            restore.although_full,
+            context,
+        )?;
+    }
     if context.global.dry_run {
         let receive = match (&restore.output, set.backups.as_slice()) {
             (Some(file), [backup]) => find_resumed_file(context, backup, file).await?,

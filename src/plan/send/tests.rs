@@ -178,6 +178,7 @@ impl Case {
             Err(SendConflict::NoCommonBase(_)) => "no common base".into(),
             Err(SendConflict::TooLarge { .. }) => "too large".into(),
             Err(SendConflict::OnlyFull(why)) => format!("only full {}", reason(&why)),
+            Err(SendConflict::TooManyChunks(_)) => "too many chunks".to_owned(),
             Err(SendConflict::Redacted { name }) => format!("redacted {name}"),
         }
     }

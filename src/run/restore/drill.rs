@@ -8,11 +8,12 @@
 
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, Digest, Guid};
+use crate::plan::space::Fit;
 use crate::run::blocking::blocking;
 use crate::run::restore::{
-    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice,
-    SCRATCH_PROPERTY, Scratch, check_allowed, destroy_left_scratch, destroy_scratch, lock_target,
-    restore_to_dataset,
+    ArrivingDataset, PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup,
+    RestoreSet, ResumeChoice, SCRATCH_PROPERTY, Scratch, check_allowed, destroy_left_scratch,
+    destroy_scratch, judge_fit, lock_target, restore_to_dataset,
 };
 use crate::run::runner::Runner;
 use crate::run::transfer::Stop;
@@ -159,7 +160,6 @@ pub async fn drill(
     locks: Option<&Path>,
     stop: Stop,
 ) -> Result<DrillReport, RunError> {
-    check_space(&**zfs, set, parent)?;
     let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
     let _lock = locks
         .map(|locks| lock_target(locks, &scratch))
@@ -257,39 +257,27 @@ fn scratch_name(parent: &DatasetName) -> Result<DatasetName, RunError> {
     })
 }
 
-/// Refuses a drill whose streams do not fit into the pool. Checks only streams of compressed
-/// blocks, because their length is about the space that they need in the pool.
-fn check_space(zfs: &dyn Zfs, set: &RestoreSet, parent: &DatasetName) -> Result<(), RunError> {
-    let Some(place) = zfs.dataset(parent)? else {
+/// Judges whether the chain fits below `parent`.
+///
+/// # Errors
+/// [`RunError::Refused`] when `parent` does not exist; [`RunError::Zfs`].
+pub fn judge_drill_fit(
+    zfs: &dyn Zfs,
+    set: &RestoreSet,
+    parent: &DatasetName,
+) -> Result<Fit, RunError> {
+    if zfs.dataset(parent)?.is_none() {
         return Err(RunError::refused(
             format!("{parent} does not exist"),
             "choose an existing dataset with --into",
         ));
-    };
-    let needed: u64 = set
-        .backups
-        .iter()
-        .map(|backup| backup.manifest.stream_bytes)
-        .sum();
-    let compressed = set
-        .newest()
-        .manifest
-        .send
-        .requested
-        .iter()
-        .any(|flag| flag == "compressed");
-    match place
-        .properties
-        .get("available")
-        .map(|property| &property.value)
-    {
-        Some(crate::zfs::PropertyValue::Number(available)) if compressed && needed > *available => {
-            let what =
-                format!("the streams have {needed} bytes, and {parent} has {available} available");
-            Err(RunError::refused(what, "choose a larger place with --into"))
-        }
-        _ => Ok(()),
     }
+    let arriving = ArrivingDataset {
+        set,
+        plan: &ReceivePlan::default(),
+        options: &scratch_options(set)?,
+    };
+    Ok(judge_fit(zfs, parent, &[arriving]))
 }
 
 async fn compare_all(

@@ -132,7 +132,7 @@ pub(crate) fn config_text(answers: &Answers) -> String {
         lines.push("# application_key_file = \"/etc/zfs-backup/b2.key\"".to_owned());
         let parts = match split_size(answers) {
             B2_SPLIT_SIZE => "# A chunk that fits into one part gets a SHA-1 of B2's own.",
-            _ => "# Chunks of several parts: a full with smaller chunks would have too many.",
+            _ => "# Chunks of several parts: smaller ones would be too many.",
         };
         lines.push(format!("{parts} Memory: 4 parts."));
         lines.push("part_size = \"100M\"".to_owned());

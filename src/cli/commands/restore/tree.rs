@@ -1,5 +1,7 @@
 //! `restore -r`: restores a tree, one dataset after the other.
 
+use crate::cli::args::Restore;
+use crate::cli::commands::restore::space::check_fit;
 use crate::cli::commands::restore::{PlannedRestore, lock, say_visible};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
@@ -8,8 +10,8 @@ use crate::cli::screen::output::Output;
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::restore::{
-    ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target, is_makeshift,
-    restore_to_dataset,
+    ArrivingDataset, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed,
+    check_target, is_makeshift, judge_fit, restore_to_dataset,
 };
 use crate::run::runner::Runner;
 use serde::Serialize;
@@ -60,6 +62,7 @@ pub(crate) struct MemberResult<'a> {
 /// the others.
 pub(crate) async fn restore_tree(
     context: &Context,
+    restore: &Restore,
     tree: RestoreTree,
     target: &DatasetName,
     options: &ReceiveOptions,
@@ -98,6 +101,7 @@ pub(crate) async fn restore_tree(
         lock(target)?
     };
     check_all_allowed(&placed, context)?;
+    check_all_fit(&placed, target, restore, context)?;
     let (mut done, mut received_all) = (Vec::new(), Vec::new());
     for place in &placed {
         let Placed {
@@ -189,6 +193,39 @@ fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Fai
         check_allowed(&*zfs, target, set, &plan, options, &runner)?;
     }
     Ok(())
+}
+
+/// Compares the sum of all datasets with the space that is left, before anything is fetched.
+fn check_all_fit(
+    placed: &[Placed<'_>],
+    root: &DatasetName,
+    restore: &Restore,
+    context: &Context,
+) -> Result<(), Failure> {
+    // Without ZFS, as on another host, a dry run still shows the contents of the store.
+    let zfs = match open_zfs() {
+        Err(_) if context.global.dry_run => return Ok(()),
+        opened => opened?,
+    };
+    let mut plans = Vec::new();
+    for place in placed {
+        // A dataset that cannot be received here is reported in its turn.
+        if let Ok(plan) = check_target(&*zfs, &place.target, place.set, place.options)
+            && !is_there(place.set, &place.target)?
+        {
+            plans.push((place, plan));
+        }
+    }
+    let arriving: Vec<ArrivingDataset<'_>> = plans
+        .iter()
+        .map(|(place, plan)| ArrivingDataset {
+            set: place.set,
+            plan,
+            options: place.options,
+        })
+        .collect();
+    let fit = judge_fit(&*zfs, root, &arriving);
+    check_fit(&fit, restore.although_full, context)
 }
 
 /// Reports which datasets are not of the same moment.

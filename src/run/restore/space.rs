@@ -1,0 +1,153 @@
+//! Compares the bytes of a restore with the space that is left for it, before a chunk is fetched.
+
+use super::allowed::nearest;
+use super::partial_file::partial_path;
+use super::{ReceiveOptions, ReceivePlan, RestoreBackup, RestoreSet};
+use crate::model::DatasetName;
+use crate::plan::space::{ArrivingBytes, Fit, judge_space};
+use crate::run::{RunError, error_chain};
+use crate::stream::record::feature;
+use crate::zfs::{PropertyValue, Zfs};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// `compression=off` as the kernel keeps it.
+const COMPRESSION_OFF: u64 = 2;
+/// The properties that keep space free, with which a volume reserves all of its size.
+const RESERVATIONS: [&str; 2] = ["refreservation", "reservation"];
+
+/// One dataset of a restore.
+#[derive(Clone, Copy)]
+pub struct ArrivingDataset<'a> {
+    /// The chain.
+    pub set: &'a RestoreSet,
+    /// The plan of the receive.
+    pub plan: &'a ReceivePlan,
+    /// The settings of the receive.
+    pub options: &'a ReceiveOptions,
+}
+
+/// Judges whether these datasets fit at `target` and below it. The space that ZFS reports counts
+/// all quotas. Space that cannot be read is unknown, not an error.
+pub fn judge_fit(zfs: &dyn Zfs, target: &DatasetName, datasets: &[ArrivingDataset<'_>]) -> Fit {
+    let read = || -> Result<_, RunError> {
+        let name = nearest(zfs, target)?;
+        let place = zfs.dataset(&name)?;
+        Ok((name, place))
+    };
+    let (name, place) = match read() {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(
+                error = error_chain(&error),
+                "cannot read the space left for {target}"
+            );
+            return judge_space(target.as_str(), &[], None);
+        }
+    };
+    let number = |property| place.as_ref().and_then(|place| place.number(property));
+    let compression = number("compression");
+    let arriving: Vec<ArrivingBytes> = datasets
+        .iter()
+        .map(|dataset| dataset.bytes(compression))
+        .collect();
+    // A rollback or a restart frees space first.
+    let frees = |dataset: &ArrivingDataset<'_>| {
+        let written_bytes = dataset
+            .plan
+            .rollback
+            .as_ref()
+            .and_then(|it| it.written_bytes);
+        let given_up = dataset.plan.given_up.is_some() && name == *target;
+        let used_bytes = given_up.then(|| number("used")).flatten();
+        written_bytes
+            .unwrap_or(0)
+            .saturating_add(used_bytes.unwrap_or(0))
+    };
+    let freed_bytes = datasets.iter().map(frees).fold(0, u64::saturating_add);
+    let available = number("available").map(|left| left.saturating_add(freed_bytes));
+    judge_space(name.as_str(), &arriving, available)
+}
+
+impl ArrivingDataset<'_> {
+    /// Returns the bytes that the receive adds: backups that the target has already add nothing,
+    /// and an interrupted one only its rest.
+    fn bytes(&self, inherited_compression: Option<u64>) -> ArrivingBytes {
+        let chosen = self
+            .options
+            .properties
+            .resolve(self.set.recorded_properties());
+        let number = |property: &str| match chosen.get(property) {
+            Some(PropertyValue::Number(number)) => Some(*number),
+            _ => None,
+        };
+        let compression = number("compression").or(inherited_compression);
+        let mut arriving = ArrivingBytes {
+            reserved_bytes: RESERVATIONS
+                .iter()
+                .filter_map(|name| number(name))
+                .max()
+                .unwrap_or(0),
+            ..ArrivingBytes::default()
+        };
+        let received_bytes = self.plan.unfinished.as_ref().map_or(0, |token| token.bytes);
+        for (number, backup) in self.set.backups.iter().enumerate().skip(self.plan.skipped) {
+            let mut stream_bytes = backup.manifest.stream_bytes;
+            if number == self.plan.skipped {
+                stream_bytes = stream_bytes.saturating_sub(received_bytes);
+            }
+            let sum = match is_as_on_disk(backup) || compression == Some(COMPRESSION_OFF) {
+                true => &mut arriving.stream_bytes,
+                false => &mut arriving.compressible_bytes,
+            };
+            *sum = sum.saturating_add(stream_bytes);
+        }
+        arriving
+    }
+}
+
+/// Whether the blocks of the stream are as they lay on disk, so that no pool makes them smaller.
+fn is_as_on_disk(backup: &RestoreBackup) -> bool {
+    backup.manifest.send.feature_flags & (feature::COMPRESSED | feature::RAW) != 0
+}
+
+/// Judges whether the bare stream of a backup fits into the folder of a new file. The space that the
+/// partial file of an interrupted restore uses counts as free.
+pub fn judge_file_fit(file: &Path, backup: &RestoreBackup) -> Fit {
+    let parent = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let folder = parent.unwrap_or(Path::new("."));
+    let arriving = ArrivingBytes {
+        stream_bytes: backup.manifest.stream_bytes,
+        ..ArrivingBytes::default()
+    };
+    let partial = partial_path(file, &backup.manifest.id).symlink_metadata();
+    let used_bytes = partial.map_or(0, |partial| partial.blocks().saturating_mul(512));
+    let free_bytes = free_bytes(folder).map(|bytes| bytes.saturating_add(used_bytes));
+    let place = folder.display().to_string();
+    judge_space(&place, &[arriving], free_bytes)
+}
+
+/// Returns the bytes that this user can write into a folder; `None` if its file system does not
+/// tell, as some network file systems do.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let free = rustix::fs::statvfs(folder)
+        .inspect_err(
+            |error| tracing::warn!(%error, "cannot read the space left in {}", folder.display()),
+        )
+        .ok()?;
+    (free.f_blocks > 0).then(|| free.f_bavail.saturating_mul(free.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_space_of_a_missing_folder_is_unknown() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(free_bytes(folder.path()).is_some_and(|bytes| bytes > 0));
+        assert_eq!(free_bytes(&folder.path().join("missing")), None);
+    }
+}
