@@ -108,6 +108,10 @@ pub struct Bookmark {
     /// Whether the bookmark has a redaction list (`zfs redact`). A stream from such a bookmark fits
     /// only a copy that was redacted with that list.
     pub redacted: bool,
+    /// The guid of the IV set, without which ZFS does not receive a raw incremental from the
+    /// bookmark: 0 if the bookmark has none, as those of unencrypted datasets and some that OpenZFS
+    /// up to 2.1.5 made. `None` when ZFS does not report it.
+    pub ivset_guid: Option<u64>,
 }
 
 /// The base of an incremental.
@@ -530,6 +534,9 @@ pub use mount::{Mount, mounts};
 pub use real::RealZfs;
 pub use send::enlarge_pipe;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};
-pub use version::{ALLOW_VARIABLE, MODULE_VERSION, is_known as is_known_version, known_series};
+pub use version::{
+    ALLOW_VARIABLE, MODULE_VERSION, is_known as is_known_version, is_older as is_older_version,
+    known_series,
+};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use {list::read_kernel_list, token::token_of_list};

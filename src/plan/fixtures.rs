@@ -34,5 +34,6 @@ pub(super) fn bookmark(short: &str, n: u64) -> Bookmark {
         createtxg: n,
         created_at: at(n),
         redacted: false,
+        ivset_guid: None,
     }
 }

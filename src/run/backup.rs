@@ -46,7 +46,7 @@ use jiff::civil::Time;
 use jiff::tz::TimeZone;
 use planning::{View, decide, unreadable_snapshots};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use steps::Steps;
@@ -317,6 +317,7 @@ pub async fn back_up(
         read_error: None,
         unreadable: BTreeMap::new(),
         stepped_over: BTreeMap::new(),
+        unfit_bases: BTreeSet::new(),
     };
     let ended = steps.run().await;
     let stepped_over = steps.stepped_over.pop_last().map(|(_, newest)| newest);

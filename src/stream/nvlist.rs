@@ -1,5 +1,6 @@
-//! Packed name-value lists, as far as resuming needs them: reads a list's own numbers, strings and
-//! flags, and puts the resume point into the list of a BEGIN record. No library is used, because
+//! Packed name-value lists, as far as streams need them: reads a list's own numbers, strings and
+//! flags, or one number of a list inside it, and puts the resume point into the list of a BEGIN
+//! record. No library is used, because
 //! streams and tokens must be readable on any host, and by the fake ZFS too.
 //!
 //! Source of the layout: OpenZFS `module/nvpair/nvpair.c`, native and XDR encoding.
@@ -16,6 +17,8 @@ const PAIR_HEAD_BYTES: usize = 16;
 const FLAG: u32 = 1;
 const UINT64: u32 = 8;
 const STRING: u32 = 9;
+const LIST: u32 = 19;
+const LIST_ARRAY: u32 = 20;
 
 /// A value at the top level of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,27 +41,127 @@ pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
         if pair_bytes == 0 {
             return Some(values);
         }
-        let pair = rest.get(..pair_bytes)?;
+        let Pair {
+            name, kind, value, ..
+        } = Pair::parse(rest.get(..pair_bytes)?)?;
         rest = &rest[pair_bytes..];
-        let name_bytes = usize::from(u16::from_le_bytes(*pair.get(4..6)?.first_chunk()?));
-        let name = pair.get(PAIR_HEAD_BYTES..PAIR_HEAD_BYTES + name_bytes)?;
-        let name = name.strip_suffix(b"\0").filter(|name| !name.contains(&0))?;
-        let name = std::str::from_utf8(name).ok()?.to_owned();
-        let value = pair
-            .get((PAIR_HEAD_BYTES + name_bytes).next_multiple_of(8)..)
-            .unwrap_or_default();
-        let value = match word(pair, 12)? {
+        let value = match kind {
             FLAG => PackedValue::Flag,
             UINT64 => PackedValue::Number(u64::from_le_bytes(*value.first_chunk()?)),
             STRING => {
                 let text = value.split(|byte| *byte == 0).next()?;
                 PackedValue::Text(std::str::from_utf8(text).ok()?.to_owned())
             }
-            // NVLIST and NVLIST_ARRAY, whose pairs follow outside this pair.
-            19 | 20 => return None,
+            // The pairs of the inner list follow outside this pair.
+            LIST | LIST_ARRAY => return None,
             _ => continue,
         };
-        values.insert(name, value);
+        values.insert(name.to_owned(), value);
+    }
+}
+
+/// A list that is damaged, or in an encoding that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnreadableList;
+
+/// Returns the number `name` of the list `inner` in a packed list, native little-endian or XDR;
+/// `None` when there is no such list or number.
+///
+/// # Errors
+/// [`UnreadableList`] for any other encoding, and for a damaged list.
+pub fn number_in_list(list: &[u8], inner: &str, name: &str) -> Result<Option<u64>, UnreadableList> {
+    let found = match list.first() {
+        Some(&XDR) => xdr_number(list, inner, name),
+        _ => native_number(list, inner, name),
+    };
+    found.ok_or(UnreadableList)
+}
+
+/// Reads as [`number_in_list`]; the outer `None` means unreadable.
+fn native_number(list: &[u8], inner: &str, name: &str) -> Option<Option<u64>> {
+    let mut rest = list.strip_prefix(&NATIVE_LITTLE)?.get(8..)?;
+    // The open inner lists, each with whether it is the wanted one.
+    let mut open = Vec::new();
+    loop {
+        let pair_bytes = usize::try_from(word(rest, 0)?).ok()?;
+        if pair_bytes == 0 {
+            rest = &rest[4..];
+            match open.pop() {
+                Some(_) => continue,
+                None => return Some(None),
+            }
+        }
+        let pair = Pair::parse(rest.get(..pair_bytes)?)?;
+        rest = &rest[pair_bytes..];
+        match pair.kind {
+            LIST => open.push(open.is_empty() && pair.name == inner),
+            // Each list of an array ends with four bytes of its own.
+            LIST_ARRAY if pair.count > rest.len() / 4 => return None,
+            LIST_ARRAY => open.extend(std::iter::repeat_n(false, pair.count)),
+            UINT64 if pair.name == name && open == [true] => {
+                return Some(Some(u64::from_le_bytes(*pair.value.first_chunk()?)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Reads as [`number_in_list`]; the outer `None` means unreadable.
+fn xdr_number(list: &[u8], inner: &str, name: &str) -> Option<Option<u64>> {
+    let Some(list) = xdr_value(list.get(HEAD_BYTES..)?, inner, LIST)? else {
+        return Some(None);
+    };
+    // Version and flags come before the pairs of an inner list.
+    match xdr_value(list.get(8..)?, name, UINT64)? {
+        Some(number) => Some(Some(u64::from_be_bytes(*number.first_chunk()?))),
+        None => Some(None),
+    }
+}
+
+/// Returns the value of the pair with this name and kind; `Some(None)` if there is none. In XDR a
+/// pair contains the pairs of its inner list.
+fn xdr_value<'a>(mut pairs: &'a [u8], wanted: &str, kind: u32) -> Option<Option<&'a [u8]>> {
+    let word = |bytes: &[u8], at: usize| {
+        let word = u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?);
+        usize::try_from(word).ok()
+    };
+    loop {
+        let pair_bytes = word(pairs, 0)?;
+        if pair_bytes == 0 {
+            return Some(None);
+        }
+        let pair = pairs.get(..pair_bytes)?;
+        pairs = &pairs[pair_bytes..];
+        let name_bytes = word(pair, 8)?;
+        let name = pair.get(12..)?.get(..name_bytes)?;
+        let rest = pair.get(12 + name_bytes.next_multiple_of(4)..)?;
+        if name == wanted.as_bytes() && word(rest, 0)? == usize::try_from(kind).ok()? {
+            return Some(Some(rest.get(8..)?));
+        }
+    }
+}
+
+/// A pair in native little-endian encoding.
+struct Pair<'a> {
+    name: &'a str,
+    kind: u32,
+    /// The number of values.
+    count: usize,
+    value: &'a [u8],
+}
+
+impl<'a> Pair<'a> {
+    fn parse(pair: &'a [u8]) -> Option<Self> {
+        let name_bytes = usize::from(u16::from_le_bytes(*pair.get(4..6)?.first_chunk()?));
+        let name = pair.get(PAIR_HEAD_BYTES..PAIR_HEAD_BYTES + name_bytes)?;
+        let name = name.strip_suffix(b"\0").filter(|name| !name.contains(&0))?;
+        let value_at = (PAIR_HEAD_BYTES + name_bytes).next_multiple_of(8);
+        Some(Self {
+            name: std::str::from_utf8(name).ok()?,
+            kind: word(pair, 12)?,
+            count: usize::try_from(word(pair, 8)?).ok()?,
+            value: pair.get(value_at..).unwrap_or_default(),
+        })
     }
 }
 
@@ -148,6 +251,7 @@ fn push_xdr_number(list: &mut Vec<u8>, name: &str, number: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn packed_nvlist_round_trips_and_every_truncation_is_refused() {
@@ -196,6 +300,59 @@ mod tests {
             None,
             "big-endian"
         );
+    }
+
+    /// A list with a number and an inner list of two numbers, as the kernel packs the BEGIN of a
+    /// raw stream, in both encodings.
+    #[test]
+    fn number_in_an_inner_list_is_found_in_both_encodings() {
+        let mut native = empty_head();
+        push_pair(&mut native, "from", UINT64, &7_u64.to_le_bytes());
+        push_pair(&mut native, "keys", LIST, &[0; 24]);
+        push_pair(&mut native, "suite", UINT64, &8_u64.to_le_bytes());
+        push_pair(&mut native, "from", UINT64, &9_u64.to_le_bytes());
+        native.extend([0; 8]);
+        let mut inner = [0, 0, 0, 0, 0, 0, 0, 1].to_vec();
+        push_xdr_number(&mut inner, "suite", 8);
+        push_xdr_number(&mut inner, "from", 9);
+        inner.extend([0; 8]);
+        let mut xdr = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1].to_vec();
+        push_xdr_number(&mut xdr, "from", 7);
+        for word in [length(24 + inner.len()), 48, 4] {
+            xdr.extend(word.to_be_bytes());
+        }
+        xdr.extend(b"keys");
+        xdr.extend([LIST, 1].map(u32::to_be_bytes).concat());
+        xdr.extend(&inner);
+        xdr.extend([0; 8]);
+        for list in [&native, &xdr] {
+            assert_eq!(number_in_list(list, "keys", "from"), Ok(Some(9)));
+            assert_eq!(number_in_list(list, "keys", "to"), Ok(None));
+            assert_eq!(number_in_list(list, "other", "from"), Ok(None));
+            for cut in 0..list.len() - 8 {
+                let found = number_in_list(&list[..cut], "keys", "to");
+                assert_eq!(found, Err(UnreadableList), "cut at {cut}");
+            }
+        }
+        let big_endian = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        assert_eq!(
+            number_in_list(&big_endian, "keys", "from"),
+            Err(UnreadableList)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_nvlist_is_read_without_a_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            xdr: bool,
+        ) {
+            let head = if xdr { [1, 1, 0, 0] } else { NATIVE_LITTLE };
+            bytes.iter_mut().zip(head).for_each(|(byte, head)| *byte = head);
+            // Short pairs and names, as a list has them.
+            bytes.iter_mut().skip(8).for_each(|byte| *byte &= 0x1f);
+            let _ = (number_in_list(&bytes, "keys", "from"), read_packed(&bytes));
+        }
     }
 
     /// As `nvlist_pack` of libnvpair 2.1.11 writes `{"n" -> 5}` in XDR, preceded by the two added

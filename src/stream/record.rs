@@ -25,6 +25,7 @@
 mod begin;
 mod error;
 mod header;
+pub(super) mod ivset;
 mod record_type;
 mod resume;
 pub(super) mod walk;
@@ -41,6 +42,7 @@ pub use write::RecordWriter;
 
 use crate::model::Guid;
 use crate::stream::fletcher::Fletcher4;
+use ivset::IvSetCheck;
 use record_type::KNOWN_TYPES;
 use resume::ResumeTracker;
 use walk::{Payload, RecordSink, Walker};
@@ -127,6 +129,15 @@ impl StreamParser {
             watch,
             failed: None,
         })
+    }
+
+    /// Also refuses a raw incremental from a base without an IV-set guid, which ZFS does not
+    /// receive. Streams that are stored already are not refused for this: a setting of the
+    /// receiving kernel can allow them.
+    #[must_use]
+    pub fn requiring_ivset(mut self) -> Self {
+        self.watch.ivset = Some(IvSetCheck::default());
+        self
     }
 
     /// Parses the next bytes of the stream.
@@ -255,6 +266,7 @@ struct Watch {
     counts: RecordCounts,
     resume: ResumeTracker,
     last_object: Option<u64>,
+    ivset: Option<IvSetCheck>,
 }
 
 impl Watch {
@@ -264,6 +276,7 @@ impl Watch {
             counts: RecordCounts::default(),
             resume,
             last_object: None,
+            ivset: None,
         }
     }
 }
@@ -292,7 +305,23 @@ impl RecordSink for Watch {
         if begin.has(feature::RESUMING) {
             return Err(StreamFault::Resuming);
         }
-        Ok(())
+        match &mut self.ivset {
+            Some(ivset) => ivset.begin(begin),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_payload(&mut self, bytes: &[u8]) {
+        if let Some(ivset) = &mut self.ivset {
+            ivset.payload(bytes);
+        }
+    }
+
+    fn begin_end(&mut self) -> Result<(), StreamFault> {
+        match &mut self.ivset {
+            Some(ivset) => ivset.payload_end(),
+            None => Ok(()),
+        }
     }
 
     fn header(&mut self, header: &RecordHeader, payload: Payload) -> Result<(), StreamError> {

@@ -15,6 +15,7 @@
 //! error here the caller starts the upload over; the splicer never guesses.
 
 use super::fletcher::{Fletcher4, Fletcher4Feed};
+use super::record::ivset::IvSetCheck;
 use super::record::walk::{Payload, RecordSink, Walker};
 use super::record::{
     BeginRecord, RecordHeader, RecordType, ResumePoint, StreamError, StreamFault, feature,
@@ -92,6 +93,7 @@ impl Splicer {
             stage: Stage::Begin,
             sum,
             other: None,
+            ivset: IvSetCheck::default(),
         };
         Self {
             walker: Walker::new(),
@@ -143,6 +145,7 @@ struct Splice {
     /// A difference found in BEGIN, reported at the next record, because only that record proves
     /// BEGIN.
     other: Option<SpliceError>,
+    ivset: IvSetCheck,
 }
 
 #[derive(Debug)]
@@ -227,7 +230,15 @@ impl RecordSink for Joint<'_> {
 
     fn begin(&mut self, begin: &BeginRecord) -> Result<(), StreamFault> {
         self.splice.other = self.splice.difference(begin);
-        Ok(())
+        self.splice.ivset.begin(begin)
+    }
+
+    fn begin_payload(&mut self, bytes: &[u8]) {
+        self.splice.ivset.payload(bytes);
+    }
+
+    fn begin_end(&mut self) -> Result<(), StreamFault> {
+        self.splice.ivset.payload_end()
     }
 
     fn header(&mut self, header: &RecordHeader, _: Payload) -> Result<(), SpliceError> {

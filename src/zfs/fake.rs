@@ -3,10 +3,12 @@
 //! the same for the same history), receives make the kernel's checks. Faults can be injected: into
 //! the n-th call, into a stream after N bytes, into a verdict.
 //!
-//! Not simulated: quotas, space, files in mounted filesystems, the effect of delegations, and the
-//! cipher of encrypted datasets (a raw stream holds their bytes in clear).
+//! Not simulated: quotas and space (a test sets what is available), files in mounted filesystems,
+//! the effect of delegations, and the cipher of encrypted datasets (a raw stream holds their bytes
+//! in clear).
 
 mod content;
+mod encryption;
 mod receive;
 mod space;
 mod state;
@@ -27,7 +29,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stream::{
-    FEATURE_COMPRESSED, FEATURE_EMBED_DATA, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW,
+    FEATURE_COMPRESSED, FEATURE_EMBED_DATA, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, IvSets,
     StreamSource, Written,
 };
 
@@ -213,13 +215,6 @@ impl FakeZfs {
         }
     }
 
-    /// Marks an existing dataset as encrypted, with its key loaded or not.
-    pub fn set_encrypted(&self, dataset: &DatasetName, key_unavailable: bool) {
-        if let Ok(dataset) = self.lock().state.get_mut(dataset) {
-            (dataset.encrypted, dataset.key_unavailable) = (true, key_unavailable);
-        }
-    }
-
     /// Marks an existing dataset as received from a redacted stream.
     pub fn set_redacted(&self, dataset: &DatasetName) {
         if let Ok(dataset) = self.lock().state.get_mut(dataset) {
@@ -402,6 +397,10 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Written, Arc<Conte
         content: &snapshot.content,
         damaged: &state.damaged,
         resume: request.resume,
+        ivsets: raw.then(|| IvSets {
+            from: base.as_ref().map_or(0, |base| base.ivset_guid),
+            to: state.ivset_guid(snapshot.guid),
+        }),
     };
     let written = stream::write_stream(&source).ok_or(libc::ENOENT)?;
     Ok((written, Arc::clone(&snapshot.content)))

@@ -23,6 +23,8 @@ use std::os::fd::AsFd;
 const DEVICE: &str = "/dev/zfs";
 /// The property that only a bookmark with a redaction list has.
 const REDACTION_LIST: &str = "redact_snaps";
+/// The property of a bookmark with the guid of its IV set.
+const IVSET_GUID: &str = "ivsetguid";
 /// The ZFS of this host's kernel, through `libzfs_core` and `/dev/zfs`. One value serves all
 /// threads and is cheap to keep.
 pub struct RealZfs {
@@ -101,11 +103,13 @@ fn to_bookmark(
     };
     let (guid, createtxg, creation) = (number("guid")?, number("createtxg")?, number("creation")?);
     let redacted = properties.get(REDACTION_LIST).is_some();
+    let ivset_guid = number(IVSET_GUID).ok();
     Ok(Bookmark {
         created_at: timestamp(attempt, creation)?,
         guid: Guid(guid),
         createtxg,
         redacted,
+        ivset_guid,
         name,
     })
 }
@@ -131,7 +135,7 @@ impl Zfs for RealZfs {
         let attempt = Attempt::new("list the bookmarks of", name);
         let refused = |errno| attempt.refused(errno);
         let wanted = self
-            .names(&["guid", "createtxg", "creation", REDACTION_LIST])
+            .names(&["guid", "createtxg", "creation", IVSET_GUID, REDACTION_LIST])
             .map_err(refused)?;
         let dataset = c_string(name.as_str()).map_err(refused)?;
         let found = answer(&attempt, self.libraries.bookmarks(&dataset, &wanted))?;

@@ -64,6 +64,16 @@ pub fn is_known(version: &str) -> bool {
         .any(|known| *known == series(version))
 }
 
+/// Returns whether a module's version is older than a release, `[2, 1, 8]`; `None` for a version of
+/// another form, as a build from git may have.
+pub fn is_older(version: &str, release: [u32; 3]) -> Option<bool> {
+    let mut numbers = version
+        .splitn(3, '.')
+        .map(|part| part.split(|letter: char| !letter.is_ascii_digit()).next());
+    let mut next = || numbers.next().flatten()?.parse::<u32>().ok();
+    Some([next()?, next()?, next()?] < release)
+}
+
 /// Refuses a module of a series that is neither known nor `allowed`.
 pub(super) fn check(version: &str, allowed: Option<&str>) -> Result<(), ZfsError> {
     if is_known(version) || allowed == Some(series(version)) {
@@ -101,6 +111,23 @@ mod tests {
         ];
         for (version, expected) in table {
             assert_eq!(series(version), expected, "{version}");
+        }
+    }
+
+    #[test]
+    fn age_of_a_version_is_known_if_it_has_three_numbers() {
+        for (version, older) in [
+            ("2.1.5-1ubuntu6~22.04.4", Some(true)),
+            ("2.1.7-1", Some(true)),
+            ("2.1.8-1", Some(false)),
+            ("2.1.11-1", Some(false)),
+            ("2.2.0-rc1", Some(false)),
+            ("2.0.7", Some(true)),
+            ("2.3", None),
+            ("git", None),
+            ("", None),
+        ] {
+            assert_eq!(is_older(version, [2, 1, 8]), older, "{version}");
         }
     }
 

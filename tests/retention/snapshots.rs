@@ -49,6 +49,7 @@ fn bookmark(guid: u64) -> Bookmark {
         createtxg: guid,
         created_at: at("2026-01-01"),
         redacted: false,
+        ivset_guid: None,
     }
 }
 

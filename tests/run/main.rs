@@ -42,6 +42,7 @@ mod keys;
 mod locks;
 mod nights;
 mod observer;
+mod old_zfs;
 mod outages;
 mod partial_file;
 #[allow(

@@ -15,6 +15,7 @@ use crate::run::backup::StoreRole;
 use crate::run::doctor::bucket::{Wanted, check_bucket, check_probe};
 use crate::run::doctor::host::{
     check_datasets, check_folder, check_intermediate, check_permissions, check_zfs,
+    check_zfs_faults,
 };
 use crate::run::doctor::{Check, CheckState};
 use crate::run::keys::KeyCache;
@@ -86,6 +87,7 @@ fn host(config: &Config, checks: &mut Vec<Check>) -> Vec<Selected> {
     };
     checks.push(check_zfs(&*zfs));
     let (found, selected) = check_datasets(&*zfs, &config.datasets, &config.state_dir);
+    checks.extend(check_zfs_faults(&*zfs, &config.send, &selected));
     checks.extend(check_permissions(&*zfs, &selected, &Runner::current()));
     checks.extend(found);
     selected

@@ -26,7 +26,7 @@ use crate::state::bookmark_notes::BookmarkNotes;
 use crate::state::journal::AttemptJournal;
 use crate::state::journal::log::{AttemptLog, JournalRecord};
 use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
-use crate::stream::record::StreamExpectation;
+use crate::stream::record::{StreamExpectation, StreamFault};
 use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Snapshot, ZfsErrno};
 use bytes::Bytes;
 use futures_util::future::{OptionFuture, join};
@@ -469,6 +469,7 @@ impl<'a> Attempt<'a> {
             Err(error @ (RunError::CannotResume { .. } | RunError::StreamChanged { .. })) => {
                 Err(self.pointless(error))
             }
+            Err(error) if lacks_ivset(&error) => Err(self.pointless(error)),
             Err(error @ RunError::ReadSnapshot { fault, .. }) => {
                 let earlier = self.unfinished.as_ref().map(Unfinished::read_faults);
                 let mut faults = earlier.unwrap_or_default();
@@ -617,6 +618,11 @@ impl<'a> Attempt<'a> {
         objects.extend(keyring.transpose()?);
         Ok(objects)
     }
+}
+
+/// Whether the stream is a raw incremental that ZFS would not receive.
+pub(super) fn lacks_ivset(error: &RunError) -> bool {
+    matches!(error, RunError::Stream { source, .. } if source.fault == StreamFault::NoIvSet)
 }
 
 /// Returns a new, random id for an attempt.

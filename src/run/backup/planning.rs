@@ -40,9 +40,13 @@ impl View {
         selected: &Selected,
         mode: CacheMode,
     ) -> Result<Self, RunError> {
+        let mut local = Local::read(&*env.zfs, selected)?;
+        if send_flags(&local.dataset, &env.settings).raw && local.dataset.encrypted {
+            local.set_aside(|bookmark| bookmark.ivset_guid == Some(0));
+        }
         Ok(Self {
             stores: read_stores(env, &selected.stored, mode).await?,
-            local: Local::read(&*env.zfs, selected)?,
+            local,
         })
     }
 }
@@ -198,6 +202,8 @@ pub(super) struct Local {
     pub(super) dataset: Dataset,
     pub(super) snapshots: Vec<Snapshot>,
     pub(super) bookmarks: Vec<Bookmark>,
+    /// The bases from which ZFS sends, and whose raw incrementals it does not receive.
+    unfit_bases: BTreeSet<Guid>,
 }
 
 impl Local {
@@ -218,7 +224,30 @@ impl Local {
             dataset,
             snapshots: zfs.snapshots(name)?,
             bookmarks: zfs.bookmarks(name)?,
+            unfit_bases: BTreeSet::new(),
         })
+    }
+
+    /// Leaves out the bookmarks that cannot be a base.
+    fn set_aside(&mut self, is_unfit: impl Fn(&Bookmark) -> bool) {
+        let unfit = self.bookmarks.extract_if(.., |bookmark| is_unfit(bookmark));
+        self.unfit_bases.extend(unfit.map(|bookmark| bookmark.guid));
+    }
+
+    /// Leaves out the snapshots and bookmarks with these guids: they cannot be a base.
+    pub(super) fn set_aside_bases(&mut self, guids: &BTreeSet<Guid>) {
+        self.snapshots
+            .retain(|snapshot| !guids.contains(&snapshot.guid));
+        self.set_aside(|bookmark| guids.contains(&bookmark.guid));
+        self.unfit_bases.extend(guids);
+    }
+
+    /// Returns whether the dataset has this base only in a form from which ZFS receives no raw
+    /// incremental.
+    fn has_only_unfit(&self, guid: Guid) -> bool {
+        let has_snapshot = self.snapshots.iter().any(|snapshot| snapshot.guid == guid);
+        let has_bookmark = self.bookmarks.iter().any(|bookmark| bookmark.guid == guid);
+        self.unfit_bases.contains(&guid) && !has_snapshot && !has_bookmark
     }
 
     /// Returns the origin of the stream: the guids of the dataset and its pool.
@@ -321,8 +350,9 @@ pub(super) fn decide(
         full_estimate_bytes,
         now: (env.now)(),
     };
-    let plan = plan_send(&facts, &settings.lifecycle, requested)
-        .map_err(|conflict| explain(env, name, conflict))?;
+    let plan = plan_send(&facts, &settings.lifecycle, requested);
+    warn_of_unfit_base(local, &facts, plan.as_ref().ok());
+    let plan = plan.map_err(|conflict| explain(env, name, conflict))?;
     let estimate_bytes = match &plan {
         SendPlan::Full { .. } => full_estimate_bytes,
         SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),
@@ -337,6 +367,28 @@ pub(super) fn decide(
         estimate_bytes,
         stepped_over,
     })
+}
+
+/// Warns if there is no incremental because the newest stored backup's base lacks its IV-set guid.
+fn warn_of_unfit_base(local: &Local, facts: &SendFacts<'_>, plan: Option<&SendPlan>) {
+    if matches!(
+        plan,
+        Some(SendPlan::Incremental { .. } | SendPlan::UpToDate { .. })
+    ) {
+        return;
+    }
+    let usable = facts.target.iter().chain(facts.remote);
+    let newest = usable
+        .filter(|backup| backup.is_usable())
+        .max_by_key(|backup| backup.snapshot.createtxg);
+    let Some(newest) = newest.filter(|newest| local.has_only_unfit(newest.snapshot.guid)) else {
+        return;
+    };
+    tracing::warn!(
+        dataset = %local.dataset.name,
+        "no incremental on {}: its snapshot or bookmark in the pool has no IV-set guid, as OpenZFS up to 2.1.5 made them, and ZFS would not receive a raw incremental from it",
+        newest.id
+    );
 }
 
 /// Returns the kernel's estimate of a stream in bytes. A missing estimate is only logged.

@@ -1,7 +1,7 @@
 //! [`Steps`]: carries out the steps of a backup run, each on a new view of the stores and the pool.
 
 use super::abandon::{abandon, abandon_id, keep_resumable, settle};
-use super::attempt::Attempt;
+use super::attempt::{Attempt, lacks_ivset};
 use super::planning::{Base, View, decide, remember_remote, unreadable_snapshots};
 use super::readable::read_at_faults;
 use super::recommit::{end_commits, has_interrupted_commits};
@@ -17,7 +17,7 @@ use crate::run::{RunError, error_chain};
 use crate::state::manifests::CacheMode;
 use crate::state::stored_name::record_place;
 use crate::zfs::{SendRequest, Snapshot};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How many unreadable snapshots a run finds before it ends. Each costs a read of a disk that may be
@@ -43,6 +43,8 @@ pub(super) struct Steps<'a> {
     pub(super) unreadable: BTreeMap<Guid, ReadFault>,
     /// The unreadable snapshots that this run does not back up, by transaction group.
     pub(super) stepped_over: BTreeMap<u64, SteppedOver>,
+    /// The bases whose raw incrementals ZFS would not receive, as their streams showed.
+    pub(super) unfit_bases: BTreeSet<Guid>,
 }
 
 impl Steps<'_> {
@@ -60,6 +62,7 @@ impl Steps<'_> {
                 return Ok(id);
             }
             view = View::read(env, selected, CacheMode::ReadWrite).await?;
+            view.local.set_aside_bases(&self.unfit_bases);
         }
     }
 
@@ -137,6 +140,7 @@ impl Steps<'_> {
                 let why = error_chain(&error);
                 tracing::warn!(id = %attempt.id, "an unfinished upload is given up, and a new one begins: {why}");
                 abandon_id(env, selected, &attempt.id, &why)?;
+                self.note_unfit_base(&attempt, &error);
                 if let RunError::ReadSnapshot { fault, .. } = &error {
                     self.step_over(&attempt.snapshot, *fault);
                 }
@@ -197,6 +201,13 @@ impl Steps<'_> {
         if attempt.is_pointless() || is_lost {
             abandon_id(env, selected, &attempt.id, &error_chain(&error))?;
         }
+        if self.note_unfit_base(&attempt, &error) && !*env.stop.borrow() {
+            tracing::warn!(
+                error = error_chain(&error),
+                "the base cannot be used; planning again without it"
+            );
+            return Ok(None);
+        }
         if self.has_replanned || *env.stop.borrow() || !is_lost {
             return Err(error);
         }
@@ -246,6 +257,13 @@ impl Steps<'_> {
                 return Err(SteppedOver { snapshot, fault }.into_error(None));
             }
         }
+    }
+
+    /// Notes the base if ZFS would not receive a raw incremental from it. Returns whether it is a
+    /// new one.
+    fn note_unfit_base(&mut self, attempt: &Attempt<'_>, error: &RunError) -> bool {
+        let base = attempt.base.as_ref().filter(|_| lacks_ivset(error));
+        base.is_some_and(|base| self.unfit_bases.insert(base.manifest.snapshot.guid))
     }
 
     fn step_over(&mut self, snapshot: &Snapshot, fault: ReadFault) {

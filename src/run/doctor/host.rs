@@ -1,19 +1,22 @@
 //! The checks of this host: ZFS, permissions, datasets and folders.
 
 use super::Check;
-use crate::config::DatasetSelection;
+use crate::config::{DatasetSelection, SendSection};
 use crate::plan::permissions::{RestoreNeeds, missing_for_restore, missing_permissions};
 use crate::run::pool::inside::refuse_inside;
 use crate::run::pool::select::{Selected, select_datasets};
+use crate::run::restore::drill::EMBEDDED_PADDING_FIXED;
 use crate::run::restore::left_half;
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{ALLOW_VARIABLE, Zfs, is_known_version, known_series};
+use crate::zfs::{ALLOW_VARIABLE, Zfs, is_known_version, is_older_version, known_series};
 use rustix::fs::{Access, access};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const LIBRARY: &str = "libzfs_core.so";
+/// The release from which on bookmarks keep the IV-set guid (openzfs/zfs#14967).
+const IVSET_FIXED: [u32; 3] = [2, 1, 6];
 
 /// Checks the versions of the library and of the kernel module.
 pub fn check_zfs(zfs: &dyn Zfs) -> Check {
@@ -38,6 +41,43 @@ pub fn check_zfs(zfs: &dyn Zfs) -> Check {
             "use one of them, or a zfs-backup that knows this one; it runs only because of {ALLOW_VARIABLE}"
         ),
     )
+}
+
+/// Warns of faults of the loaded OpenZFS that concern these datasets with these settings.
+pub fn check_zfs_faults(zfs: &dyn Zfs, send: &SendSection, selected: &[Selected]) -> Vec<Check> {
+    let subject = "zfs";
+    // A version that cannot be read is a failed check already.
+    let Ok(version) = zfs.module_version() else {
+        return Vec::new();
+    };
+    let is_older = |release| is_older_version(&version, release) == Some(true);
+    let raw = selected
+        .iter()
+        .filter(|it| send.raw.is_raw(it.dataset.encrypted));
+    let (encrypted, plain): (Vec<_>, Vec<_>) = raw.partition(|it| it.dataset.encrypted);
+    let mut checks = Vec::new();
+    if !encrypted.is_empty() && is_older(IVSET_FIXED) {
+        checks.push(Check::warning(
+            subject,
+            format!(
+                "kernel module {version} can make bookmarks of encrypted datasets without an IV-set guid: \
+                 ZFS does not receive raw incrementals from them, so this program does not use them, and a full may be necessary"
+            ),
+            "use OpenZFS 2.1.6 or later; until then a snapshot as the base is safe: main.oldest_snapshot_days keeps it",
+        ));
+    }
+    let embeds = send.embedded || !plain.is_empty();
+    if !selected.is_empty() && embeds && is_older(EMBEDDED_PADDING_FIXED) {
+        checks.push(Check::warning(
+            subject,
+            format!(
+                "kernel module {version} sends other bytes behind embedded blocks each time: an interrupted upload \
+                 cannot be resumed, and a drill cannot compare the streams"
+            ),
+            "use OpenZFS 2.1.8 or later, or set send.embedded = false and send.raw = \"auto\"",
+        ));
+    }
+    checks
 }
 
 /// Returns the library's file name after symbolic links are resolved, which contains its version.
@@ -306,6 +346,7 @@ pub fn check_intermediate(folder: &Path, selected: &[Selected]) -> Check {
 mod tests {
     use super::super::CheckState::{Bad, Good, Note, Warning};
     use super::*;
+    use crate::config::RawMode;
     use crate::model::DatasetName;
     use crate::plan::permissions::Identity;
     use crate::zfs::fake::FakeZfs;
@@ -349,6 +390,44 @@ mod tests {
         }
         zfs.fail_call(1, 5);
         assert_eq!(check_zfs(&zfs).state, Bad);
+    }
+
+    #[test]
+    fn doctor_warns_of_faults_of_old_versions_only_where_they_matter() {
+        let (zfs, state) = (FakeZfs::new(), tempfile::tempdir().unwrap());
+        let [plain, secret] = ["tank/plain", "tank/secret"].map(|name| name.parse().unwrap());
+        zfs.create(&plain, DatasetType::Filesystem);
+        zfs.create(&secret, DatasetType::Filesystem);
+        zfs.set_encrypted(&secret, false);
+        let warnings = |version: &str, dataset: &str, send: SendSection| {
+            zfs.set_module_version(version);
+            let (_, selected) = check_datasets(&zfs, &selection(&[dataset]), state.path());
+            let checks = check_zfs_faults(&zfs, &send, &selected);
+            assert!(checks.iter().all(|check| check.state == Warning));
+            let about = ["IV-set", "embedded"];
+            about.map(|word| checks.iter().any(|check| check.text.contains(word)))
+        };
+        let auto = SendSection::default();
+        let embedded = SendSection {
+            embedded: true,
+            ..auto
+        };
+        let always = SendSection {
+            raw: RawMode::Always,
+            ..auto
+        };
+        for (version, dataset, send, expected) in [
+            ("2.1.5-1ubuntu6", "tank/secret", &auto, [true, false]),
+            ("2.1.5-1ubuntu6", "tank/plain", &auto, [false, false]),
+            ("2.1.5-1ubuntu6", "tank/plain", &always, [false, true]),
+            ("2.1.7-1", "tank/secret", &auto, [false, false]),
+            ("2.1.7-1", "tank/plain", &embedded, [false, true]),
+            ("2.1.8-1", "tank/secret", &embedded, [false, false]),
+            ("git", "tank/secret", &embedded, [false, false]),
+        ] {
+            let found = warnings(version, dataset, *send);
+            assert_eq!(found, expected, "{version} {dataset}");
+        }
     }
 
     #[test]

@@ -18,13 +18,17 @@ use crate::run::restore::{
 use crate::run::runner::Runner;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Zfs, ZfsError};
+use crate::stream::record::feature;
+use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Zfs, ZfsError, is_older_version};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 /// The prefix of the names of scratch datasets.
 pub const SCRATCH_PREFIX: &str = "zfs-backup-drill-";
+/// The release from which on ZFS sends the same bytes behind an embedded block each time
+/// (openzfs/zfs#13778).
+pub const EMBEDDED_PADDING_FIXED: [u32; 3] = [2, 1, 8];
 /// Bytes of one read from a send stream.
 const READ_BYTES: usize = 1 << 20;
 
@@ -320,6 +324,12 @@ fn differs(
     if *then != now {
         return Ok(Comparison::Not(format!(
             "sent by ZFS {then}, and this is {now}, which sends another stream"
+        )));
+    }
+    let has_embedded = backup.manifest.send.feature_flags & feature::EMBED_DATA != 0;
+    if has_embedded && is_older_version(&now, EMBEDDED_PADDING_FIXED) == Some(true) {
+        return Ok(Comparison::Not(format!(
+            "the stream may have embedded blocks, and ZFS {now} sends other bytes behind them each time (mended in 2.1.8)"
         )));
     }
     let reason = format!(

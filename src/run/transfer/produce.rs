@@ -45,7 +45,11 @@ impl Producer {
     /// success, then the END record is checked, and only then is the last chunk completed.
     fn run_from_start(&self, line: &SealLine) -> Result<StreamSummary, ProduceError> {
         let mut stream = self.source.open(None).map_err(ProduceError::Zfs)?;
-        let mut cutter = Cutter::new(self, line, StreamParser::new(self.plan.expectation));
+        let mut cutter = Cutter::new(
+            self,
+            line,
+            StreamParser::new(self.plan.expectation).requiring_ivset(),
+        );
         let mut buffer = vec![0; READ_BYTES];
         while cutter.read(stream.reader(), &mut buffer)? {}
         stream.finish().map_err(|error| cutter.send_error(error))?;

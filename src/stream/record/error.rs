@@ -62,6 +62,12 @@ pub enum StreamFault {
         /// The base in BEGIN.
         found: Option<Guid>,
     },
+    /// A raw incremental whose base has no IV-set guid. Only a sender requires one.
+    #[error(
+        "expected the IV-set guid of the base, found none: ZFS would not receive this raw \
+         incremental"
+    )]
+    NoIvSet,
     /// A second BEGIN record.
     #[error("expected one BEGIN record, found another")]
     SecondBegin,

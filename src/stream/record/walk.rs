@@ -17,6 +17,13 @@ pub(in crate::stream) trait RecordSink {
 
     /// Receives BEGIN, before anything else. A fault returned here is a fault of the stream.
     fn begin(&mut self, begin: &BeginRecord) -> Result<(), StreamFault>;
+    /// Receives bytes of BEGIN's payload, which nothing has proved yet.
+    fn begin_payload(&mut self, _: &[u8]) {}
+    /// Marks the end of BEGIN's payload, if it has one. A fault returned here is a fault of the
+    /// stream.
+    fn begin_end(&mut self) -> Result<(), StreamFault> {
+        Ok(())
+    }
     /// Receives a checked header (not BEGIN's), and the stream position and length of the payload
     /// that follows.
     fn header(&mut self, header: &RecordHeader, payload: Payload) -> Result<(), Self::Error>;
@@ -39,7 +46,7 @@ pub(in crate::stream) struct Payload {
 enum Phase {
     /// Reading a header.
     Header,
-    /// Reading a payload; BEGIN's payload (`of_begin`) is not passed to the sink.
+    /// Reading a payload; `of_begin` if it is BEGIN's.
     Payload { left: u64, of_begin: bool },
     /// After a record of unknown type, whose payload rule is unknown: everything is summed but the
     /// last 312 bytes, which must be END.
@@ -220,8 +227,9 @@ impl Walker {
         let slice = &bytes[..taken];
         self.sum.feed(slice);
         self.position += taken as u64;
-        if !of_begin {
-            sink.payload(slice);
+        match of_begin {
+            true => sink.begin_payload(slice),
+            false => sink.payload(slice),
         }
         match left - taken as u64 {
             0 => self.end_record(sink, of_begin)?,
@@ -231,10 +239,12 @@ impl Walker {
     }
 
     fn end_record<S: RecordSink>(&mut self, sink: &mut S, of_begin: bool) -> Result<(), S::Error> {
-        self.next_record();
         if of_begin {
-            Ok(())
+            let judged = sink.begin_end().map_err(|fault| self.error(fault));
+            self.next_record();
+            Ok(judged?)
         } else {
+            self.next_record();
             sink.record_end(self.sum_at_word())
         }
     }

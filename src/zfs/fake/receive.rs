@@ -5,7 +5,8 @@ use super::content::Content;
 use super::state::{FakeDataset, FakeSnapshot, Partial, State};
 use super::stream::{
     BEGIN, BEGIN_MAGIC, CHECKSUM_AT, END, FEATURE_EMBED_DATA, FEATURE_RAW, FEATURE_RESUMING,
-    FLAG_CLONE, FREE, FREEOBJECTS, HEADER_BYTES, OBJECT, Sum, WRITE, read_resume_list,
+    FLAG_CLONE, FREE, FREEOBJECTS, HEADER_BYTES, OBJECT, Sum, WRITE, read_from_ivset,
+    read_resume_list,
 };
 use crate::zfs::attempt::Attempt;
 use crate::zfs::{DatasetType, Property, ReceiveRequest, STREAM_TRUNCATED, SendResume, ZfsError};
@@ -14,6 +15,8 @@ use std::sync::Arc;
 
 /// ZFS_ERR_WRONG_PARENT: the parent is not a filesystem.
 const WRONG_PARENT: i32 = 1033;
+/// ZFS_ERR_FROM_IVSET_GUID_MISSING: the base of a raw incremental has no IV-set guid.
+const FROM_IVSET_GUID_MISSING: i32 = 1034;
 /// The largest payload that a record may claim.
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
@@ -346,6 +349,9 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
         }
         Some(dataset) if from_guid != 0 => {
             let raw = begin.features() & FEATURE_RAW != 0;
+            if raw && read_from_ivset(&begin.payload) == 0 {
+                return Err(FROM_IVSET_GUID_MISSING);
+            }
             let (content, branch) = base_content(dataset, from_guid, raw)?;
             Ok(target(content, beginning, Some(branch)))
         }

@@ -27,6 +27,8 @@ pub(super) struct Base {
     pub(super) guid: u64,
     pub(super) txg: u64,
     pub(super) is_of_origin: bool,
+    /// The guid of the IV set in a raw stream; 0 if the base has none.
+    pub(super) ivset_guid: u64,
 }
 
 #[derive(Clone)]
@@ -47,6 +49,7 @@ pub(super) struct FakeBookmark {
     pub(super) createtxg: u64,
     pub(super) created: u64,
     pub(super) redacted: bool,
+    pub(super) ivset_guid: u64,
 }
 
 /// The kept state of an interrupted receive, from which it can be resumed.
@@ -108,6 +111,10 @@ pub(super) struct State {
     pub(super) points_at_objects: bool,
     /// The estimate of every send; `None` for the length of its stream.
     pub(super) estimate_bytes: Option<u64>,
+    /// Whether listed bookmarks show the guid of their IV set.
+    pub(super) shows_ivsets: bool,
+    /// The guids of the snapshots of encrypted datasets that have no IV-set guid.
+    pub(super) without_ivset: BTreeSet<u64>,
     /// The blocks that cannot be read.
     pub(super) damaged: BTreeSet<Block>,
     txg: u64,
@@ -142,6 +149,8 @@ impl State {
             now,
             points_at_objects: false,
             estimate_bytes: None,
+            shows_ivsets: true,
+            without_ivset: BTreeSet::new(),
             damaged: BTreeSet::new(),
             txg: 3,
             guids: 0,
@@ -312,6 +321,7 @@ impl State {
                 createtxg: bookmark.createtxg,
                 created_at: timestamp(bookmark.created),
                 redacted: bookmark.redacted,
+                ivset_guid: self.shows_ivsets.then_some(bookmark.ivset_guid),
             })
         };
         let mut bookmarks: Vec<_> = self
@@ -453,6 +463,10 @@ impl State {
                     createtxg: snapshot.createtxg,
                     created: snapshot.created,
                     redacted: self.get(source.dataset())?.redacted,
+                    ivset_guid: match self.get(source.dataset())?.encrypted {
+                        true => self.ivset_guid(snapshot.guid),
+                        false => 0,
+                    },
                 };
                 (made, source.dataset())
             }
@@ -479,6 +493,14 @@ impl State {
         Ok(())
     }
 
+    /// Returns the guid of the IV set of a snapshot of an encrypted dataset; 0 if it has none.
+    pub(super) fn ivset_guid(&self, snapshot_guid: u64) -> u64 {
+        match self.without_ivset.contains(&snapshot_guid) {
+            true => 0,
+            false => snapshot_guid.rotate_left(32),
+        }
+    }
+
     /// Returns the base of an incremental: an earlier state of the dataset, or of the clone's
     /// origin.
     pub(super) fn base(&self, request: &SendRequest) -> Result<Option<Base>, i32> {
@@ -495,6 +517,7 @@ impl State {
                     guid: snapshot.guid,
                     txg: snapshot.createtxg,
                     is_of_origin: name.dataset() != dataset,
+                    ivset_guid: self.ivset_guid(snapshot.guid),
                 }
             }
             Some(SendBase::Bookmark(name)) => {
@@ -510,6 +533,7 @@ impl State {
                     guid: bookmark.guid,
                     txg: bookmark.createtxg,
                     is_of_origin: false,
+                    ivset_guid: bookmark.ivset_guid,
                 }
             }
         };

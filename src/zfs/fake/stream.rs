@@ -26,6 +26,8 @@ const PLAIN_FILE_CONTENTS: u32 = 19;
 /// A bonus type that the kernel does not interpret.
 const UINT64_OTHER: u32 = 26;
 const COMPRESSION_OFF: u8 = 2;
+const UINT64: u32 = 8;
+const NVLIST: u32 = 19;
 
 /// [`BLOCK_BYTES`] in the type of the record's field.
 const BLOCK_BYTES_WORD: u32 = 4096;
@@ -70,6 +72,15 @@ pub(super) struct StreamSource<'a> {
     pub(super) content: &'a Content,
     pub(super) damaged: &'a BTreeSet<Block>,
     pub(super) resume: Option<SendResume>,
+    /// The IV sets of a raw stream.
+    pub(super) ivsets: Option<IvSets>,
+}
+
+/// The guids of the IV sets of the base and of the snapshot; 0 for none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IvSets {
+    pub(super) from: u64,
+    pub(super) to: u64,
 }
 
 /// A header under construction.
@@ -183,7 +194,7 @@ fn freed_runs(source: &StreamSource<'_>, first_object: u64) -> Vec<(u64, u64)> {
 
 impl Writer {
     fn begin(&mut self, source: &StreamSource<'_>) {
-        let payload = source.resume.map(resume_list).unwrap_or_default();
+        let payload = begin_list(source.resume, source.ivsets);
         let resuming = if source.resume.is_some() {
             FEATURE_RESUMING
         } else {
@@ -274,35 +285,58 @@ impl Writer {
     }
 }
 
-/// Packs the list `{resume_object, resume_offset}` as libnvpair does.
-fn resume_list(resume: SendResume) -> Vec<u8> {
-    const UINT64: u32 = 8;
+/// Packs the payload of BEGIN as libnvpair does: the resume point, and the key data of a raw
+/// stream, of which only the IV sets are simulated. An empty list is no payload.
+fn begin_list(resume: Option<SendResume>, ivsets: Option<IvSets>) -> Vec<u8> {
+    if resume.is_none() && ivsets.is_none() {
+        return Vec::new();
+    }
     // Native encoding, little-endian; version 0, unique names.
     let mut list = vec![0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
-    for (name, value) in [
-        ("resume_object\0", resume.object),
-        ("resume_offset\0", resume.offset),
-    ] {
-        list.extend(40_u32.to_le_bytes());
-        list.extend([14, 0, 0, 0]);
-        list.extend(1_u32.to_le_bytes());
-        list.extend(UINT64.to_le_bytes());
-        list.extend(name.as_bytes());
-        list.extend([0; 2]);
-        list.extend(value.to_le_bytes());
+    if let Some(SendResume { object, offset }) = resume {
+        push_pair(&mut list, "resume_object", UINT64, &object.to_le_bytes());
+        push_pair(&mut list, "resume_offset", UINT64, &offset.to_le_bytes());
+    }
+    if let Some(IvSets { from, to }) = ivsets {
+        // The pairs of the inner list follow its head, up to a word of zeros.
+        push_pair(&mut list, "crypt_keydata", NVLIST, &[0; 24]);
+        push_pair(&mut list, "from_ivset_guid", UINT64, &from.to_le_bytes());
+        push_pair(&mut list, "to_ivset_guid", UINT64, &to.to_le_bytes());
+        list.extend([0; 4]);
     }
     list.extend([0; 4]);
     list
 }
 
+fn push_pair(list: &mut Vec<u8>, name: &str, kind: u32, value: &[u8]) {
+    const HEAD_BYTES: usize = 16;
+    let name_bytes = name.len() + 1;
+    let value_at = (HEAD_BYTES + name_bytes).next_multiple_of(8);
+    let word = |number: usize| u32::try_from(number).unwrap_or_default().to_le_bytes();
+    let start = list.len();
+    list.extend(word(value_at + value.len()));
+    list.extend(word(name_bytes));
+    list.extend(1_u32.to_le_bytes());
+    list.extend(kind.to_le_bytes());
+    list.extend(name.as_bytes());
+    list.resize(start + value_at, 0);
+    list.extend(value);
+}
+
 /// Reads the list that [`write_stream`] puts into a resumed BEGIN.
 pub(super) fn read_resume_list(list: &[u8]) -> Option<SendResume> {
-    let number = |name: &[u8]| {
-        let at = list.windows(name.len()).position(|window| window == name)? + 16;
-        Some(u64::from_le_bytes(list.get(at..at + 8)?.try_into().ok()?))
-    };
     Some(SendResume {
-        object: number(b"resume_object\0")?,
-        offset: number(b"resume_offset\0")?,
+        object: read_number(list, b"resume_object\0")?,
+        offset: read_number(list, b"resume_offset\0")?,
     })
+}
+
+/// Reads the guid of the base's IV set; 0 if there is none.
+pub(super) fn read_from_ivset(list: &[u8]) -> u64 {
+    read_number(list, b"from_ivset_guid\0").unwrap_or(0)
+}
+
+fn read_number(list: &[u8], name: &[u8]) -> Option<u64> {
+    let at = list.windows(name.len()).position(|window| window == name)? + 16;
+    Some(u64::from_le_bytes(list.get(at..at + 8)?.try_into().ok()?))
 }
