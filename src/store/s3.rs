@@ -47,6 +47,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The directive that every filter of the log must end with: the SDK's signer logs all headers of a
+/// request, and so the customer key.
+pub const LOG_LIMIT: &str = "aws_sigv4=off";
+
 /// The header value that makes a put create-only.
 const NOTHING_THERE: &str = "*";
 

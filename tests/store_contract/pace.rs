@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use zfs_backup::store::s3::LOG_LIMIT;
 use zfs_backup::store::{B2Credentials, B2Settings, Limiter, ObjectStore, Renew, StoreErrorKind};
 
 const PART: usize = 64 * 1024;
@@ -206,13 +207,13 @@ impl Write for Captured {
 }
 
 impl Captured {
-    /// Captures everything that is logged in this process from now on, by this program and by every
+    /// Captures everything that the program can log in this process from now on, itself and by every
     /// library.
     pub(crate) fn begin() -> Self {
         let captured = Self::default();
         let to = captured.clone();
         let log = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
+            .with_env_filter(format!("trace,{LOG_LIMIT}"))
             .with_ansi(false);
         log.with_writer(move || to.clone()).init();
         captured

@@ -1,9 +1,10 @@
 //! The log on stderr, and its last lines for the message about a failed run.
 
+use crate::store::s3::LOG_LIMIT;
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, ParseError};
 
 /// The number of lines that are kept.
 const LINES_MAX: usize = 60;
@@ -54,8 +55,11 @@ pub(crate) fn init_log(verbose: u8, quiet: bool, tail: &Arc<LogTail>) {
         1 => "zfs_backup=debug,warn",
         _ => "debug",
     };
-    let filter =
-        EnvFilter::try_from_env("ZFS_BACKUP_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = std::env::var("ZFS_BACKUP_LOG_LEVEL")
+        .ok()
+        .filter(|level| !level.is_empty())
+        .and_then(|level| limited(&level).ok())
+        .unwrap_or_else(|| EnvFilter::new(level));
     let tail = Arc::clone(tail);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -63,6 +67,11 @@ pub(crate) fn init_log(verbose: u8, quiet: bool, tail: &Arc<LogTail>) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(verbose > 0);
     let _ = log.without_time().try_init();
+}
+
+/// Returns a filter that lets no secret pass, whatever the directives.
+fn limited(directives: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("{directives},{LOG_LIMIT}"))
 }
 
 /// Writes to stderr and keeps what it wrote. An event of the log arrives in one piece.

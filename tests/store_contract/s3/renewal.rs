@@ -1,5 +1,6 @@
 //! The bandwidth limit and rotated keys, on S3.
 
+use super::encryption::KEY;
 use super::{PART, connect, connect_by};
 use crate::contract::{key, pattern, upload};
 use crate::pace::Captured;
@@ -8,7 +9,10 @@ use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use zfs_backup::store::{Limiter, ObjectStore, Renew, S3Credentials, S3Settings, StoreErrorKind};
+use zfs_backup::store::{
+    CustomerKey, Limiter, ObjectStore, Renew, S3Credentials, S3Encryption, S3Settings,
+    StoreErrorKind,
+};
 
 pub(super) async fn s3_uploads_keep_the_rate_limit(weed: Arc<Weed>, settings: S3Settings) {
     let refused = AtomicUsize::new(0);
@@ -171,10 +175,12 @@ async fn logs_contain_no_s3_secret() {
     ] {
         let renew = Some(Renew::new(|| Ok(credentials(ACCESS_KEY, SECRET_KEY))));
         let wrong = Some(credentials(ACCESS_KEY, "wrong-and-secret"));
+        let encryption = CustomerKey::from_base64(KEY).map(S3Encryption::Customer);
         let store = connect(S3Settings {
             credentials: wrong,
             renew,
             limiter,
+            encryption,
             ..weed.settings("secrets")
         })
         .await;
@@ -189,7 +195,7 @@ async fn logs_contain_no_s3_secret() {
         text.contains("and there are new ones"),
         "the log is not the log"
     );
-    for secret in [SECRET_KEY, "wrong-and-secret"] {
+    for secret in [SECRET_KEY, "wrong-and-secret", KEY] {
         let line = text.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");
     }
