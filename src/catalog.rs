@@ -34,7 +34,7 @@ use crate::sign::{SignedType, TrustedKeys};
 use crate::state::history::SeenNote;
 use crate::state::manifests::ObjectCache;
 use crate::store::key::{BackupObject, ParsedKey, SIGNATURE_SUFFIX, dataset_prefix};
-use crate::store::{ListedObject, ObjectKey, ObjectStore};
+use crate::store::{ListedObject, ObjectKey, StoreRead};
 use fetch::get_with_signature;
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -225,7 +225,7 @@ impl Catalog {
 /// # Errors
 /// [`CatalogError::Store`] when a listing or a fetch fails.
 pub async fn read_catalog(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<Catalog, CatalogError> {
@@ -238,7 +238,7 @@ pub async fn read_catalog(
 /// # Errors
 /// As for [`read_catalog`].
 pub async fn read_catalog_through(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     cache: &ObjectCache,
@@ -328,7 +328,7 @@ pub async fn read_catalog_through(
 /// Refuses a dataset with more untrusted ids or records than this program can have left, before all
 /// of them are fetched. `last` is the reason why the last one is untrusted.
 fn check_untrusted(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     untrusted: usize,
     last: Option<&CatalogError>,
@@ -412,7 +412,7 @@ fn attempt(
 /// [`CatalogError::Manifest`] or [`CatalogError::Damaged`] when it does not verify or is missing;
 /// [`CatalogError::Store`] when it cannot be read.
 pub async fn read_manifest(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     id: &BackupId,
     trusted: &TrustedKeys,
@@ -450,7 +450,7 @@ fn parse_fetched(
 /// fetched manifest is cached when it passes. A signature is cached as soon as it is fetched, so
 /// that a signature by an untrusted key costs no second request.
 async fn read_manifest_through(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     (dataset, id): (&DatasetName, &BackupId),
     trusted: &TrustedKeys,
     cache: &ObjectCache,
@@ -516,7 +516,7 @@ fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), Cata
 /// # Errors
 /// As for [`read_manifest`].
 pub async fn read_receipt(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     backup: &StoredBackup,
     trusted: &TrustedKeys,
 ) -> Result<Receipt, CatalogError> {
@@ -543,7 +543,7 @@ pub async fn read_receipt(
 /// [`CatalogError::Manifest`] or [`CatalogError::Damaged`] when it does not verify;
 /// [`CatalogError::Store`].
 pub async fn read_started(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     id: &BackupId,
     trusted: &TrustedKeys,
@@ -605,13 +605,13 @@ pub(crate) fn find_gaps_in<'c>(
 }
 
 /// Lists the objects of the whole store whose keys are wanted, in order of the key. A whole store
-/// has more objects than [`ObjectStore::list`] can gather in memory, so the listing is filtered
+/// has more objects than [`StoreRead::list`] can gather in memory, so the listing is filtered
 /// page by page.
 ///
 /// # Errors
 /// [`CatalogError::Store`] when the listing fails.
 pub(crate) async fn list_wanted(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     is_wanted: impl Fn(&str) -> bool + Send + Sync,
 ) -> Result<Vec<ListedObject>, CatalogError> {
     let mut wanted = Vec::new();
@@ -644,7 +644,7 @@ pub(crate) async fn list_wanted(
 ///
 /// # Errors
 /// [`CatalogError::Store`] when the listing fails.
-pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, CatalogError> {
+pub async fn list_datasets(store: &dyn StoreRead) -> Result<Vec<DatasetName>, CatalogError> {
     let mut names: BTreeSet<DatasetName> = BTreeSet::new();
     let mut take = |page: Vec<ListedObject>| {
         names.extend(

@@ -8,7 +8,7 @@
 //! sign      minisign signatures that name their place
 //! keyring   key files, and their form sealed with the passphrase
 //! stream    send streams record by record; chunks sealed and opened
-//! store     places for objects behind one trait: S3, B2, rclone, a folder, memory
+//! store     places for objects behind small traits: S3, B2, rclone, a folder, memory
 //! config    the configuration file: every key, every error with its line
 //! zfs       ZFS behind one trait: libzfs_core and the read ioctls, or pools in memory for tests
 //! manifest  storage format 1: what is stored, and what a reader must check

@@ -5,7 +5,7 @@ use super::{CatalogError, StoredBackup};
 use crate::manifest::{ChunkEntry, Manifest, chunk_list_bytes_max, parse_chunk_list};
 use crate::state::manifests::ObjectCache;
 use crate::store::key::BackupObject;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use bytes::Bytes;
 
 /// Fetches all chunk entries of a backup, and checks each list against its hash in the manifest.
@@ -13,7 +13,7 @@ use bytes::Bytes;
 /// # Errors
 /// [`CatalogError::Manifest`] naming the list; [`CatalogError::Store`].
 pub async fn read_chunks(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     manifest: &Manifest,
 ) -> Result<Vec<ChunkEntry>, CatalogError> {
     let mut chunks = Vec::new();
@@ -29,7 +29,7 @@ pub async fn read_chunks(
 /// # Errors
 /// As for [`read_chunks`].
 pub(crate) async fn read_chunks_through(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     backup: &StoredBackup,
     cache: &ObjectCache,
 ) -> Result<Vec<ChunkEntry>, CatalogError> {
@@ -60,7 +60,7 @@ fn list_key(manifest: &Manifest, number: usize) -> ObjectKey {
 }
 
 async fn fetch_list(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     manifest: &Manifest,
     number: usize,
 ) -> Result<(Bytes, Vec<ChunkEntry>), CatalogError> {

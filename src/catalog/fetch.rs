@@ -11,7 +11,7 @@ use crate::catalog::CatalogError;
 use crate::manifest::SIGNATURE_BYTES_MAX;
 use crate::model::{Digest, error_chain};
 use crate::sign::{SignedType, TrustedKeys};
-use crate::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
+use crate::store::{ObjectKey, StoreError, StoreErrorKind, StoreRead};
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
@@ -49,7 +49,7 @@ fn missing(key: &ObjectKey) -> CatalogError {
 /// [`CatalogError::Damaged`] when it is missing or too long; the error of `check`;
 /// [`CatalogError::Store`].
 pub(super) async fn get_checked<T>(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     limit_bytes: u64,
     check: impl Fn(&Bytes) -> Result<T, CatalogError>,
@@ -76,7 +76,7 @@ pub(super) async fn get_checked<T>(
 /// [`CatalogError::Manifest`] when the signature is not by a trusted key for this object;
 /// [`CatalogError::Store`].
 pub(crate) async fn get_signed(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     signed_type: SignedType,
     trusted: &TrustedKeys,
@@ -94,7 +94,7 @@ pub(crate) async fn get_signed(
 /// [`CatalogError::Damaged`] when it is missing or too long. The error names the object if both it
 /// and its signature are missing.
 pub(crate) async fn get_signature(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
 ) -> Result<Bytes, CatalogError> {
     let signature_key = key.signature();
@@ -114,7 +114,7 @@ pub(crate) async fn get_signature(
 /// # Errors
 /// As for [`get_signed`].
 pub(super) async fn get_with_signature(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     signed_type: SignedType,
     trusted: &TrustedKeys,
@@ -141,7 +141,7 @@ pub(super) async fn get_with_signature(
 /// # Errors
 /// [`CatalogError::Damaged`] when it is missing or has another hash; [`CatalogError::Store`].
 pub async fn get_pinned(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     blake3: Digest,
     limit_bytes: u64,

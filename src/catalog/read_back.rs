@@ -5,7 +5,7 @@ use crate::manifest::Manifest;
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
 use crate::store::key::BackupObject;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use std::time::Duration;
 
 /// Number of retries of a put or read of a small object.
@@ -19,7 +19,7 @@ pub(crate) const TRY_PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`CatalogError`] when the manifest is missing or has another hash than `expected`.
 pub(crate) async fn read_back(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     id: &BackupId,
     trusted: &TrustedKeys,

@@ -8,7 +8,7 @@ use crate::model::{BackupId, DatasetName, error_chain};
 use crate::sign::{SignedType, TrustedKeys};
 use crate::state::manifests::ObjectCache;
 use crate::store::key::SIGNATURE_SUFFIX;
-use crate::store::{ListedObject, ObjectKey, ObjectStore};
+use crate::store::{ListedObject, ObjectKey, StoreRead};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ const RECORDS_MAX: usize = 16;
 /// # Errors
 /// [`CatalogError::Store`] when a listing or a fetch fails.
 pub async fn read_pruned(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<BTreeSet<BackupId>, CatalogError> {
@@ -41,7 +41,7 @@ pub async fn read_pruned(
 /// # Errors
 /// [`CatalogError::Store`] when a listing or a fetch fails.
 pub async fn read_prune_records(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     since: Option<jiff::Timestamp>,
@@ -55,7 +55,7 @@ pub async fn read_prune_records(
 /// # Errors
 /// As for [`read_prune_records`].
 pub async fn read_prune_records_through(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     since: Option<jiff::Timestamp>,
@@ -115,7 +115,7 @@ pub async fn read_prune_records_through(
 }
 
 async fn read_record(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     cache: &ObjectCache,

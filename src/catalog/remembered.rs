@@ -9,7 +9,7 @@ use crate::sign::TrustedKeys;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::state::remembered::{Part, RememberedManifests};
 use crate::store::key::BackupObject;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use std::path::Path;
 /// [`CatalogError`]; the saved manifests may then be out of date, but are never wrong.
 pub(crate) async fn remember(
     state_dir: &Path,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     whole: &[&StoredBackup],
 ) -> Result<(), CatalogError> {

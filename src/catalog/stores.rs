@@ -5,7 +5,7 @@ use super::StoredBackup;
 use super::usable::UsableCatalog;
 use crate::model::{BackupId, Digest};
 use crate::plan::BackupFacts;
-use crate::store::{ObjectStore, StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind, StoreRead};
 use std::sync::Arc;
 
 /// The backups of one dataset in the target, and in the remote where bases may be.
@@ -23,7 +23,7 @@ pub(crate) enum RemoteView {
     /// No base may be in another store.
     None,
     /// The remote and its backups, as just read.
-    Current(Arc<dyn ObjectStore>, UsableCatalog),
+    Current(Arc<dyn StoreRead>, UsableCatalog),
     /// The remote could not be reached: its backups as they were last read.
     Remembered(UsableCatalog),
 }

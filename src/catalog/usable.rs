@@ -11,7 +11,7 @@ use crate::model::{BackupId, Digest, error_chain};
 use crate::plan::BackupFacts;
 use crate::plan::restore::Bases;
 use crate::state::manifests::ObjectCache;
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ impl UsableCatalog {
     ///
     /// # Errors
     /// [`CatalogError::Store`] when a chunk list could not be read: no backup can be judged then.
-    pub async fn check(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, CatalogError> {
+    pub async fn check(store: &dyn StoreRead, catalog: Catalog) -> Result<Self, CatalogError> {
         Self::check_wanted(store, catalog, &ObjectCache::none(), |_| true).await
     }
 
@@ -41,7 +41,7 @@ impl UsableCatalog {
     /// # Errors
     /// As for [`UsableCatalog::check`].
     pub async fn check_wanted(
-        store: &dyn ObjectStore,
+        store: &dyn StoreRead,
         catalog: Catalog,
         cache: &ObjectCache,
         wanted: impl Fn(&StoredBackup) -> bool,
@@ -232,7 +232,7 @@ fn stored_bytes(backup: &StoredBackup, known: &Known<'_>) -> u64 {
 /// Returns the flaw of a backup's own chunks. A chunk list that does not verify is a flaw; a list
 /// that cannot be read is an error.
 async fn chunk_flaw(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     backup: &StoredBackup,
     cache: &ObjectCache,
 ) -> Result<Option<String>, CatalogError> {

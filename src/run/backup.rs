@@ -38,7 +38,7 @@ use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::run::pool::select::Selected;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::manifests::CacheMode;
-use crate::store::{Evidence, ObjectStore};
+use crate::store::{Evidence, ObjectStore, StoreWrite};
 use crate::stream::seal::Compression;
 use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
@@ -116,7 +116,7 @@ pub struct OtherStore {
     /// The identity of the store, known even if the store could not be opened.
     pub known: KnownStore,
     /// The store, or the reason why it cannot be reached.
-    pub store: Result<Arc<dyn ObjectStore>, String>,
+    pub store: Result<Arc<dyn StoreWrite>, String>,
 }
 
 /// The environment of a backup: ZFS, stores, keys, settings and sinks, without the dataset.

@@ -11,7 +11,7 @@ use crate::plan::clock::{
 use crate::state::dir::{create_folder, replace_file};
 use crate::state::error::{StateError, failed};
 use crate::state::process::{HostBoot, process_started};
-use crate::store::ObjectStore;
+use crate::store::StoreInfo;
 use crate::zfs::is_clock_synchronised;
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
@@ -150,7 +150,7 @@ impl ClockCheck {
 ///
 /// # Errors
 /// [`RunError::Store`] when the store could not be read; [`RunError::State`].
-pub async fn note_clock(state_dir: &Path, store: &dyn ObjectStore) -> Result<(), RunError> {
+pub async fn note_clock(state_dir: &Path, store: &dyn StoreInfo) -> Result<(), RunError> {
     let check = ClockCheck::read(state_dir, false)?;
     let clocks = store_clocks([store]).await?;
     if clocks.is_empty() && check.note.is_none() {
@@ -164,7 +164,7 @@ pub async fn note_clock(state_dir: &Path, store: &dyn ObjectStore) -> Result<(),
 /// # Errors
 /// [`RunError::Store`] when a store could not be read.
 pub(super) async fn store_clocks<'a>(
-    stores: impl IntoIterator<Item = &'a dyn ObjectStore>,
+    stores: impl IntoIterator<Item = &'a dyn StoreInfo>,
 ) -> Result<Vec<StoreClock>, RunError> {
     let mut clocks = Vec::new();
     for store in stores {

@@ -26,7 +26,7 @@ use crate::plan::copy::{CopyGap, CopyInput, CopyPlan, CopyStep, LeftReason, plan
 use crate::run::copy::backup::Copy;
 use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::lock_dataset;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, ObjectStore, StoreRead};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +36,7 @@ use std::sync::Arc;
 /// The environment of a copy: stores, keys, state folder and sinks, without the dataset.
 pub struct UploadEnv {
     /// The intermediate directory.
-    pub from: Arc<dyn ObjectStore>,
+    pub from: Arc<dyn StoreRead>,
     /// The remote.
     pub to: Arc<dyn ObjectStore>,
     /// The keys that sign the receipts, and the trusted keys. The present keyring is already in the
@@ -121,8 +121,8 @@ impl UploadPlan {
 /// # Errors
 /// [`RunError`] when something could not be read; then there is no plan.
 pub async fn plan_upload(
-    from: &dyn ObjectStore,
-    to: &dyn ObjectStore,
+    from: &dyn StoreRead,
+    to: &dyn StoreRead,
     trusted: &TrustedKeys,
     dataset: &DatasetName,
     rules: &UploadRules<'_>,

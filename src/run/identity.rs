@@ -17,7 +17,9 @@ use super::RunError;
 use crate::manifest::{FORMAT, parse_as, to_stored_bytes};
 use crate::model::{KnownStore, StoreId};
 use crate::store::key::{PROBE_PREFIX, STORE_ID, STORE_ID_CLAIM_PREFIX};
-use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{
+    ListedObject, ObjectKey, ObjectStore, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +58,7 @@ pub fn refuse_one_place(one: &KnownStore, other: &KnownStore) -> Result<(), RunE
 /// # Errors
 /// [`RunError::Store`] when the identity could not be read; [`RunError::Refused`] when the stored
 /// object is not an identity. Neither is ever reported as `None`.
-pub(super) async fn read_store_id(store: &dyn ObjectStore) -> Result<Option<StoreId>, RunError> {
+pub(super) async fn read_store_id(store: &dyn StoreRead) -> Result<Option<StoreId>, RunError> {
     let bytes = match store
         .get(&ObjectKey::store_id(), None, STORE_ID_BYTES_MAX)
         .await
@@ -79,7 +81,7 @@ pub(super) async fn read_store_id(store: &dyn ObjectStore) -> Result<Option<Stor
     }
 }
 
-fn unusable(store: &dyn ObjectStore, why: &str) -> RunError {
+fn unusable(store: &dyn StoreInfo, why: &str) -> RunError {
     RunError::refused(
         format!(
             "{STORE_ID} in {} does not say which store this is: {why}",
@@ -113,7 +115,7 @@ async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
 }
 
 /// Puts the identity unless the store has one, and returns the identity that is then stored.
-async fn put_store_id(store: &dyn ObjectStore, id: &StoreId) -> Result<StoreId, RunError> {
+async fn put_store_id(store: &dyn StoreWrite, id: &StoreId) -> Result<StoreId, RunError> {
     let stored = StoredId {
         format: FORMAT,
         object_type: OBJECT_TYPE.to_owned(),

@@ -25,7 +25,7 @@ use crate::catalog::{get_signature, list_wanted};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::sign::{SignatureError, SignedType, SigningKey, Trust, TrustedKeys};
 use crate::store::key::KEYRING_PREFIX;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreInfo, StoreRead, StoreWrite};
 use age::secrecy::SecretString;
 use bytes::Bytes;
 use find::put_back;
@@ -102,7 +102,7 @@ fn file_error(operation: &'static str, path: &Path, source: std::io::Error) -> R
 /// [`RunError`]. If the passphrase opens no existing keyring, that is an error: a new keyring is
 /// never made then.
 pub async fn writer_keys(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     cache: &KeyCache,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<WriterKeys, RunError> {
@@ -123,7 +123,7 @@ pub enum NewerKeys {
 /// # Errors
 /// As for [`writer_keys`].
 pub async fn writer_keys_with(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     cache: &KeyCache,
     newer: NewerKeys,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
@@ -163,7 +163,7 @@ pub async fn writer_keys_with(
 /// # Errors
 /// [`RunError::Refused`] when the keys were replaced; [`RunError::Store`].
 pub async fn check_current(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     cache: &KeyCache,
     keys: &WriterKeys,
 ) -> Result<(), RunError> {
@@ -182,7 +182,7 @@ pub async fn check_current(
 }
 
 async fn ensure_stored(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     keys: &WriterKeys,
     own_rotation: Option<&str>,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
@@ -258,7 +258,7 @@ async fn ensure_stored(
 /// Refuses to put the newest keyring into a store that has a backup which a retired key signed and
 /// no list names. The rotation did not read this store; with the newest keyring in it, a restore
 /// would no longer trust that backup.
-async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Result<(), RunError> {
+async fn refuse_unlisted(store: &dyn StoreRead, trusted: &TrustedKeys) -> Result<(), RunError> {
     let current = TrustedKeys::new(trusted.with(Trust::Current).cloned().collect());
     let mut unlisted = None;
     for object in list_wanted(store, |key| key.ends_with("/manifest.json")).await? {
@@ -302,7 +302,7 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
 
 /// Warns of unknown keyring folders. Each rotation adds a folder and a verifying key, so another
 /// folder is foreign, or of a rotation on another host.
-fn warn_of_unknown(store: &dyn ObjectStore, keys: &WriterKeys, places: &[KeyringPlace]) {
+fn warn_of_unknown(store: &dyn StoreInfo, keys: &WriterKeys, places: &[KeyringPlace]) {
     let tags: BTreeSet<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     if tags.len() > keys.trusted.len() {
         tracing::warn!(
@@ -314,7 +314,7 @@ fn warn_of_unknown(store: &dyn ObjectStore, keys: &WriterKeys, places: &[Keyring
     }
 }
 
-fn foreign_keyring(store: &dyn ObjectStore, places: &[KeyringPlace]) -> RunError {
+fn foreign_keyring(store: &dyn StoreInfo, places: &[KeyringPlace]) -> RunError {
     let tags: Vec<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     RunError::refused(
         format!(
@@ -326,7 +326,7 @@ fn foreign_keyring(store: &dyn ObjectStore, places: &[KeyringPlace]) -> RunError
     )
 }
 
-pub(super) fn keyring_error(store: &dyn ObjectStore, source: KeyringError) -> RunError {
+pub(super) fn keyring_error(store: &dyn StoreInfo, source: KeyringError) -> RunError {
     RunError::Keyring {
         store: store.url().to_owned(),
         source,
@@ -334,7 +334,7 @@ pub(super) fn keyring_error(store: &dyn ObjectStore, source: KeyringError) -> Ru
 }
 
 async fn make_keyring(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     passphrase: &SecretString,
 ) -> Result<WriterKeys, RunError> {
     let failed = |source| keyring_error(store, source);
@@ -370,7 +370,7 @@ pub(super) struct KeyringPlace {
 
 /// Lists the keyrings of every tag and number, in order. An object that is too large for a keyring
 /// is skipped with a warning.
-pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
+pub(super) async fn list_keyrings(store: &dyn StoreRead) -> Result<Vec<KeyringPlace>, RunError> {
     let mut places = Vec::new();
     for object in store.list(KEYRING_PREFIX).await? {
         let name = object
@@ -400,7 +400,7 @@ pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<Keyring
 
 /// Fetches a keyring that was listed. If it is missing, that is an error, never "no keyring".
 pub(super) async fn fetch_keyring(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     place: &KeyringPlace,
 ) -> Result<StoredKeyring, RunError> {
     let bytes = store.get(&place.key, None, KEYRING_BYTES_MAX).await?;
@@ -417,7 +417,7 @@ pub(super) async fn fetch_keyring(
 ///
 /// # Errors
 /// [`RunError::Store`].
-pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
+pub async fn stored_keyrings(store: &dyn StoreRead) -> Result<Vec<StoredKeyring>, RunError> {
     let places = list_keyrings(store).await?;
     let count = places.len();
     let places = oldest_and_newest(places, KEYRINGS_MAX);
@@ -436,7 +436,7 @@ pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyrin
 ///
 /// # Errors
 /// [`RunError::Store`]; [`RunError::Refused`] when the store has too many to be all ours.
-pub(super) async fn every_keyring(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
+pub(super) async fn every_keyring(store: &dyn StoreRead) -> Result<Vec<StoredKeyring>, RunError> {
     let places = list_keyrings(store).await?;
     if places.len() > KEYRINGS_COMPARED_MAX {
         let what = format!(
@@ -467,7 +467,7 @@ fn oldest_and_newest(mut places: Vec<KeyringPlace>, max: usize) -> Vec<KeyringPl
 }
 
 async fn fetch_keyrings(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     places: &[KeyringPlace],
 ) -> Result<Vec<StoredKeyring>, RunError> {
     let mut keyrings = Vec::new();
@@ -478,7 +478,7 @@ async fn fetch_keyrings(
 }
 
 fn writer_from(
-    store: &dyn ObjectStore,
+    store: &dyn StoreInfo,
     file: &KeyFile,
     keyring: StoredKeyring,
 ) -> Result<WriterKeys, RunError> {

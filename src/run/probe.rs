@@ -2,7 +2,7 @@
 
 use super::{RunError, error_chain};
 use crate::state::probes::{ProbeCache, ProbeNote};
-use crate::store::ObjectStore;
+use crate::store::StoreWrite;
 use crate::store::key::PROBE_PREFIX;
 use jiff::Timestamp;
 
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 /// # Errors
 /// [`RunError::Store`] when the probe failed.
 pub async fn probe_store(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     cache: &ProbeCache,
     nonce: u64,
     now: Timestamp,

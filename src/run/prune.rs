@@ -38,7 +38,7 @@ use crate::plan::timeline::PoolView;
 use crate::sign::{SigningKey, TrustedKeys};
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::forget_attempt;
-use crate::store::ObjectStore;
+use crate::store::{ObjectStore, StoreInfo};
 use at_work::OwnRecords;
 use delete::{delete_backup, remove_dead_uploads};
 use jiff::Timestamp;
@@ -169,11 +169,12 @@ impl PruneEnv {
     /// Returns the times by the clocks of the pruned store and of the second store, if they have
     /// clocks.
     async fn store_clocks(&self, secondary: &SecondaryStore) -> Result<Vec<StoreClock>, RunError> {
-        let secondary = match secondary {
+        let own: &dyn StoreInfo = &*self.store;
+        let secondary: Option<&dyn StoreInfo> = match secondary {
             SecondaryStore::Remote(store) | SecondaryStore::Intermediate(store) => Some(&**store),
             SecondaryStore::Nothing | SecondaryStore::Unreachable => None,
         };
-        store_clocks([Some(&*self.store), secondary].into_iter().flatten()).await
+        store_clocks([Some(own), secondary].into_iter().flatten()).await
     }
 
     fn check_stop(&self) -> Result<(), RunError> {

@@ -48,7 +48,7 @@ use crate::manifest::{ChunkEntry, Manifest, Private};
 use crate::model::{BackupId, DatasetName};
 use crate::run::blocking::blocking;
 use crate::run::restore::reading::reader::take_failure;
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ pub struct RestoreSet {
 #[derive(Clone)]
 pub struct RestoreBackup {
     /// The nearest store that has the whole backup.
-    pub store: Arc<dyn ObjectStore>,
+    pub store: Arc<dyn StoreRead>,
     /// The manifest.
     pub manifest: Manifest,
     /// The chunks.

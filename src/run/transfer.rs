@@ -24,7 +24,9 @@ use super::{RunError, error_chain};
 use crate::manifest::{ChunkEntry, HeadEntry, ProgressChunk, ResumeEntry};
 use crate::model::{BackupId, ChunkIndex, DatasetName, Guid, SnapshotName};
 use crate::store::key::{BackupObject, object_name};
-use crate::store::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind};
+use crate::store::{
+    Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind, StoreInfo, StoreWrite,
+};
 use crate::stream::part::PartPool;
 use crate::stream::record::{BeginRecord, ResumePoint, StreamExpectation, StreamSummary};
 use crate::stream::seal::{Compression, SealedChunk};
@@ -232,7 +234,7 @@ struct SealedEnd {
 /// can be added to them.
 pub async fn transfer(
     source: Arc<dyn StreamSource>,
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     plan: Arc<TransferPlan>,
     carried: Carried,
     log: &mut dyn TransferLog,
@@ -358,7 +360,7 @@ impl From<StoreError> for UploadError {
 }
 
 struct Uploader<'a> {
-    store: &'a dyn ObjectStore,
+    store: &'a dyn StoreWrite,
     plan: &'a TransferPlan,
     log: &'a mut dyn TransferLog,
     confirmed: &'a mut BTreeMap<u32, ConfirmedChunk>,
@@ -462,7 +464,7 @@ impl Uploader<'_> {
     }
 }
 
-fn out_of_order(store: &dyn ObjectStore, plan: &TransferPlan) -> StoreError {
+fn out_of_order(store: &dyn StoreInfo, plan: &TransferPlan) -> StoreError {
     let reason = "a part came without its chunk: this is a defect, please report it";
     StoreError::new(
         StoreErrorKind::Invalid,

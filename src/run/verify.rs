@@ -13,7 +13,7 @@ use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
 use crate::state::history::OwnCommit;
 use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix};
-use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
+use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreRead};
 use backup::{BackupFindings, verify_backup};
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
@@ -123,7 +123,7 @@ pub struct VerifyOptions<'a> {
 /// As for [`verify_with`].
 #[cfg(any(test, feature = "testing"))]
 pub async fn verify_dataset(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<VerifyReport, RunError> {
@@ -140,7 +140,7 @@ pub async fn verify_dataset(
 /// [`RunError`] when something could not be read; [`RunError::Interrupted`] when a stop was
 /// requested while chunks were read. Damage is in the report, not an error.
 pub async fn verify_with(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn StoreRead>,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     options: &VerifyOptions<'_>,
@@ -162,7 +162,7 @@ type ChunksOf = Vec<Vec<crate::manifest::ChunkEntry>>;
 /// Makes all checks except the second check of damage (`settle`). Returns the catalog, the chunks
 /// of each backup, and the findings.
 async fn read_for_verify(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     options: &VerifyOptions<'_>,
@@ -265,7 +265,7 @@ impl VerifyReport {
     /// them, and whose deletion no signed record explains.
     async fn missing_backups(
         &mut self,
-        store: &dyn ObjectStore,
+        store: &dyn StoreRead,
         trusted: &TrustedKeys,
         catalog: &Catalog,
         own_commits: &[OwnCommit],
@@ -310,7 +310,7 @@ impl VerifyReport {
     /// bare host begins there, and so are the lists of what retired keys are trusted for.
     async fn keyrings(
         &mut self,
-        store: &dyn ObjectStore,
+        store: &dyn StoreRead,
         backups: &[StoredBackup],
         trusted: &TrustedKeys,
     ) -> Result<(), RunError> {
@@ -343,7 +343,7 @@ impl VerifyReport {
     /// and a signed record says that it was pruned, its missing objects are no damage.
     async fn settle(
         &mut self,
-        store: &dyn ObjectStore,
+        store: &dyn StoreRead,
         dataset: &DatasetName,
         trusted: &TrustedKeys,
     ) -> Result<(), RunError> {

@@ -10,7 +10,7 @@ pub(super) trait Adapter: Sync {
     fn url(&self) -> &str;
 
     /// Reads a whole object (`None`) or a range of it into the memory of a buffer whose content is
-    /// no longer needed; see [`super::ObjectStore::get`].
+    /// no longer needed; see [`super::StoreRead::get`].
     fn get_into(
         &self,
         key: &ObjectKey,

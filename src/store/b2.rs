@@ -40,9 +40,9 @@ pub use settings::{B2Credentials, B2Settings};
 use super::adapter::{Adapter, folder_of};
 use super::multipart::MultipartWriter;
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreProbe,
-    StoreTraits, UnfinishedUpload,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, PageVisitor, PartWriter,
+    PutOutcome, SpoolFile, SpooledStore, StoreDelete, StoreError, StoreErrorKind, StoreInfo,
+    StoreProbe, StoreRead, StoreTraits, StoreWrite, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -142,7 +142,7 @@ impl Shared {
 }
 
 #[async_trait]
-impl ObjectStore for B2Store {
+impl StoreInfo for B2Store {
     fn url(&self) -> &str {
         &self.shared.url
     }
@@ -151,19 +151,24 @@ impl ObjectStore for B2Store {
         &self.shared.traits
     }
 
-    /// Sends no request yet: whether the key is taken is checked before the object is created.
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        Ok(Box::new(MultipartWriter::new(&self.shared, key, None)))
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        self.shared.bucket_facts().await.map(Some)
     }
 
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.shared.put_new(key, bytes).await
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.shared.clock().await.map_err(|cause| {
+            self.shared
+                .failed("read the clock of", AUTHORIZE, "", cause)
+        })
     }
 
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.shared.settings.lock
+    }
+}
+
+#[async_trait]
+impl StoreRead for B2Store {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -221,39 +226,43 @@ impl ObjectStore for B2Store {
         self.shared.visit_live(prefix, take).await
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.shared.delete(key).await
-    }
-
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.shared.unfinished(prefix).await
     }
+}
 
-    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        self.shared.cancel(&upload.key, &upload.upload_id).await
+#[async_trait]
+impl StoreWrite for B2Store {
+    /// Sends no request yet: whether the key is taken is checked before the object is created.
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        Ok(Box::new(MultipartWriter::new(&self.shared, key, None)))
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.shared.put_new(key, bytes).await
     }
 
     async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
         self.shared.probe(prefix).await.map(Some)
     }
 
-    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
-        self.shared.bucket_facts().await.map(Some)
-    }
-
-    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
-        self.shared.clock().await.map_err(|cause| {
-            self.shared
-                .failed("read the clock of", AUTHORIZE, "", cause)
-        })
-    }
-
-    fn object_lock(&self) -> Option<ObjectLock> {
-        self.shared.settings.lock
-    }
-
     async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
         self.shared.extend_lock(key, until).await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for B2Store {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.shared.delete(key).await
+    }
+
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.shared.cancel(&upload.key, &upload.upload_id).await
     }
 }
 

@@ -16,8 +16,9 @@ use super::names::check_names;
 use super::parts::PartSizes;
 use super::work::run_blocking;
 use super::{
-    DirSettings, Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectStore, PartWriter,
-    PutOutcome, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
+    DirSettings, Evidence, EvidenceTier, ListedObject, ObjectKey, PartWriter, PutOutcome,
+    StoreDelete, StoreError, StoreErrorKind, StoreInfo, StoreRead, StoreTraits, StoreWrite,
+    UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -324,7 +325,7 @@ fn open_object(folder: &Folder, name: &str) -> Result<File, PathError> {
 }
 
 #[async_trait]
-impl ObjectStore for DirStore {
+impl StoreInfo for DirStore {
     fn url(&self) -> &str {
         &self.shared.url
     }
@@ -332,37 +333,10 @@ impl ObjectStore for DirStore {
     fn traits(&self) -> &StoreTraits {
         &self.shared.traits
     }
+}
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let owned = key.clone();
-        let begin = move |shared: &Shared| {
-            shared.demand_free(&owned)?;
-            shared.begin(&owned)
-        };
-        let temp = self.run("begin", key.as_str(), begin).await?;
-        let sizes = PartSizes::new(self.shared.traits.part_bytes);
-        let shared = Arc::clone(&self.shared);
-        Ok(Box::new(DirWriter {
-            shared,
-            key: key.clone(),
-            temp: Arc::new(temp),
-            sizes,
-            written: Some(0),
-        }))
-    }
-
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        let owned = key.clone();
-        self.run("put", key.as_str(), move |shared| {
-            shared.put_new(&owned, &bytes)
-        })
-        .await
-    }
-
+#[async_trait]
+impl StoreRead for DirStore {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -401,18 +375,54 @@ impl ObjectStore for DirStore {
         .await
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        let owned = key.clone();
-        self.run("delete", key.as_str(), move |shared| shared.delete(&owned))
-            .await
-    }
-
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         let owned = prefix.to_owned();
         self.run("list unfinished uploads under", prefix, move |shared| {
             listing::list_unfinished(&shared.root, &owned)
         })
         .await
+    }
+}
+
+#[async_trait]
+impl StoreWrite for DirStore {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        let owned = key.clone();
+        let begin = move |shared: &Shared| {
+            shared.demand_free(&owned)?;
+            shared.begin(&owned)
+        };
+        let temp = self.run("begin", key.as_str(), begin).await?;
+        let sizes = PartSizes::new(self.shared.traits.part_bytes);
+        let shared = Arc::clone(&self.shared);
+        Ok(Box::new(DirWriter {
+            shared,
+            key: key.clone(),
+            temp: Arc::new(temp),
+            sizes,
+            written: Some(0),
+        }))
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        let owned = key.clone();
+        self.run("put", key.as_str(), move |shared| {
+            shared.put_new(&owned, &bytes)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for DirStore {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        let owned = key.clone();
+        self.run("delete", key.as_str(), move |shared| shared.delete(&owned))
+            .await
     }
 
     async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {

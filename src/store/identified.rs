@@ -5,7 +5,7 @@ use super::layer::Layer;
 use crate::model::{KnownStore, StoreId};
 use std::sync::Arc;
 
-/// A store whose identity was read. All methods except [`ObjectStore::known`] are the store's own.
+/// A store whose identity was read. All methods except [`StoreInfo::known`](super::StoreInfo::known) are the store's own.
 pub struct IdentifiedStore {
     inner: Arc<dyn ObjectStore>,
     known: KnownStore,

@@ -2,7 +2,8 @@
 
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, Patience, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
+    PartWriter, Patience, PutOutcome, StoreDelete, StoreError, StoreInfo, StoreProbe, StoreRead,
+    StoreTraits, StoreWrite, UnfinishedUpload,
 };
 use crate::model::KnownStore;
 use async_trait::async_trait;
@@ -35,7 +36,7 @@ pub(super) trait Layer: Send + Sync {
 }
 
 #[async_trait]
-impl<L: Layer> ObjectStore for L {
+impl<L: Layer> StoreInfo for L {
     fn url(&self) -> &str {
         self.inner().url()
     }
@@ -48,20 +49,21 @@ impl<L: Layer> ObjectStore for L {
         self.inner().traits()
     }
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        Layer::create(self, key).await
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        self.inner().bucket_facts().await
     }
 
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.patience()
-            .wait_out(|| self.inner().put_new(key, bytes.clone()))
-            .await
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.patience().repeat(|| self.inner().clock()).await
     }
 
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner().object_lock()
+    }
+}
+
+#[async_trait]
+impl<L: Layer> StoreRead for L {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -130,19 +132,26 @@ impl<L: Layer> ObjectStore for L {
         self.patience().wait_out(|| self.inner().is_unused()).await
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.patience().wait_out(|| self.inner().delete(key)).await
-    }
-
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.patience()
             .wait_out(|| self.inner().unfinished(prefix))
             .await
     }
+}
 
-    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+#[async_trait]
+impl<L: Layer> StoreWrite for L {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        Layer::create(self, key).await
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         self.patience()
-            .wait_out(|| self.inner().abort_unfinished(upload))
+            .wait_out(|| self.inner().put_new(key, bytes.clone()))
             .await
     }
 
@@ -154,18 +163,6 @@ impl<L: Layer> ObjectStore for L {
         self.inner().check_names(prefix).await
     }
 
-    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
-        self.inner().bucket_facts().await
-    }
-
-    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
-        self.patience().repeat(|| self.inner().clock()).await
-    }
-
-    fn object_lock(&self) -> Option<ObjectLock> {
-        self.inner().object_lock()
-    }
-
     async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
         self.patience()
             .wait_out(|| self.inner().extend_lock(key, until))
@@ -173,37 +170,42 @@ impl<L: Layer> ObjectStore for L {
     }
 }
 
+#[async_trait]
+impl<L: Layer> StoreDelete for L {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.patience().wait_out(|| self.inner().delete(key)).await
+    }
+
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.patience()
+            .wait_out(|| self.inner().abort_unfinished(upload))
+            .await
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    /// The methods in the bodies of all traits or impls whose first line begins with `begin`.
+    fn methods<'a>(source: &'a str, begin: &str) -> BTreeSet<&'a str> {
+        let bodies = source.split(begin).skip(1);
+        let lines = bodies.flat_map(|body| body.split("\n}\n").next().unwrap().lines());
+        lines
+            .filter_map(|line| {
+                let line = line.trim_start_matches("    ");
+                let rest = line.strip_prefix("async ").unwrap_or(line);
+                rest.strip_prefix("fn ")?.split('(').next()
+            })
+            .collect()
+    }
+
     /// A default method that is not forwarded would silently do less than the store can.
     #[test]
     fn every_method_of_a_store_is_passed_on() {
-        let methods = |source: &'static str, begin: &str| -> Vec<&'static str> {
-            let body = source
-                .split(begin)
-                .nth(1)
-                .unwrap()
-                .split("\n}\n")
-                .next()
-                .unwrap();
-            let lines = body.lines().map(|line| line.trim_start_matches("    "));
-            let names = lines.filter_map(|line| {
-                line.strip_prefix("async fn ")
-                    .or_else(|| line.strip_prefix("fn "))
-            });
-            names.map(|rest| rest.split('(').next().unwrap()).collect()
-        };
-        let wanted = methods(
-            include_str!("../store.rs"),
-            "\npub trait ObjectStore: Send + Sync {",
-        );
-        assert!(wanted.len() > 15 && wanted.contains(&"clock"), "{wanted:?}");
-        assert_eq!(
-            methods(
-                include_str!("layer.rs"),
-                "\nimpl<L: Layer> ObjectStore for L {"
-            ),
-            wanted
-        );
+        let wanted = methods(include_str!("object_store.rs"), "\npub trait Store");
+        assert!(wanted.len() > 15 && wanted.contains("clock"), "{wanted:?}");
+        let forwarded = methods(include_str!("layer.rs"), "\nimpl<L: Layer> Store");
+        assert_eq!(forwarded, wanted);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Create-only puts, parts and unfinished uploads are as in S3. Like S3, the store reports the
 //! checksum that it computed when an object was stored: bytes that rot later
-//! ([`MemoryStore::flip`]) do not change the result of [`ObjectStore::head`].
+//! ([`MemoryStore::flip`]) do not change the result of [`StoreRead::head`].
 
 mod fault;
 mod state;
@@ -11,8 +11,9 @@ mod writer;
 pub use fault::{Fault, Operation, Outcome, StoreEvent};
 
 use super::{
-    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter,
-    PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
+    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, PartWriter, PutOutcome, SpoolFile,
+    SpooledStore, StoreDelete, StoreError, StoreErrorKind, StoreInfo, StoreRead, StoreTraits,
+    StoreWrite, UnfinishedUpload,
 };
 use crate::model::{KnownStore, StoreId};
 use async_trait::async_trait;
@@ -262,7 +263,7 @@ impl MemoryStore {
 }
 
 #[async_trait]
-impl ObjectStore for MemoryStore {
+impl StoreInfo for MemoryStore {
     fn url(&self) -> &str {
         &self.shared.url
     }
@@ -278,31 +279,18 @@ impl ObjectStore for MemoryStore {
         &self.shared.traits
     }
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let upload_id = self.call(Operation::Create, key.as_str(), |state| {
-            self.demand(
-                !state.takes_no_parts,
-                "this store takes no parts: spool them",
-            )?;
-            state.begin(key.as_str())
-        })?;
-        Ok(Box::new(MemoryWriter::new(
-            self.clone(),
-            key.clone(),
-            upload_id,
-        )))
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        let state = self.state();
+        Ok(state.clock.filter(|_| !state.has_host_clock))
     }
 
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.call(Operation::PutNew, key.as_str(), |state| {
-            state.put_new(key.as_str(), bytes, self.shared.tier)
-        })
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.state().lock
     }
+}
 
+#[async_trait]
+impl StoreRead for MemoryStore {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -330,15 +318,52 @@ impl ObjectStore for MemoryStore {
         self.call(Operation::List, prefix, |state| Ok(state.list(prefix)))
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.call(Operation::Delete, key.as_str(), |state| {
-            state.delete(key.as_str())
-        })
-    }
-
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.call(Operation::Unfinished, prefix, |state| {
             Ok(state.unfinished(prefix))
+        })
+    }
+}
+
+#[async_trait]
+impl StoreWrite for MemoryStore {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        let upload_id = self.call(Operation::Create, key.as_str(), |state| {
+            self.demand(
+                !state.takes_no_parts,
+                "this store takes no parts: spool them",
+            )?;
+            state.begin(key.as_str())
+        })?;
+        Ok(Box::new(MemoryWriter::new(
+            self.clone(),
+            key.clone(),
+            upload_id,
+        )))
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.call(Operation::PutNew, key.as_str(), |state| {
+            state.put_new(key.as_str(), bytes, self.shared.tier)
+        })
+    }
+
+    async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
+        self.call(Operation::ExtendLock, key.as_str(), |state| {
+            state.extend_lock(key.as_str(), until)
+        })
+    }
+}
+
+#[async_trait]
+impl StoreDelete for MemoryStore {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.call(Operation::Delete, key.as_str(), |state| {
+            state.delete(key.as_str())
         })
     }
 
@@ -346,21 +371,6 @@ impl ObjectStore for MemoryStore {
         self.call(Operation::AbortUnfinished, &upload.key, |state| {
             state.uploads.remove(&upload.upload_id);
             Ok(())
-        })
-    }
-
-    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
-        let state = self.state();
-        Ok(state.clock.filter(|_| !state.has_host_clock))
-    }
-
-    fn object_lock(&self) -> Option<ObjectLock> {
-        self.state().lock
-    }
-
-    async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
-        self.call(Operation::ExtendLock, key.as_str(), |state| {
-            state.extend_lock(key.as_str(), until)
         })
     }
 }

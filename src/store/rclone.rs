@@ -52,8 +52,9 @@ use super::adapter::Adapter;
 use super::hash::HashKind;
 use super::names::check_names;
 use super::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile,
-    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, PartWriter, PutOutcome, SpoolFile, SpooledStore,
+    StoreDelete, StoreError, StoreErrorKind, StoreInfo, StoreRead, StoreTraits, StoreWrite,
+    UnfinishedUpload,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -316,7 +317,7 @@ fn parse_version(text: &str) -> Option<[u32; 3]> {
 }
 
 #[async_trait]
-impl ObjectStore for RcloneStore {
+impl StoreInfo for RcloneStore {
     fn url(&self) -> &str {
         &self.url
     }
@@ -324,25 +325,10 @@ impl ObjectStore for RcloneStore {
     fn traits(&self) -> &StoreTraits {
         &self.traits
     }
+}
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let text = "rclone takes large objects only from a spool";
-        Err(self.wrong(
-            StoreErrorKind::Unsupported,
-            "begin upload of",
-            key.as_str(),
-            text,
-        ))
-    }
-
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.put_bytes(key, bytes).await
-    }
-
+#[async_trait]
+impl StoreRead for RcloneStore {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -373,14 +359,38 @@ impl ObjectStore for RcloneStore {
         self.list_objects(prefix).await
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.remove(key).await
-    }
-
     /// Lists the partial files of a killed rclone. rclone does not show parts that a provider
     /// keeps: `rclone cleanup` removes those.
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.list_partial(prefix).await
+    }
+}
+
+#[async_trait]
+impl StoreWrite for RcloneStore {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        let text = "rclone takes large objects only from a spool";
+        Err(self.wrong(
+            StoreErrorKind::Unsupported,
+            "begin upload of",
+            key.as_str(),
+            text,
+        ))
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.put_bytes(key, bytes).await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for RcloneStore {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.remove(key).await
     }
 
     async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {

@@ -29,8 +29,9 @@ use super::adapter::{Adapter, folder_of};
 use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
-    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
-    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
+    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, PageVisitor, PartWriter,
+    PutOutcome, StoreDelete, StoreError, StoreInfo, StoreProbe, StoreRead, StoreTraits, StoreWrite,
+    UnfinishedUpload,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -349,7 +350,7 @@ fn is_own_address(address: SocketAddr) -> bool {
 }
 
 #[async_trait]
-impl ObjectStore for S3Store {
+impl StoreInfo for S3Store {
     fn url(&self) -> &str {
         &self.shared.url
     }
@@ -358,20 +359,21 @@ impl ObjectStore for S3Store {
         &self.shared.traits
     }
 
-    /// Checks the key first, because some servers ignore `If-None-Match`, and then begins a
-    /// multipart upload, independent of the object's size.
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        Ok(Box::new(upload::create(&self.shared, key).await?))
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        Ok(Some(self.shared.bucket_facts().await))
     }
 
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.shared.put_new(key, bytes).await
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.shared.clock().await
     }
 
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.shared.settings.lock
+    }
+}
+
+#[async_trait]
+impl StoreRead for S3Store {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -411,38 +413,46 @@ impl ObjectStore for S3Store {
             .await
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.shared.delete(key).await
-    }
-
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.shared.unfinished(prefix).await
     }
+}
 
-    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        self.shared
-            .abort_upload(&upload.key, &upload.upload_id)
-            .await
+#[async_trait]
+impl StoreWrite for S3Store {
+    /// Checks the key first, because some servers ignore `If-None-Match`, and then begins a
+    /// multipart upload, independent of the object's size.
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        Ok(Box::new(upload::create(&self.shared, key).await?))
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.shared.put_new(key, bytes).await
     }
 
     async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
         Box::pin(probe::probe(&self.shared, prefix)).await.map(Some)
     }
 
-    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
-        Ok(Some(self.shared.bucket_facts().await))
-    }
-
-    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.shared.clock().await
-    }
-
-    fn object_lock(&self) -> Option<ObjectLock> {
-        self.shared.settings.lock
-    }
-
     async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
         self.shared.extend_lock(key, until).await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for S3Store {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.shared.delete(key).await
+    }
+
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.shared
+            .abort_upload(&upload.key, &upload.upload_id)
+            .await
     }
 }
 

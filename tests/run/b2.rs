@@ -8,7 +8,10 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, restore_to_writer};
 use zfs_backup::run::verify::verify_dataset;
-use zfs_backup::store::{B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore};
+use zfs_backup::store::{
+    B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore, StoreDelete, StoreInfo, StoreRead,
+    StoreWrite,
+};
 
 /// Parts of a size that a chunk needs five of, and of one that it fits into.
 const PART_BYTES: [usize; 2] = [16 * 1024, 128 * 1024];
@@ -78,7 +81,7 @@ async fn a_backup_survives_a_bad_night_of_b2() {
             sim.tally()
         );
 
-        let stores: [Arc<dyn ObjectStore>; 1] = [store.clone()];
+        let stores: [Arc<dyn StoreRead>; 1] = [store.clone()];
         let set = find_restore_set(&stores, &world.dataset, &world.keys, &RestorePoint::Newest)
             .await
             .unwrap();

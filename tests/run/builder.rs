@@ -31,7 +31,9 @@ use zfs_backup::sign::SignedType;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::key::{BackupObject, object_name};
 use zfs_backup::store::memory::MemoryStore;
-use zfs_backup::store::{Evidence, ObjectKey, ObjectStore, StoreError};
+use zfs_backup::store::{
+    Evidence, ObjectKey, ObjectStore, StoreDelete, StoreError, StoreInfo, StoreRead, StoreWrite,
+};
 
 const STREAM_BYTES: u64 = 400;
 const SPLIT_BYTES: u64 = 200;

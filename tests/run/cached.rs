@@ -16,8 +16,8 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::plan_backup;
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
 use zfs_backup::state::manifests::{CacheMode, ObjectCache};
-use zfs_backup::store::ObjectStore;
 use zfs_backup::store::memory::Operation;
+use zfs_backup::store::{StoreDelete, StoreInfo, StoreRead, StoreWrite};
 use zfs_backup::zfs::Zfs;
 
 const SNAPSHOTS: usize = 120;

@@ -14,8 +14,8 @@ use zfs_backup::run::backup::{BackupEnv, BackupRun, back_up};
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreTraits, UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, PartWriter, PutOutcome, StoreDelete, StoreError, StoreInfo,
+    StoreRead, StoreTraits, StoreWrite, UnfinishedUpload,
 };
 
 /// Hears of every call before it is made: what is called, and on which key.
@@ -144,7 +144,7 @@ impl PartWriter for CrashWriter {
 }
 
 #[async_trait]
-impl ObjectStore for CrashStore {
+impl StoreInfo for CrashStore {
     fn url(&self) -> &str {
         self.store.url()
     }
@@ -156,29 +156,10 @@ impl ObjectStore for CrashStore {
     fn traits(&self) -> &StoreTraits {
         self.store.traits()
     }
+}
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let writer = self
-            .shared
-            .call("create", key.as_str(), self.store.create(key))
-            .await?;
-        Ok(Box::new(CrashWriter {
-            writer,
-            key: key.to_string(),
-            shared: Arc::clone(&self.shared),
-        }))
-    }
-
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.shared
-            .call("put", key.as_str(), self.store.put_new(key, bytes))
-            .await
-    }
-
+#[async_trait]
+impl StoreRead for CrashStore {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -202,15 +183,43 @@ impl ObjectStore for CrashStore {
             .await
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.shared
-            .call("delete", key.as_str(), self.store.delete(key))
-            .await
-    }
-
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.shared
             .call("unfinished", prefix, self.store.unfinished(prefix))
+            .await
+    }
+}
+
+#[async_trait]
+impl StoreWrite for CrashStore {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        let writer = self
+            .shared
+            .call("create", key.as_str(), self.store.create(key))
+            .await?;
+        Ok(Box::new(CrashWriter {
+            writer,
+            key: key.to_string(),
+            shared: Arc::clone(&self.shared),
+        }))
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.shared
+            .call("put", key.as_str(), self.store.put_new(key, bytes))
+            .await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for CrashStore {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.shared
+            .call("delete", key.as_str(), self.store.delete(key))
             .await
     }
 

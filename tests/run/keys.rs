@@ -211,7 +211,7 @@ async fn reinstalled_host_takes_the_keys_of_its_remote() {
     // A remote that cannot be asked may have keys: no new ones are made.
     remote.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::List));
     for other in [
-        Ok(&remote as &dyn zfs_backup::store::ObjectStore),
+        Ok(&remote as &dyn zfs_backup::store::StoreWrite),
         Err("no route to host"),
     ] {
         let refused = learn_keys(&directory, other, &cache, nobody)

@@ -22,7 +22,7 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
     B2Settings, B2Store, ObjectKey, ObjectStore, Patience, PatienceClock, PatientStore, S3Settings,
-    S3Store, StoreErrorKind,
+    S3Store, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
 };
 use zfs_backup::zfs::{DatasetType, Zfs};
 
@@ -316,7 +316,7 @@ async fn restore_waits_out_an_outage_in_the_middle_of_a_chunk() {
         let outage = Outage::lasting(3 * MINUTE);
         let (patience, _sender) = outage.patience(LIMIT);
         outage.befall(&world.store, Operation::Get, n);
-        let stores = [patient(&world.store, &patience)];
+        let stores: [Arc<dyn StoreRead>; 1] = [patient(&world.store, &patience)];
         let set = find_restore_set(&stores, &world.dataset, &world.keys, &RestorePoint::Newest)
             .await
             .unwrap();
@@ -447,7 +447,7 @@ async fn assert_verifies_and_restores(world: &World, store: &Arc<dyn ObjectStore
         .await
         .unwrap();
     assert_eq!((report.damage, report.extra), (vec![], vec![]));
-    let stores = [Arc::clone(store)];
+    let stores: [Arc<dyn StoreRead>; 1] = [store.clone()];
     let set = find_restore_set(&stores, &world.dataset, &world.keys, &RestorePoint::Newest)
         .await
         .unwrap();

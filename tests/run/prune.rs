@@ -18,8 +18,8 @@ use zfs_backup::state::StateError;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreErrorKind, StoreTraits, UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, PartWriter, PutOutcome, StoreDelete, StoreError,
+    StoreErrorKind, StoreInfo, StoreRead, StoreTraits, StoreWrite, UnfinishedUpload,
 };
 
 pub(crate) fn last_chains(count: u32) -> RetentionRules {
@@ -1011,7 +1011,7 @@ impl Hooked {
 }
 
 #[async_trait]
-impl ObjectStore for Hooked {
+impl StoreInfo for Hooked {
     fn url(&self) -> &str {
         self.inner.url()
     }
@@ -1023,21 +1023,10 @@ impl ObjectStore for Hooked {
     fn traits(&self) -> &StoreTraits {
         self.inner.traits()
     }
+}
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        (self.hook)(Operation::Create, key.as_str());
-        self.inner.create(key).await
-    }
-
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        (self.hook)(Operation::PutNew, key.as_str());
-        self.inner.put_new(key, bytes).await
-    }
-
+#[async_trait]
+impl StoreRead for Hooked {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -1066,6 +1055,31 @@ impl ObjectStore for Hooked {
         Ok(listed)
     }
 
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        (self.hook)(Operation::Unfinished, prefix);
+        self.inner.unfinished(prefix).await
+    }
+}
+
+#[async_trait]
+impl StoreWrite for Hooked {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        (self.hook)(Operation::Create, key.as_str());
+        self.inner.create(key).await
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        (self.hook)(Operation::PutNew, key.as_str());
+        self.inner.put_new(key, bytes).await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for Hooked {
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         (self.hook)(Operation::Delete, key.as_str());
         if !key.as_str().contains("started.json") {
@@ -1075,11 +1089,6 @@ impl ObjectStore for Hooked {
             return Ok(());
         }
         self.inner.delete(key).await
-    }
-
-    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        (self.hook)(Operation::Unfinished, prefix);
-        self.inner.unfinished(prefix).await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {

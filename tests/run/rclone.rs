@@ -18,7 +18,10 @@ use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
 };
 use zfs_backup::run::verify::verify_dataset;
-use zfs_backup::store::{EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool};
+use zfs_backup::store::{
+    EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool, StoreDelete,
+    StoreInfo, StoreRead, StoreWrite,
+};
 use zfs_backup::zfs::Zfs;
 
 const PART_BYTES: usize = 16 * 1024;
@@ -83,7 +86,7 @@ async fn chain_is_stored_verified_and_restored_through_rclone() {
     );
 
     let set = find_restore_set(
-        std::slice::from_ref(&store),
+        &[store.clone()],
         &world.dataset,
         &world.keys,
         &RestorePoint::Newest,

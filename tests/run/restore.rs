@@ -19,7 +19,9 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{ObjectStore, StoreErrorKind};
+use zfs_backup::store::{
+    ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 use zfs_backup::zfs::{DatasetType, PropertyValue, Zfs};
 
 /// A second store with all that the world's has.
@@ -37,7 +39,7 @@ async fn find(
     stores: &[&MemoryStore],
     point: &RestorePoint,
 ) -> Result<RestoreSet, RunError> {
-    let stores: Vec<Arc<dyn ObjectStore>> = stores
+    let stores: Vec<Arc<dyn StoreRead>> = stores
         .iter()
         .map(|store| Arc::new((*store).clone()) as _)
         .collect();
@@ -488,7 +490,7 @@ async fn tree_restore_selects_one_transaction_group_for_all_datasets() {
     world.zfs.write_file(&name(&one), 9, &noise(10, 5_000));
     back_up_together(&world, &[&one, &late], &[]).await;
 
-    let stores = [world.shared_store()];
+    let stores: [Arc<dyn StoreRead>; 1] = [world.shared_store()];
     let tree = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest)
         .await
         .unwrap();

@@ -27,8 +27,8 @@ use zfs_backup::sign::SignedType;
 use zfs_backup::state::manifests::{CacheMode, ObjectCache};
 use zfs_backup::store::memory::{MemoryStore, Operation};
 use zfs_backup::store::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreTraits, UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreDelete,
+    StoreError, StoreInfo, StoreRead, StoreTraits, StoreWrite, UnfinishedUpload,
 };
 
 /// As in the program: the most ids of one dataset without a trusted manifest.
@@ -107,7 +107,7 @@ impl Counting {
 }
 
 #[async_trait]
-impl ObjectStore for Counting {
+impl StoreInfo for Counting {
     fn url(&self) -> &str {
         self.inner.url()
     }
@@ -115,19 +115,10 @@ impl ObjectStore for Counting {
     fn traits(&self) -> &StoreTraits {
         self.inner.traits()
     }
+}
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        self.inner.create(key).await
-    }
-
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.inner.put_new(key, bytes).await
-    }
-
+#[async_trait]
+impl StoreRead for Counting {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -156,12 +147,30 @@ impl ObjectStore for Counting {
         self.inner.list(prefix).await
     }
 
-    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.inner.delete(key).await
-    }
-
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.inner.unfinished(prefix).await
+    }
+}
+
+#[async_trait]
+impl StoreWrite for Counting {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        self.inner.create(key).await
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.inner.put_new(key, bytes).await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for Counting {
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.inner.delete(key).await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {

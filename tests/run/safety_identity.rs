@@ -33,7 +33,10 @@ use zfs_backup::state::journal::{AttemptJournal, read_attempts, unended};
 use zfs_backup::store::dir::DirStore;
 use zfs_backup::store::key::STORE_ID;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{DirSettings, ObjectStore, StoreErrorKind, StoreTraits};
+use zfs_backup::store::{
+    DirSettings, ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreTraits,
+    StoreWrite,
+};
 use zfs_backup::zfs::Zfs;
 
 fn assert_one_place<T: std::fmt::Debug>(result: Result<T, RunError>) {
@@ -110,7 +113,10 @@ async fn one_store_under_two_names_is_refused_by_commands_that_need_two() {
     assert_one_place(judge_snapshots(&snapshots, &world.selected()).await);
     assert_one_place(prune_snapshots(&snapshots, &world.selected()).await);
     // Also where the other one is known by what is remembered of it alone.
-    for store in [Ok(world.shared_store()), Err("no route to host".to_owned())] {
+    for store in [
+        Ok(world.shared_store() as Arc<dyn StoreWrite>),
+        Err("no route to host".to_owned()),
+    ] {
         let other = OtherStore {
             role: StoreRole::Remote,
             known: world.store.known(),

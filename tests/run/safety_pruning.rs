@@ -28,7 +28,7 @@ use zfs_backup::run::prune::{PruneEnv, PruneTask, SecondaryStore, forget, prune_
 use zfs_backup::sign::SignedType;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use zfs_backup::store::{ObjectKey, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
 use zfs_backup::zfs::Zfs;
 
 fn time(text: &str) -> Timestamp {

@@ -24,7 +24,9 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::sign::{SignedType, SigningKey, Trust};
 use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{ObjectStore, StoreErrorKind};
+use zfs_backup::store::{
+    ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 
 /// scrypt takes its second with the real one.
 const QUICK: u8 = 2;
@@ -303,7 +305,7 @@ async fn deleting_the_new_keyring_does_not_bring_the_old_keys_back() {
     );
     let old = open_keyrings(&site.world.store, &secret()).await.unwrap();
     assert_eq!(old.recipient().unwrap().to_string(), recipient(&leaked));
-    let stores = [site.world.shared_store()];
+    let stores: [Arc<dyn StoreRead>; 1] = [site.world.shared_store()];
     let newest = find_restore_set(&stores, &site.world.dataset, &old, &RestorePoint::Newest).await;
     let error = newest.err().unwrap();
     assert!(
@@ -1085,7 +1087,7 @@ async fn backups_of_an_also_listed_store_are_trusted_under_rotated_keys() {
     site.world.store = memory_store(crate::world::PART_BYTES);
     plant_keyring(&site.world.store, &site.world.writer);
     let (before, stores, cache) = (elsewhere.keys(), site.stores(&[]), site.cache());
-    let also_listed: [Arc<dyn ObjectStore>; 1] = [Arc::new(elsewhere.clone())];
+    let also_listed: [Arc<dyn StoreRead>; 1] = [Arc::new(elsewhere.clone())];
     let rekey = Rekey {
         stores: &stores,
         also_listed: &also_listed,

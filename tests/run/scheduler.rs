@@ -17,8 +17,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use zfs_backup::store::memory::{MemoryStore, Operation};
 use zfs_backup::store::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreErrorKind, StoreTraits, UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, PartWriter, PutOutcome, StoreDelete, StoreError,
+    StoreErrorKind, StoreInfo, StoreRead, StoreTraits, StoreWrite, UnfinishedUpload,
 };
 
 /// An operation that neither ends nor calls a store for so long is stuck. The longest pause of a
@@ -447,7 +447,7 @@ impl GatedStore {
 }
 
 #[async_trait]
-impl ObjectStore for GatedStore {
+impl StoreInfo for GatedStore {
     fn url(&self) -> &str {
         &self.url
     }
@@ -456,36 +456,14 @@ impl ObjectStore for GatedStore {
         &self.traits
     }
 
-    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let writer = self
-            .call(Operation::Create, key.as_str(), self.inner.create(key))
-            .await?;
-        // Not within the call: when its reply is lost, nobody has a chunk that could be completed.
-        self.note_open_chunk(1);
-        let inner = Some(writer);
-        Ok(Box::new(GatedWriter {
-            store: self.clone(),
-            key: key.clone(),
-            inner,
-        }))
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.call(Operation::Head, "the clock", self.inner.clock())
+            .await
     }
+}
 
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
-        if !self.is_create_only() {
-            return self.put_unconditionally(key, bytes).await;
-        }
-        let put = async {
-            let outcome = self.inner.put_new(key, bytes).await?;
-            self.watch.put(self, key.as_str());
-            Ok(outcome)
-        };
-        self.call(Operation::PutNew, key.as_str(), put).await
-    }
-
+#[async_trait]
+impl StoreRead for GatedStore {
     async fn get(
         &self,
         key: &ObjectKey,
@@ -519,22 +497,53 @@ impl ObjectStore for GatedStore {
             .await
     }
 
-    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.call(Operation::Head, "the clock", self.inner.clock())
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.call(Operation::Unfinished, prefix, self.inner.unfinished(prefix))
             .await
     }
+}
 
+#[async_trait]
+impl StoreWrite for GatedStore {
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        let writer = self
+            .call(Operation::Create, key.as_str(), self.inner.create(key))
+            .await?;
+        // Not within the call: when its reply is lost, nobody has a chunk that could be completed.
+        self.note_open_chunk(1);
+        let inner = Some(writer);
+        Ok(Box::new(GatedWriter {
+            store: self.clone(),
+            key: key.clone(),
+            inner,
+        }))
+    }
+
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        if !self.is_create_only() {
+            return self.put_unconditionally(key, bytes).await;
+        }
+        let put = async {
+            let outcome = self.inner.put_new(key, bytes).await?;
+            self.watch.put(self, key.as_str());
+            Ok(outcome)
+        };
+        self.call(Operation::PutNew, key.as_str(), put).await
+    }
+}
+
+#[async_trait]
+impl StoreDelete for GatedStore {
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         let delete = async {
             self.watch.deleting(self, key.as_str());
             self.inner.delete(key).await
         };
         self.call(Operation::Delete, key.as_str(), delete).await
-    }
-
-    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        self.call(Operation::Unfinished, prefix, self.inner.unfinished(prefix))
-            .await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {

@@ -14,7 +14,9 @@ use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::copy::sums::write_sums;
 use zfs_backup::run::verify::verify_dataset;
-use zfs_backup::store::{DirSettings, DirStore, ObjectKey, ObjectStore};
+use zfs_backup::store::{
+    DirSettings, DirStore, ObjectKey, ObjectStore, StoreDelete, StoreInfo, StoreRead, StoreWrite,
+};
 
 fn open(folder: &Path) -> Arc<dyn ObjectStore> {
     Arc::new(
@@ -123,7 +125,7 @@ async fn b3sums_file_is_a_known_object_written_once_and_not_copied() {
     // It goes with the backup: whoever deletes all that is listed leaves no folder behind.
     let pair = Pair::new(world);
     let env = UploadEnv {
-        from: Arc::clone(&store),
+        from: store.clone(),
         ..pair.env(never())
     };
     let report = pair.upload_with(&env, false, &[]).await.unwrap();

@@ -38,7 +38,7 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::state::journal::unended;
 use zfs_backup::store::memory::MemoryStore;
-use zfs_backup::store::{ObjectStore, StoreTraits};
+use zfs_backup::store::{ObjectStore, StoreDelete, StoreInfo, StoreRead, StoreTraits, StoreWrite};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, Zfs};
@@ -605,7 +605,7 @@ impl TwoHosts {
 
     /// Receives a backup and holds its files against those of its snapshot.
     pub(crate) async fn restore_failure(&self, id: &BackupId) -> Option<String> {
-        let stores: Vec<Arc<dyn ObjectStore>> = vec![Arc::new(self.remote.clone())];
+        let stores: Vec<Arc<dyn StoreRead>> = vec![Arc::new(self.remote.clone())];
         let (zfs, target) = (FakeZfs::new(), name("tank/back"));
         zfs.create(&name("tank"), DatasetType::Filesystem);
         let received = async {

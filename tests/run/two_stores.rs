@@ -10,7 +10,9 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, OtherStore, StoreRole, back_up};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{ObjectStore, StoreErrorKind};
+use zfs_backup::store::{
+    ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 use zfs_backup::zfs::{SendBase, Zfs};
 
 /// The world's store as the intermediate directory, with a remote beside it.
@@ -23,7 +25,7 @@ fn intermediate(
     env.role = StoreRole::Intermediate;
     let store = remote
         .clone()
-        .map(|remote| Arc::new(remote) as Arc<dyn ObjectStore>);
+        .map(|remote| Arc::new(remote) as Arc<dyn StoreWrite>);
     env.other = Some(OtherStore {
         role: StoreRole::Remote,
         known: known.clone(),
@@ -281,7 +283,7 @@ async fn bookmarks_are_kept_for_the_newest_two_chains_and_for_unreadable_stores(
         other.plant(key, world.store.object(key).unwrap());
     }
     night(&world, 10);
-    let store: Arc<dyn ObjectStore> = Arc::new(other);
+    let store: Arc<dyn StoreWrite> = Arc::new(other);
     env.other = Some(OtherStore {
         role: StoreRole::Intermediate,
         known: store.known(),

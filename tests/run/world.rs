@@ -29,7 +29,7 @@ use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::key::backup_prefix;
 use zfs_backup::store::memory::{MemoryStore, Operation};
-use zfs_backup::store::{ObjectStore, StoreTraits};
+use zfs_backup::store::{ObjectStore, StoreDelete, StoreInfo, StoreRead, StoreTraits, StoreWrite};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, SendFlags, SendRequest, Zfs};

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use zfs_backup::store::{
-    B2Settings, B2Store, EvidenceTier, ObjectStore, PutOutcome, Spool, StoreError, StoreErrorKind,
+    B2Settings, B2Store, EvidenceTier, PutOutcome, Spool, StoreDelete, StoreError, StoreErrorKind,
+    StoreInfo, StoreRead, StoreWrite,
 };
 
 const PART: usize = 64 * 1024;

@@ -10,7 +10,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
-use zfs_backup::store::{B2Settings, DirSettings, DirStore, ObjectStore};
+use zfs_backup::store::{
+    B2Settings, DirSettings, DirStore, StoreDelete, StoreInfo, StoreRead, StoreWrite,
+};
 
 /// The smallest part size that both clients accept.
 const PART: usize = 5_000_000;

@@ -7,7 +7,10 @@ use crate::contract::{key, pattern, upload};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::time::{Duration, Instant};
-use zfs_backup::store::{B2Settings, B2Store, Evidence, ObjectStore, StoreError, StoreErrorKind};
+use zfs_backup::store::{
+    B2Settings, B2Store, Evidence, StoreDelete, StoreError, StoreErrorKind, StoreInfo, StoreRead,
+    StoreWrite,
+};
 
 const PART: usize = 64 * 1024;
 

@@ -6,7 +6,9 @@ use crate::contract::key;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use zfs_backup::store::{B2Settings, ObjectStore, StoreErrorKind};
+use zfs_backup::store::{
+    B2Settings, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 
 /// A length above the limit for any response of B2.
 const LONG_BYTES: usize = 80 << 20;

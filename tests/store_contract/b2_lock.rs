@@ -5,7 +5,9 @@ use crate::b2_sim::{B2Sim, BUCKET, Fault};
 use crate::contract::{key, pattern, upload};
 use jiff::{SignedDuration, Timestamp};
 use zfs_backup::store::probe::{Ability, Deleting, Fact};
-use zfs_backup::store::{B2Settings, LockMode, ObjectLock, ObjectStore, StoreErrorKind};
+use zfs_backup::store::{
+    B2Settings, LockMode, ObjectLock, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 
 const PART: usize = 64 * 1024;
 const UNDER: &str = "@zfs-backup/probe/0123456789abcdef/";

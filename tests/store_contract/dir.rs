@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use tokio::runtime;
 use zfs_backup::store::dir::CreateOnly;
 use zfs_backup::store::{
-    DirSettings, DirStore, MemoryStore, ObjectStore, PutOutcome, Spool, StoreError, StoreErrorKind,
-    UnfinishedUpload,
+    DirSettings, DirStore, MemoryStore, PutOutcome, Spool, StoreDelete, StoreError, StoreErrorKind,
+    StoreInfo, StoreRead, StoreWrite, UnfinishedUpload,
 };
 
 const PART_BYTES: usize = 64 * 1024;

@@ -38,7 +38,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::dir::CreateOnly;
 use zfs_backup::store::{
-    B2Settings, B2Store, DirSettings, DirStore, MemoryStore, ObjectStore, Spool,
+    B2Settings, B2Store, DirSettings, DirStore, MemoryStore, ObjectStore, Spool, StoreDelete,
+    StoreInfo, StoreRead, StoreWrite,
 };
 
 const PART_BYTES: usize = 64 * 1024;

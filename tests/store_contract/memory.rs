@@ -7,7 +7,10 @@ use std::fs;
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{Evidence, EvidenceTier, ObjectStore, PutOutcome, Spool, StoreErrorKind};
+use zfs_backup::store::{
+    Evidence, EvidenceTier, PutOutcome, Spool, StoreDelete, StoreErrorKind, StoreInfo, StoreRead,
+    StoreWrite,
+};
 
 fn lines(store: &MemoryStore) -> Vec<String> {
     store.events().iter().map(ToString::to_string).collect()

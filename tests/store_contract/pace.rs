@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use zfs_backup::store::s3::LOG_LIMIT;
-use zfs_backup::store::{B2Credentials, B2Settings, Limiter, ObjectStore, Renew, StoreErrorKind};
+use zfs_backup::store::{
+    B2Credentials, B2Settings, Limiter, ObjectStore, Renew, StoreDelete, StoreErrorKind, StoreInfo,
+    StoreRead, StoreWrite,
+};
 
 const PART: usize = 64 * 1024;
 const RIGHTS: &str = "listBuckets listFiles readFiles writeFiles deleteFiles";

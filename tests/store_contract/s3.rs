@@ -23,7 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use zfs_backup::store::{
-    ObjectStore, S3Checksum, S3Credentials, S3Settings, S3Store, StoreError, StoreErrorKind,
+    S3Checksum, S3Credentials, S3Settings, S3Store, StoreDelete, StoreError, StoreErrorKind,
+    StoreInfo, StoreRead, StoreWrite,
 };
 
 use broken::{

@@ -23,7 +23,7 @@ use crate::run::pool::select::Selected;
 use crate::run::pool::view::pool_view;
 use crate::state::adoption::{adopt as adopt_on_disk, origins_of};
 use crate::state::host_mark::known_host_mark;
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::zfs::Zfs;
 use serde::Serialize;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     } else {
         Access::Read
     };
-    let mut stores = Vec::new();
+    let mut stores: Vec<Arc<dyn StoreRead>> = Vec::new();
     for role in setup.roles().into_iter().rev() {
         stores.push(setup.open(role, access).await?);
     }
@@ -295,7 +295,7 @@ fn read_pool(
     config: &Config,
     selected: &Selected,
     own: &Origin,
-    stores: &[Arc<dyn ObjectStore>],
+    stores: &[Arc<dyn StoreRead>],
 ) -> Result<(PoolView, Vec<Origin>), Failure> {
     let mut found: Option<(PoolView, Vec<Origin>)> = None;
     for store in stores {
@@ -315,13 +315,13 @@ fn read_pool(
 
 async fn read_holdings(
     setup: &Setup,
-    (stored, stores): (&DatasetName, &[Arc<dyn ObjectStore>]),
+    (stored, stores): (&DatasetName, &[Arc<dyn StoreRead>]),
     pool: &PoolView,
     origins: &[Origin],
 ) -> Result<Vec<Holding>, Failure> {
     let (mut backups, mut attempts) = (Vec::new(), Vec::new());
     for store in stores {
-        let (_, trusted) = keys_for_pruning(setup, store).await?;
+        let (_, trusted) = keys_for_pruning(setup, &**store).await?;
         let catalog = read_catalog(&**store, stored, &trusted).await?;
         for backup in &catalog.backups {
             backups.push(BackupFacts::new(

@@ -28,7 +28,7 @@ use crate::run::pool::inside::refuse_inside;
 use crate::run::pool::select::Selected;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::store::{EvidenceTier, ObjectStore};
+use crate::store::{EvidenceTier, ObjectStore, StoreWrite};
 use crate::zfs::Zfs;
 #[cfg(any(test, feature = "testing"))]
 use crate::zfs::recorded::RecordedZfs;
@@ -100,7 +100,9 @@ async fn open_other(
     }
     let store = match setup.open_dispensable(role, Access::Read).await {
         Err(failure @ Failure::Run(RunError::OnePlace { .. })) => return Err(failure),
-        opened => opened.map_err(|failure| failure.reason()),
+        opened => opened
+            .map(|store| -> Arc<dyn StoreWrite> { store })
+            .map_err(|failure| failure.reason()),
     };
     let known = match &store {
         Ok(store) => Some(store.known()),
@@ -135,7 +137,7 @@ async fn write_all_sums(
     context: &Context,
     config: &Config,
     zfs: &dyn Zfs,
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
 ) -> Result<(), Failure> {
     let wanted = config
         .intermediate

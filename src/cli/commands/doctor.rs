@@ -24,12 +24,11 @@ use crate::run::probe::probe_store;
 use crate::run::runner::Runner;
 use crate::sign::Trust;
 use crate::state::probes::{ProbeCache, ProbeNote};
-use crate::store::ObjectStore;
 use crate::store::key::{KEYRING_PREFIX, PROBE_PREFIX};
+use crate::store::{StoreRead, StoreWrite};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Marks before a check, for ASCII terminals and for UTF-8 terminals.
 const MARKS: [[&str; 4]; 2] = [["+", "-", "!", "x"], ["✓", "·", "!", "✗"]];
@@ -126,7 +125,7 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
                         .map(|error| Check::failed("identity", &error)),
                 );
                 check_names(context, &[(StoreRole::Intermediate, &*store)], checks).await;
-                checks.push(keyring(setup, &store).await);
+                checks.push(keyring(setup, &*store).await);
             }
             Err(failure) => checks.push(check_of("intermediate", &failure)),
         }
@@ -147,16 +146,14 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
             None => format!("{} exists", store.url()),
         },
     ));
-    let mut stores = vec![(StoreRole::Remote, &*store)];
+    let mut stores: Vec<(StoreRole, &dyn StoreRead)> = vec![(StoreRole::Remote, &*store)];
     let intermediate = setup
         .open_unidentified(StoreRole::Intermediate, Access::Read)
         .await
         .ok();
-    stores.extend(
-        intermediate
-            .as_deref()
-            .map(|store| (StoreRole::Intermediate, store)),
-    );
+    if let Some(store) = &intermediate {
+        stores.push((StoreRole::Intermediate, &**store));
+    }
     let identities = check_identities(config, &stores).await;
     checks.extend(
         identities
@@ -192,14 +189,14 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
         Ok(None) => {}
         Err(error) => checks.push(Check::failed("bucket", &RunError::from(error))),
     }
-    checks.push(keyring(setup, &store).await);
+    checks.push(keyring(setup, &*store).await);
     note
 }
 
 /// Checks that the stores keep the names of objects. A dry run puts nothing, so it cannot check.
 async fn check_names(
     context: &Context,
-    stores: &[(StoreRole, &dyn ObjectStore)],
+    stores: &[(StoreRole, &dyn StoreWrite)],
     checks: &mut Vec<Check>,
 ) {
     if context.global.dry_run {
@@ -214,7 +211,7 @@ async fn check_names(
 
 async fn try_store(
     config: &Config,
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     endpoint: &str,
 ) -> Result<Option<ProbeNote>, Failure> {
     let failed = |error: getrandom::Error| {
@@ -251,7 +248,7 @@ fn wanted(config: &Config) -> Wanted {
 }
 
 /// Checks that the keys that a run needs exist and can be opened.
-async fn keyring(setup: &Setup, store: &Arc<dyn ObjectStore>) -> Check {
+async fn keyring(setup: &Setup, store: &dyn StoreRead) -> Check {
     let config = &setup.config;
     let subject = "keyring";
     let listed = match store.list(KEYRING_PREFIX).await {

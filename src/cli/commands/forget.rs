@@ -15,9 +15,10 @@ use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::pool::pins::unpin_if_writable;
 use crate::run::prune::{self, Forgotten};
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::store::key::backup_prefix;
 use serde::Serialize;
+use std::sync::Arc;
 
 /// The result of `forget`.
 #[derive(Serialize)]
@@ -73,7 +74,7 @@ pub(crate) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     let clock = ClockCheck::read(&config.state_dir, true)?;
     let env = prune_env(context, &store, clock).await?;
     // A backup that waits in the intermediate directory may build on a backup in the remote.
-    let intermediate = match (&config.intermediate, &config.remote) {
+    let intermediate: Option<Arc<dyn StoreRead>> = match (&config.intermediate, &config.remote) {
         (Some(_), Some(_)) if !forget.intermediate => {
             Some(setup.open(StoreRole::Intermediate, Access::Read).await?)
         }
@@ -124,7 +125,7 @@ fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
 /// Returns the configured dataset that has objects of this id.
 async fn find_dataset_of(
     context: &Context,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     id: &BackupId,
 ) -> Result<DatasetName, Failure> {
     for selected in context.datasets(&*open_zfs()?)? {

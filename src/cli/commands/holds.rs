@@ -17,7 +17,7 @@ use crate::run::pool::holds::{
 use crate::run::pool::select::{Selected, select_datasets};
 use crate::run::restore::left_half;
 use crate::sign::TrustedKeys;
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::zfs::Zfs;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -105,7 +105,7 @@ fn is_listed(all: &[Listed], id: &BackupId) -> bool {
 /// The evidence that an upload is over: the configured stores that can be read, and the ids that
 /// the person named.
 struct Witnesses {
-    stores: Vec<Arc<dyn ObjectStore>>,
+    stores: Vec<Arc<dyn StoreRead>>,
     trusted: TrustedKeys,
     named: BTreeSet<BackupId>,
 }
@@ -135,7 +135,7 @@ impl Witnesses {
         }
         for role in setup.roles() {
             let asked = match setup.open(role, Access::Read).await {
-                Ok(store) => keys_for_pruning(setup, &store)
+                Ok(store) => keys_for_pruning(setup, &*store)
                     .await
                     .map(|(_, trusted)| (store, trusted)),
                 Err(failure) => Err(failure),

@@ -29,7 +29,7 @@ use crate::run::prune::{
 };
 use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
-use crate::store::{ListedObject, ObjectStore};
+use crate::store::{ListedObject, ObjectStore, StoreRead};
 use crate::zfs::Zfs;
 use serde::Serialize;
 use std::ops::ControlFlow;
@@ -235,7 +235,7 @@ async fn prune_store(
 
 /// Counts the objects under the prefix that belong to no dataset of this configuration. The
 /// keyrings are not foreign.
-async fn count_foreign(store: &dyn ObjectStore, datasets: &[Selected]) -> Result<Foreign, Failure> {
+async fn count_foreign(store: &dyn StoreRead, datasets: &[Selected]) -> Result<Foreign, Failure> {
     let ours: Vec<String> = datasets
         .iter()
         .map(|selected| dataset_prefix(&selected.stored))

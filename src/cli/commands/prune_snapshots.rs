@@ -119,7 +119,7 @@ pub(crate) async fn prune_snapshots_of(
     let Some(store) = stores.last().map(|store| &store.store) else {
         return Ok(());
     };
-    let (_, trusted) = keys_for_pruning(setup, store).await?;
+    let (_, trusted) = keys_for_pruning(setup, &**store).await?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
     let env = SnapshotsEnv {
         zfs,

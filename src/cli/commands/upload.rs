@@ -23,7 +23,7 @@ use crate::run::copy::{
 use crate::run::identity::refuse_one_place;
 use crate::run::transfer::ProgressSink;
 use crate::run::{RunError, error_chain};
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     for named in &datasets {
         let shown = ShownProgress::new(&context.output, named.stored.as_str());
         let upload = UploadEnv {
-            from: Arc::clone(&from),
+            from: from.clone(),
             to: Arc::clone(&to),
             keys: keys.clone(),
             state_dir: config.state_dir.clone(),
@@ -138,8 +138,8 @@ fn fail_all(context: &Context, named: &NamedDataset, failed: Vec<(BackupId, RunE
 async fn dry_run(
     context: &Context,
     datasets: &[NamedDataset],
-    from: &dyn ObjectStore,
-    to: &dyn ObjectStore,
+    from: &dyn StoreRead,
+    to: &dyn StoreRead,
     rules: &UploadRules<'_>,
 ) -> Result<(), Failure> {
     // The keys are read as in reading commands: no key is made or put.

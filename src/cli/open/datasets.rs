@@ -9,7 +9,7 @@ use crate::manifest::Origin;
 use crate::model::DatasetName;
 use crate::run::pool::select::{Selected, match_stored, select_datasets};
 use crate::run::{RunError, error_chain};
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::zfs::Zfs;
 
 /// A dataset with both of its names.
@@ -24,7 +24,7 @@ pub(crate) struct NamedDataset {
 /// Returns the datasets to work on, without those that failed earlier in this run.
 pub(crate) async fn datasets_to_change(
     context: &Context,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
 ) -> Result<Vec<NamedDataset>, Failure> {
     let selected = open_zfs().and_then(|zfs| context.datasets(&*zfs));
     let config = &context.setup()?.config;
@@ -37,7 +37,7 @@ pub(crate) async fn datasets_to_change(
 /// failure of the command.
 pub(crate) async fn datasets_to_read(
     config: &Config,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
 ) -> Result<Vec<NamedDataset>, Failure> {
     let selected = open_zfs().and_then(|zfs| {
         let selection = select_datasets(&*zfs, &config.datasets, &config.state_dir)?;
@@ -57,7 +57,7 @@ pub(crate) async fn datasets_to_read(
 /// in the store.
 async fn by_both_names(
     config: &Config,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     selected: Result<Vec<Selected>, Failure>,
 ) -> Result<Vec<NamedDataset>, Failure> {
     let selected = selected.unwrap_or_else(|failure| {
@@ -83,7 +83,7 @@ async fn by_both_names(
 }
 
 /// Returns the datasets by their names alone.
-async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
+async fn by_name(config: &Config, store: &dyn StoreRead) -> Result<Vec<NamedDataset>, Failure> {
     let found = if config.datasets.recursive {
         list_datasets(store).await?
     } else {

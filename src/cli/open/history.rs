@@ -12,11 +12,11 @@ use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;
 use crate::state::history::{DrillNote, FailureNote, OwnCommit, Record, Records, VerifyNote};
-use crate::store::ObjectStore;
+use crate::store::StoreInfo;
 use jiff::Timestamp;
 use std::time::Duration;
 
-fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Records {
+fn records(config: &Config, store: &dyn StoreInfo, stored: &DatasetName) -> Records {
     Records::new(&config.state_dir, &store.known(), stored)
 }
 
@@ -33,7 +33,7 @@ fn warn_if_unsaved(outcome: Result<(), StateError>) {
 /// backup nor a failure, and the caller records the failure of a run.
 pub(crate) fn backed_up(
     config: &Config,
-    store: &dyn ObjectStore,
+    store: &dyn StoreInfo,
     stored: &DatasetName,
     run: &BackupRun,
 ) {
@@ -53,7 +53,7 @@ pub(crate) fn backed_up(
 /// Records that backups were copied into a store; `newest` is the last one.
 pub(crate) fn copied(
     config: &Config,
-    store: &dyn ObjectStore,
+    store: &dyn StoreInfo,
     stored: &DatasetName,
     newest: Option<&CopiedBackup>,
 ) {
@@ -69,7 +69,7 @@ pub(crate) fn copied(
 /// Records that a step failed for a dataset. An interruption or a concurrent run is not recorded.
 pub(crate) fn failed(
     config: &Config,
-    store: &dyn ObjectStore,
+    store: &dyn StoreInfo,
     stored: &DatasetName,
     step: &str,
     error: &RunError,
@@ -93,7 +93,7 @@ pub(crate) fn failed(
 /// failure.
 pub(crate) fn verified(
     config: &Config,
-    store: &dyn ObjectStore,
+    store: &dyn StoreInfo,
     stored: &DatasetName,
     report: &VerifyReport,
     read_data: Option<&str>,
@@ -125,7 +125,7 @@ pub(crate) fn verified(
 }
 
 /// Records the contents of a store after a listing.
-pub(crate) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) {
+pub(crate) fn seen(config: &Config, store: &dyn StoreInfo, catalog: &Catalog) {
     warn_if_unsaved(
         records(config, store, &catalog.dataset).note_seen(&catalog.seen_note(Timestamp::now())),
     );

@@ -9,7 +9,7 @@ use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::identity::{Place, Purpose, check_place, identify, known_at, refuse_one_place};
-use crate::store::ObjectStore;
+use crate::store::{ObjectStore, StoreRead};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ pub(crate) async fn identified(
 /// Checks the identities of the configured stores, and fails when they make backups impossible.
 pub(crate) async fn check_identities(
     config: &Config,
-    stores: &[(StoreRole, &dyn ObjectStore)],
+    stores: &[(StoreRole, &dyn StoreRead)],
 ) -> Result<(), RunError> {
     refuse_one_folder(config)?;
     let mut found: Vec<KnownStore> = Vec::new();
@@ -108,7 +108,7 @@ pub(crate) async fn check_identities(
 pub(crate) async fn check_other_store(
     config: &Config,
     role: StoreRole,
-    other: &dyn ObjectStore,
+    other: &dyn StoreRead,
     access: Access,
 ) -> Result<(), RunError> {
     match access {
@@ -122,7 +122,7 @@ pub(crate) async fn check_other_store(
 pub(crate) async fn expected_identity(
     config: &Config,
     role: StoreRole,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
 ) -> Result<Option<(KnownStore, Option<RunError>)>, RunError> {
     let Some(place) = place_of(config, role) else {
         return Ok(None);

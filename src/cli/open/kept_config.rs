@@ -5,12 +5,12 @@ use crate::run::error_chain;
 use crate::run::keys::WriterKeys;
 use crate::run::keys::kept_config::{KeptConfig, keep_config};
 use crate::state::process::host_name;
-use crate::store::ObjectStore;
+use crate::store::StoreWrite;
 use jiff::Timestamp;
 
 /// Keeps the configuration in the store, if it changed. A failure is logged and does not fail the
 /// command.
-pub(crate) async fn keep(config: &Config, store: &dyn ObjectStore, keys: &WriterKeys) {
+pub(crate) async fn keep(config: &Config, store: &dyn StoreWrite, keys: &WriterKeys) {
     let text = std::fs::read_to_string(&config.file)
         .ok()
         .as_deref()

@@ -9,14 +9,13 @@ use crate::run::keys::{
     KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, writer_keys_with,
 };
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
-use crate::store::ObjectStore;
+use crate::store::{StoreRead, StoreWrite};
 use age::secrecy::SecretString;
-use std::sync::Arc;
 
 /// Returns the keys for writing to this store.
 pub(crate) async fn keys_for_writing(
     setup: &Setup,
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
 ) -> Result<WriterKeys, Failure> {
     keys_for_writing_with(setup, store, NewerKeys::Refuse).await
 }
@@ -25,7 +24,7 @@ pub(crate) async fn keys_for_writing(
 /// newer than those that were found.
 pub(crate) async fn keys_for_writing_with(
     setup: &Setup,
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     newer: NewerKeys,
 ) -> Result<WriterKeys, Failure> {
     match &setup.config.keys {
@@ -70,7 +69,7 @@ pub(crate) fn ask_passphrase(
 /// keyring: a store without one has nothing to prune.
 pub(crate) async fn keys_for_pruning(
     setup: &Setup,
-    store: &Arc<dyn ObjectStore>,
+    store: &dyn StoreRead,
 ) -> Result<(SigningKey, TrustedKeys), Failure> {
     let source = match &setup.config.keys {
         KeySource::Recipients {
@@ -81,12 +80,12 @@ pub(crate) async fn keys_for_pruning(
     let cache = KeyCache::new(&setup.config.state_dir);
     let (signing, mut trusted) = match cache.load()? {
         Some(cached) => {
-            check_current(&**store, &cache, &cached).await?;
+            check_current(store, &cache, &cached).await?;
             (cached.signing, cached.trusted)
         }
         None => {
             let passphrase = SecretString::from(source.resolve(&setup.env)?.expose().to_owned());
-            let file = open_keyrings(&**store, &passphrase).await?;
+            let file = open_keyrings(store, &passphrase).await?;
             let unusable = |source| RunError::Keyring {
                 store: store.url().to_owned(),
                 source,
@@ -105,7 +104,7 @@ pub(crate) async fn keys_for_pruning(
 /// are temporary, and then no backup exists that they could verify.
 pub(crate) async fn keys_for_planning(
     setup: &Setup,
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
 ) -> Result<WriterKeys, Failure> {
     let source = match &setup.config.keys {
         KeySource::Recipients { .. } => return keys_for_writing(setup, store).await,

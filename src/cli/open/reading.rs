@@ -15,7 +15,7 @@ use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::keys::{KeyCache, open_keyrings, read_lists, warn_of_newer};
 use crate::sign::TrustedKeys;
-use crate::store::{ObjectStore, Patience, PatientStore};
+use crate::store::{ObjectStore, Patience, PatientStore, StoreRead};
 use age::secrecy::SecretString;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ const PART_BYTES: usize = 8 << 20;
 
 /// The store of a reading command.
 pub(crate) struct ReadSide<'a> {
-    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) store: Arc<dyn StoreRead>,
     /// The configuration of this host; `None` with `--remote`.
     pub(crate) setup: Option<&'a Setup>,
 }
@@ -176,7 +176,7 @@ fn passphrase(side: &ReadSide<'_>) -> Result<SecretString, Failure> {
 /// The stores to read, and the keys and configuration for them.
 pub(crate) struct Places<'a> {
     /// The stores, the nearest first; never empty.
-    pub(crate) stores: Vec<Arc<dyn ObjectStore>>,
+    pub(crate) stores: Vec<Arc<dyn StoreRead>>,
     /// The keys that open the backups.
     pub(crate) keys: KeyFile,
     /// The configuration of this host; `None` with `--remote`.
@@ -202,7 +202,7 @@ pub(crate) async fn open_places<'a>(
         });
     }
     let setup = context.setup()?;
-    let stores = match from {
+    let stores: Vec<Arc<dyn StoreRead>> = match from {
         Some(From::Intermediate) => {
             vec![setup.open(StoreRole::Intermediate, Access::Restore).await?]
         }
@@ -238,8 +238,8 @@ pub(crate) async fn open_places<'a>(
 async fn open_nearest_first(
     setup: &Setup,
     output: &Output,
-) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
-    let mut stores = Vec::new();
+) -> Result<Vec<Arc<dyn StoreRead>>, Failure> {
+    let mut stores: Vec<Arc<dyn StoreRead>> = Vec::new();
     let role = StoreRole::Intermediate;
     match setup.open_if_reachable(role, Access::Restore).await? {
         StoreState::None => {}

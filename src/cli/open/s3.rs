@@ -10,7 +10,7 @@ use crate::run::error_chain;
 use crate::run::probe::probe_store;
 use crate::state::probes::{ProbeCache, ProbeNote};
 use crate::store::{
-    Doubt, ObjectStore, Patience, S3Credentials, S3Encryption, S3Settings, S3Store,
+    Doubt, ObjectStore, Patience, S3Credentials, S3Encryption, S3Settings, S3Store, StoreInfo,
 };
 use jiff::Timestamp;
 use std::sync::Arc;

@@ -63,7 +63,7 @@ pub(crate) async fn prune_env(
     clock: ClockCheck,
 ) -> Result<PruneEnv, Failure> {
     let setup = context.setup()?;
-    let (signing, trusted) = keys_for_pruning(setup, store).await?;
+    let (signing, trusted) = keys_for_pruning(setup, &**store).await?;
     Ok(PruneEnv {
         store: Arc::clone(store),
         signing,

@@ -11,7 +11,7 @@ use crate::run::commit::doomed::{RecordsOf, find_doomed};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name,
 };
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Attempt<'_> {
@@ -46,7 +46,7 @@ impl Attempt<'_> {
     }
 
     /// Returns the members of the chain that a prune may be deleting from this store.
-    async fn doomed(&self, store: &dyn ObjectStore) -> Result<BTreeSet<BackupId>, RunError> {
+    async fn doomed(&self, store: &dyn StoreRead) -> Result<BTreeSet<BackupId>, RunError> {
         let of = RecordsOf {
             dataset: &self.stored,
             trusted: &self.env.keys.trusted,
@@ -62,7 +62,7 @@ impl Attempt<'_> {
     /// in the second value.
     async fn read_target_again(
         &self,
-        store: &dyn ObjectStore,
+        store: &dyn StoreRead,
         before: &Catalog,
     ) -> Result<(UsableCatalog, BTreeSet<BackupId>), RunError> {
         let doomed = self.doomed(store).await?;

@@ -18,11 +18,10 @@ use crate::run::pool::snapshot::{find_dataset, is_own};
 use crate::run::{RunError, error_chain};
 use crate::state::journal::read_attempts;
 use crate::state::manifests::{CacheMode, ObjectCache};
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
 use globset::Glob;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// The stores and the pool, as a step of a run has read them.
 pub(super) struct View {
@@ -117,7 +116,7 @@ async fn read_stores(
 
 pub(super) async fn read_usable(
     env: &BackupEnv,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     stored: &DatasetName,
     keeping: CacheMode,
 ) -> Result<UsableCatalog, RunError> {
@@ -137,7 +136,7 @@ fn untrusted_reason(catalog: &Catalog, store_url: &str) -> Option<String> {
 /// Saves what the remote holds, to plan with it while the remote is out of reach. A failure costs
 /// only that.
 pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, stores: &StoresView) {
-    let (store, usable): (&dyn ObjectStore, _) = match (&stores.remote, env.role) {
+    let (store, usable): (&dyn StoreRead, _) = match (&stores.remote, env.role) {
         (RemoteView::Current(store, usable), _) => (&**store, usable),
         (_, StoreRole::Remote) => (&*env.store, &stores.target),
         (RemoteView::None | RemoteView::Remembered(_), StoreRole::Intermediate) => return,
@@ -162,7 +161,7 @@ async fn read_remote(
                 *unseen = unseen
                     .take()
                     .or_else(|| untrusted_reason(&usable.catalog, store.url()));
-                return Ok(RemoteView::Current(Arc::clone(store), usable));
+                return Ok(RemoteView::Current(store.clone(), usable));
             }
             Err(RunError::Store(error)) if is_out_of_reach(&error) => error_chain(&error),
             Err(error) => return Err(error),

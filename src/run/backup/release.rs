@@ -14,7 +14,7 @@ use crate::run::pool::select::Selected;
 use crate::state::bookmark_notes::BookmarkNotes;
 use crate::state::manifests::CacheMode;
 use crate::store::key::BackupObject;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreInfo, StoreRead};
 use crate::zfs::Bookmark;
 use std::collections::BTreeSet;
 
@@ -59,7 +59,7 @@ async fn find_spent(
     // The hash of the manifest is not used here.
     target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
     let notes = BookmarkNotes::new(&env.settings.state_dir, selected.dataset.guid);
-    let note = |store: &dyn ObjectStore, facts: &[BackupFacts], begun: &[Guid]| {
+    let note = |store: &dyn StoreInfo, facts: &[BackupFacts], begun: &[Guid]| {
         let needed = needed_guids(facts)
             .into_iter()
             .chain(begun.iter().copied())
@@ -73,7 +73,7 @@ async fn find_spent(
         ..BookmarkNeeds::default()
     };
     needs.unfinished.extend(begun);
-    let mut configured: Vec<&dyn ObjectStore> = vec![&*env.store];
+    let mut configured: Vec<&dyn StoreRead> = vec![&*env.store];
     if let Some(other) = &env.other {
         let store = other
             .store
@@ -142,7 +142,7 @@ fn has_unknown(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> bool {
 /// Returns the guids of the snapshots and bases of unfinished attempts.
 async fn unfinished(
     env: &BackupEnv,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     catalog: &Catalog,
 ) -> Result<Vec<Guid>, String> {
     let mut guids = Vec::new();

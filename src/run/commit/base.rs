@@ -7,7 +7,7 @@ use crate::catalog::stores::{RemoteView, is_out_of_reach};
 use crate::catalog::{CatalogError, read_manifest};
 use crate::model::{BackupId, Digest};
 use crate::run::error_chain;
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{StoreError, StoreRead};
 
 impl CommitTarget<'_> {
     /// Checks that the base's manifest is still stored unchanged, in the target or in the remote. A
@@ -55,7 +55,7 @@ impl CommitTarget<'_> {
     /// upload.
     async fn read_base(
         &self,
-        store: &dyn ObjectStore,
+        store: &dyn StoreRead,
         id: &BackupId,
     ) -> Result<Result<Digest, String>, StoreError> {
         let mut tries = 1..=TRIES_MAX;

@@ -9,7 +9,7 @@ use crate::run::RunError;
 use crate::sign::TrustedKeys;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::state::prune_records::OwnPruneRecords;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub(in crate::run) struct RecordsOf<'a> {
 /// # Errors
 /// [`RunError::Store`] when the records or the store's clock cannot be read; [`RunError::State`].
 pub(in crate::run) async fn find_doomed(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     of: &RecordsOf<'_>,
     ids: &BTreeSet<&BackupId>,
 ) -> Result<BTreeSet<BackupId>, RunError> {

@@ -10,7 +10,7 @@ use crate::manifest::ReceiptEntry;
 use crate::model::BackupId;
 use crate::run::RunError;
 use crate::store::key::{KEYRING_PREFIX, backup_prefix};
-use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ObjectKey, StoreErrorKind, StoreRead, StoreWrite};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 
@@ -23,7 +23,7 @@ const APART_MAX: SignedDuration = SignedDuration::from_hours(24);
 /// Extends the locks of the keyrings with these tags to the lock that an object put now would get.
 /// A store that cannot do so is found before anything is sent.
 pub(in crate::run) async fn extend_keyring(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     tags: &[String],
     now: Timestamp,
 ) -> Result<(), RunError> {
@@ -81,7 +81,7 @@ impl CommitTarget<'_> {
     }
 }
 
-async fn keyrings(store: &dyn ObjectStore, tags: &[String]) -> Result<Vec<ObjectKey>, RunError> {
+async fn keyrings(store: &dyn StoreRead, tags: &[String]) -> Result<Vec<ObjectKey>, RunError> {
     let mut keys = Vec::new();
     for tag in tags {
         let listed = store.list(&format!("{KEYRING_PREFIX}{tag}/")).await?;
@@ -95,7 +95,7 @@ async fn keyrings(store: &dyn ObjectStore, tags: &[String]) -> Result<Vec<Object
 }
 
 async fn extend_all(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     keys: Vec<ObjectKey>,
     until: Timestamp,
 ) -> Result<(), RunError> {

@@ -9,7 +9,7 @@ use crate::manifest::{
 };
 use crate::run::{RunError, error_chain};
 use crate::store::key::BackupObject;
-use crate::store::{Evidence, ObjectKey, ObjectStore, PutOutcome};
+use crate::store::{Evidence, ObjectKey, PutOutcome, StoreWrite};
 use bytes::Bytes;
 
 /// Puts a small object create-only, with retries.
@@ -17,7 +17,7 @@ use bytes::Bytes;
 /// # Errors
 /// [`RunError::Store`], after all tries, or at once for an error that a retry does not help.
 pub(in crate::run) async fn put_again(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     key: &ObjectKey,
     bytes: Bytes,
 ) -> Result<(PutOutcome, Evidence), RunError> {

@@ -11,8 +11,8 @@ use crate::run::blocking::blocking;
 use crate::run::transfer::stopped;
 use crate::run::{RunError, error_chain};
 use crate::store::{
-    ContentCheck, ContentVerdict, Evidence, EvidenceTier, ObjectKey, ObjectStore, PartWriter,
-    StoreErrorKind,
+    ContentCheck, ContentVerdict, Evidence, EvidenceTier, ObjectKey, PartWriter, StoreErrorKind,
+    StoreRead,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -177,7 +177,7 @@ impl ChunkCopy<'_> {
 
     async fn read(
         &self,
-        store: &dyn ObjectStore,
+        store: &dyn StoreRead,
         mut check: ContentCheck,
     ) -> Result<(Digest, ContentVerdict), RunError> {
         let mut hasher = blake3::Hasher::new();
@@ -218,7 +218,7 @@ impl ChunkCopy<'_> {
 
 /// Reads a range of an object that was listed with its size. A missing or shorter object is damage.
 async fn get_part(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     range: Range<u64>,
 ) -> Result<Bytes, RunError> {

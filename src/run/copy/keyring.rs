@@ -5,7 +5,7 @@ use crate::keyring::tag_of;
 use crate::run::RunError;
 use crate::run::commit::put::put_again;
 use crate::run::keys::{fetch_keyring, list_keyrings};
-use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ObjectKey, StoreErrorKind, StoreRead, StoreWrite};
 use bytes::Bytes;
 
 /// Puts a backup's keyring among the keyrings of the target store, under the name that it has in
@@ -14,8 +14,8 @@ use bytes::Bytes;
 /// # Errors
 /// [`RunError::Damaged`] when the target has another keyring under that name; [`RunError::Store`].
 pub(super) async fn copy_keyring(
-    from: &dyn ObjectStore,
-    to: &dyn ObjectStore,
+    from: &dyn StoreRead,
+    to: &dyn StoreWrite,
     recipients: &[String],
     keyring: &Bytes,
 ) -> Result<(), RunError> {

@@ -9,7 +9,7 @@ use crate::run::RunError;
 use crate::run::commit::put::put_again;
 use crate::sign::TrustedKeys;
 use crate::store::key::{BackupObject, backup_prefix, object_name};
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead, StoreWrite};
 use std::collections::BTreeMap;
 
 /// Writes the file for every whole backup that has none, including a backup whose run ended just
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 /// # Errors
 /// [`RunError`]; the backups themselves are complete.
 pub async fn write_sums(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<Vec<BackupId>, RunError> {
@@ -41,7 +41,7 @@ pub async fn write_sums(
 /// Returns one line for each object. The hashes of chunks come from the signed list, without
 /// reading the chunks, so that a chunk which the disk has already lost is found.
 async fn sums_text(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     backup: &StoredBackup,
     chunks: &[ChunkEntry],
 ) -> Result<String, RunError> {

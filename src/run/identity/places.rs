@@ -7,7 +7,7 @@ use crate::run::{RunError, error_chain};
 use crate::state::StateError;
 use crate::state::dataset_lock::{KernelLock, lock_named};
 use crate::state::places::PlaceFile;
-use crate::store::{IdentifiedStore, ObjectStore};
+use crate::store::{IdentifiedStore, ObjectStore, StoreRead};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -156,7 +156,7 @@ async fn find_id(
 pub async fn check_place(
     state_dir: &Path,
     place: &Place,
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
 ) -> Result<KnownStore, RunError> {
     let known = place.file(state_dir).load()?;
     let url = place.url.clone();

@@ -16,7 +16,7 @@ use crate::state::dir::{create_folder, state_name};
 use crate::state::error::{StateError, failed};
 use crate::state::manifests;
 use crate::store::key::{BackupObject, backup_prefix};
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ const BACKUPS_ASKED_MAX: usize = 5;
 pub(super) async fn take_over(
     state_dir: &Path,
     store: &KnownStore,
-    asked: &dyn ObjectStore,
+    asked: &dyn StoreRead,
     datasets: &[DatasetName],
 ) -> Result<(), RunError> {
     let old = KnownStore::of_url(&store.url);
@@ -80,7 +80,7 @@ pub(super) async fn take_over(
 
 /// Checks whether the store has the backups that old state names.
 struct Proofs<'a> {
-    asked: &'a dyn ObjectStore,
+    asked: &'a dyn StoreRead,
     dataset: &'a DatasetName,
     known: BTreeMap<BackupId, bool>,
 }

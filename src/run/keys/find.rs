@@ -8,7 +8,7 @@ use crate::catalog::list_wanted;
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, ParsedKey};
-use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ListedObject, ObjectKey, StoreErrorKind, StoreRead, StoreWrite};
 use age::secrecy::SecretString;
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ const NUMBER_MAX: u16 = 9999;
 /// # Errors
 /// [`RunError`] when there is no keyring, or when the passphrase opens none.
 pub async fn open_keyrings(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     passphrase: &SecretString,
 ) -> Result<KeyFile, RunError> {
     let found = find_keys(store, passphrase).await?.ok_or_else(|| {
@@ -42,7 +42,7 @@ pub async fn open_keyrings(
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be read.
-pub async fn warn_of_newer(store: &dyn ObjectStore, file: &KeyFile) -> Result<(), RunError> {
+pub async fn warn_of_newer(store: &dyn StoreRead, file: &KeyFile) -> Result<(), RunError> {
     let tag = keyring_tag(
         &file
             .recipient()
@@ -72,7 +72,7 @@ pub(in crate::run) struct FoundKeys {
 /// the folders of backups are always read too: otherwise an older keyring alone in the folder would
 /// pass for the newest. Returns `None` when the store has no keyring of any kind.
 pub(in crate::run) async fn find_keys(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     passphrase: &SecretString,
 ) -> Result<Option<FoundKeys>, RunError> {
     let stored = stored_keyrings(store).await?;
@@ -108,7 +108,7 @@ fn is_manifest_or_copy(key: &str) -> bool {
 /// repeated contents. Keyrings differ in size, so that a keyring which only few backups have is not
 /// missed.
 async fn keyring_copies(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     listed: &[ListedObject],
 ) -> Result<Vec<StoredKeyring>, RunError> {
     let is_copy = |key: &ParsedKey| key.object == BackupObject::Keyring && !key.signature;
@@ -144,7 +144,7 @@ async fn keyring_copies(
 }
 
 /// Puts the newest keyring back into its folder if only a backup's copy was left.
-pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Result<(), RunError> {
+pub(super) async fn put_back(store: &dyn StoreWrite, found: &FoundKeys) -> Result<(), RunError> {
     if found.in_place {
         return Ok(());
     }
@@ -167,10 +167,7 @@ pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Resu
 /// Returns the number for the next keyring of this tag: the one after the highest, or the lowest
 /// free number when somebody planted a keyring under the last number. Objects of any size take a
 /// number.
-pub(in crate::run) async fn free_number(
-    store: &dyn ObjectStore,
-    tag: &str,
-) -> Result<u16, RunError> {
+pub(in crate::run) async fn free_number(store: &dyn StoreRead, tag: &str) -> Result<u16, RunError> {
     let prefix = format!("{KEYRING_PREFIX}{tag}/");
     let listed = store.list(&prefix).await?;
     let number = |key: &str| {
@@ -201,7 +198,7 @@ pub(in crate::run) async fn free_number(
 /// rotated keys, the newest follows the others; of one keyring sealed several times, it has the
 /// highest number. An empty tag is filled in.
 fn open_all(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     stored: &[StoredKeyring],
     passphrase: &SecretString,
 ) -> Result<(KeyFile, StoredKeyring), RunError> {

@@ -16,7 +16,7 @@ use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, VerifyingKey};
 use crate::state::dir::replace_until_crash;
 use crate::store::key::{CONFIG_PREFIX, SIGNATURE_SUFFIX};
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreInfo, StoreRead, StoreWrite};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -72,7 +72,7 @@ impl KeptConfig {
 /// # Errors
 /// [`RunError`]; no backup depends on the configuration.
 pub async fn keep_config(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     keys: &WriterKeys,
     state_dir: &Path,
     kept: &KeptConfig,
@@ -103,7 +103,7 @@ pub async fn keep_config(
     Ok(true)
 }
 
-fn note_of(state_dir: &Path, store: &dyn ObjectStore, file: &str) -> PathBuf {
+fn note_of(state_dir: &Path, store: &dyn StoreInfo, file: &str) -> PathBuf {
     let name = Digest::of(format!("{}\n{file}", store.known().id).as_bytes()).to_string();
     state_dir.join(format!("kept-config-{}", &name[..16]))
 }
@@ -121,10 +121,7 @@ pub struct KeptConfigs {
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be listed or read.
-pub async fn kept_configs(
-    store: &dyn ObjectStore,
-    keys: &KeyFile,
-) -> Result<KeptConfigs, RunError> {
+pub async fn kept_configs(store: &dyn StoreRead, keys: &KeyFile) -> Result<KeptConfigs, RunError> {
     let mut found: Vec<KeptConfig> = Vec::new();
     let listed = store.list(CONFIG_PREFIX).await?;
     let signed: BTreeSet<&str> = listed
@@ -175,7 +172,7 @@ pub async fn kept_configs(
 }
 
 async fn read_config(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     keys: &KeyFile,
 ) -> Result<KeptConfig, RunError> {

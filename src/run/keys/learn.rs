@@ -3,7 +3,7 @@
 
 use super::{KeyCache, writer_keys};
 use crate::run::{RunError, error_chain};
-use crate::store::ObjectStore;
+use crate::store::StoreWrite;
 use age::secrecy::SecretString;
 
 /// If this host has no keys and `store`, the target, is empty: takes the keys of `other`, if it has
@@ -14,8 +14,8 @@ use age::secrecy::SecretString;
 /// [`RunError::Refused`] when `other` cannot be read, because then it may have keys. Otherwise as
 /// for [`writer_keys`].
 pub async fn learn_keys(
-    store: &dyn ObjectStore,
-    other: Result<&dyn ObjectStore, &str>,
+    store: &dyn StoreWrite,
+    other: Result<&dyn StoreWrite, &str>,
     cache: &KeyCache,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<(), RunError> {

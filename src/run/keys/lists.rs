@@ -11,7 +11,7 @@ use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, TrustedKeys, TrustedList};
 use crate::state::dir::replace_file;
 use crate::store::key::KEYRING_PREFIX;
-use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ObjectKey, StoreErrorKind, StoreRead, StoreWrite};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,10 +27,7 @@ const COPIES_MAX: usize = 3;
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be read.
-pub async fn read_lists(
-    store: &dyn ObjectStore,
-    trusted: &mut TrustedKeys,
-) -> Result<(), RunError> {
+pub async fn read_lists(store: &dyn StoreRead, trusted: &mut TrustedKeys) -> Result<(), RunError> {
     for list in trusted
         .lists
         .iter_mut()
@@ -64,7 +61,7 @@ pub async fn read_lists(
 }
 
 async fn fetch(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     list: &TrustedList,
 ) -> Result<Result<Believed, String>, RunError> {
@@ -88,7 +85,7 @@ async fn fetch(
 /// # Errors
 /// [`RunError::Store`].
 pub(in crate::run) async fn put_list_copies(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     trusted: &TrustedKeys,
     datasets: impl IntoIterator<Item = DatasetName>,
 ) -> Result<(), RunError> {
@@ -122,7 +119,7 @@ fn copy_name(list: &TrustedList) -> String {
 /// # Errors
 /// [`RunError::Damaged`] when other bytes are at its key or are read back; [`RunError::Store`].
 pub(in crate::run) async fn put_lists(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     trusted: &TrustedKeys,
 ) -> Result<(), RunError> {
     for list in &trusted.lists {
@@ -173,7 +170,7 @@ pub(in crate::run) async fn put_lists(
 /// # Errors
 /// [`RunError::Store`] when the store cannot be read.
 pub(in crate::run) async fn list_flaws(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     trusted: &TrustedKeys,
 ) -> Result<Vec<(ObjectKey, String)>, RunError> {
     let mut flaws = Vec::new();

@@ -27,7 +27,7 @@ use crate::run::keys::{
 };
 use crate::sign::{Believed, SigningKey, Trust, TrustedKeys};
 use crate::state::dataset_lock::{KernelLock, lock_dataset};
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, ObjectStore, StoreRead, StoreWrite};
 use age::secrecy::{ExposeSecret, SecretString};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub struct Rekey<'a> {
     pub stores: &'a [Arc<dyn ObjectStore>],
     /// Stores of other configurations and hosts with the same keys. A rotation lists the objects in
     /// them and writes nothing there.
-    pub also_listed: &'a [Arc<dyn ObjectStore>],
+    pub also_listed: &'a [Arc<dyn StoreRead>],
     /// The cached keys of this host.
     pub cache: &'a KeyCache,
     /// The work factor of a new keyring: [`crate::keyring::WORK_FACTOR`].
@@ -193,8 +193,13 @@ impl Rekey<'_> {
         trusted: &TrustedKeys,
     ) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
         let (mut believed, mut collected) = (trusted.believed(), Vec::new());
-        for store in self.stores.iter().chain(self.also_listed) {
-            collected.extend(collect::collect(&**store, trusted, &mut believed).await?);
+        let own = self
+            .stores
+            .iter()
+            .map(|store| -> &dyn StoreRead { &**store });
+        let others = self.also_listed.iter().map(|store| &**store);
+        for store in own.chain(others) {
+            collected.extend(collect::collect(store, trusted, &mut believed).await?);
         }
         Ok((believed, collected))
     }
@@ -433,7 +438,7 @@ enum Relation {
 /// Puts the keyring under its first free number unless the store has it already, and then fetches
 /// and opens it.
 async fn put_keyring(
-    store: &dyn ObjectStore,
+    store: &dyn StoreWrite,
     file: &KeyFile,
     sealed: &Bytes,
     passphrase: &SecretString,

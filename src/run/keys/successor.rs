@@ -14,7 +14,7 @@ use crate::run::commit::put::put_again;
 use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, SIGNATURE_SUFFIX};
-use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ListedObject, ObjectKey, StoreErrorKind, StoreRead, StoreWrite};
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -65,7 +65,7 @@ impl Successor {
     /// run or an attacker, does not block the put.
     pub(in crate::run) async fn put(
         &self,
-        store: &dyn ObjectStore,
+        store: &dyn StoreWrite,
         old: &SigningKey,
     ) -> Result<(), RunError> {
         let trusted = TrustedKeys::new(vec![old.verifying_key().clone()]);
@@ -96,7 +96,7 @@ impl Successor {
 /// Returns the successors of a keyring that these keys signed. Objects that do not verify are
 /// ignored.
 pub(in crate::run) async fn read_successors(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     tag: &str,
     trusted: &TrustedKeys,
 ) -> Result<Vec<Successor>, RunError> {
@@ -154,7 +154,7 @@ pub(in crate::run) async fn read_successors(
 /// rotation retires all older keys, and leaves its successor object only in the folder of the
 /// keyring before it.
 async fn read_all_successors(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     tag: &str,
     trusted: &TrustedKeys,
 ) -> Result<Vec<Successor>, RunError> {
@@ -179,7 +179,7 @@ async fn read_all_successors(
 /// rotation of this host is no reason to refuse: when it is finished, it adds the objects signed
 /// since to the list.
 pub(super) async fn refuse_replaced(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     tag: &str,
     trusted: &TrustedKeys,
     own_rotation: Option<&str>,
@@ -224,7 +224,7 @@ pub(super) async fn refuse_replaced(
 /// # Errors
 /// [`RunError::Store`] when the store cannot be read.
 pub(super) async fn find_newer(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     listed: &[ListedObject],
     file: &KeyFile,
     tag: &str,
@@ -267,7 +267,7 @@ pub(super) async fn find_newer(
 
 /// Returns a refusal if a rotation that retired these keys made a keyring that was not opened.
 pub(super) async fn find_successor(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     file: &KeyFile,
     tag: &str,
 ) -> Result<Option<RunError>, RunError> {
@@ -303,7 +303,7 @@ fn way_out() -> &'static str {
 /// Returns the recipient of a manifest that these keys do not open, because newer keys or a
 /// stranger made it.
 pub(in crate::run) async fn foreign_recipient(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     key: &ObjectKey,
     file: &KeyFile,
 ) -> Result<Option<String>, RunError> {
@@ -324,7 +324,7 @@ pub(in crate::run) async fn foreign_recipient(
 
 /// Returns the recipients that a manifest names. The manifest is not verified, so they are only a
 /// reason for doubt. Empty when the manifest cannot be read.
-async fn recipients_of(store: &dyn ObjectStore, key: &ObjectKey) -> Result<Vec<String>, RunError> {
+async fn recipients_of(store: &dyn StoreRead, key: &ObjectKey) -> Result<Vec<String>, RunError> {
     #[derive(Deserialize)]
     struct Recipients {
         recipients: Vec<String>,

@@ -17,7 +17,7 @@ use crate::state::StateError;
 use crate::state::dataset_lock::{KernelLock, is_held, is_held_named, lock_dataset};
 use crate::state::dir::state_name;
 use crate::state::journal::attempts_anywhere;
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::zfs::{Zfs, ZfsError};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -101,7 +101,7 @@ pub fn our_holds(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<Vec<OurHold>, R
 /// # Errors
 /// [`RunError::Store`] when the store could not be read.
 pub async fn over_in(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     stored: &DatasetName,
     trusted: &TrustedKeys,
     ids: &BTreeSet<BackupId>,

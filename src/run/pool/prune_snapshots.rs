@@ -14,7 +14,7 @@ use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::{never_committing, unended};
-use crate::store::ObjectStore;
+use crate::store::{StoreInfo, StoreRead};
 use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// A configured store.
 pub struct SnapshotStore {
     /// The store.
-    pub store: Arc<dyn ObjectStore>,
+    pub store: Arc<dyn StoreRead>,
     /// Whether the store is an intermediate directory with a remote, which may have the bases of
     /// its backups.
     pub beside_remote: bool,
@@ -149,7 +149,7 @@ async fn judge_with_clock(
         .stores
         .iter()
         .filter(|_| is_needed)
-        .map(|store| &*store.store);
+        .map(|store| -> &dyn StoreInfo { &*store.store });
     let times = snapshots.iter().map(|snapshot| snapshot.created_at);
     let clock = env.clock.judge(&store_clocks(stores).await?, times);
     let verdicts = match &clock {

@@ -15,7 +15,7 @@ use crate::plan::retention::in_order;
 use crate::run::RunError;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::forget_attempt;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use serde::{Serialize, Serializer};
 
 /// The backup or leftover that is deleted.
@@ -49,7 +49,7 @@ pub async fn plan_forget(
     env: &PruneEnv,
     dataset: &DatasetName,
     id: &BackupId,
-    intermediate: Option<&dyn ObjectStore>,
+    intermediate: Option<&dyn StoreRead>,
 ) -> Result<Forgotten, RunError> {
     let store = &*env.store;
     let catalog = read_catalog(store, dataset, &env.trusted).await?;
@@ -144,7 +144,7 @@ pub async fn plan_forget(
 /// Refuses to forget a backup that a backup or an attempt in the intermediate directory needs.
 async fn check_waiting(
     env: &PruneEnv,
-    intermediate: &dyn ObjectStore,
+    intermediate: &dyn StoreRead,
     (dataset, id): (&DatasetName, &BackupId),
     remote: &[BackupFacts],
     records: &[(ObjectKey, PruneRecord)],
@@ -183,7 +183,7 @@ pub async fn forget(
     env: &PruneEnv,
     dataset: &DatasetName,
     id: &BackupId,
-    intermediate: Option<&dyn ObjectStore>,
+    intermediate: Option<&dyn StoreRead>,
 ) -> Result<Forgotten, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), dataset)?;
     let found = plan_forget(env, dataset, id, intermediate).await?;

@@ -25,7 +25,7 @@ use crate::sign::TrustedKeys;
 use crate::state::journal::never_committing;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::key::BackupObject;
-use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ObjectKey, StoreErrorKind, StoreInfo, StoreRead};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,12 +39,12 @@ pub enum SecondaryStore {
     /// No second store counts: the backups of the pruned store must suffice on their own.
     Nothing,
     /// The pruned store is the intermediate directory, and this is the remote.
-    Remote(Arc<dyn ObjectStore>),
+    Remote(Arc<dyn StoreRead>),
     /// The pruned store is the intermediate directory, and the remote cannot be reached.
     Unreachable,
     /// The pruned store is the remote, and this is the intermediate directory, where backups wait
     /// to be copied.
-    Intermediate(Arc<dyn ObjectStore>),
+    Intermediate(Arc<dyn StoreRead>),
 }
 
 /// The facts that were read, and the plan that follows from them.
@@ -79,7 +79,7 @@ impl PruneView {
 /// # Errors
 /// [`RunError::Store`] when any object could not be read; nothing may be deleted then.
 pub async fn read_view(env: &PruneEnv, task: &PruneTask) -> Result<PruneView, RunError> {
-    let kept = |store: &dyn ObjectStore| {
+    let kept = |store: &dyn StoreInfo| {
         ObjectCache::open(
             &env.state_dir,
             &store.known(),
@@ -105,7 +105,7 @@ pub(super) async fn read_view_uncached(
 }
 
 /// Function that opens the cache of a store's objects.
-type CacheOf<'a> = &'a (dyn Fn(&dyn ObjectStore) -> ObjectCache + Sync);
+type CacheOf<'a> = &'a (dyn Fn(&dyn StoreInfo) -> ObjectCache + Sync);
 
 async fn read_view_with(
     env: &PruneEnv,
@@ -249,7 +249,7 @@ pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<B
 
 /// Returns the attempts of a catalog with the content of their `started.json`.
 pub(in crate::run) async fn read_leftovers(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     catalog: &Catalog,
     trusted: &TrustedKeys,
 ) -> Result<Vec<Leftover>, RunError> {
@@ -304,7 +304,7 @@ pub(in crate::run) async fn read_leftovers(
 /// its statement that an attempt never reached its commit counts only if the store has no version
 /// of the manifest.
 async fn check_hidden_manifests(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     leftover: &mut Leftover,
 ) -> Result<(), RunError> {
@@ -320,7 +320,7 @@ async fn check_hidden_manifests(
 }
 
 async fn read_live(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     catalog: &Catalog,
     facts: &[BackupFacts],
     trusted: &TrustedKeys,

@@ -14,7 +14,7 @@ use crate::run::keys::foreign_recipient;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignatureError;
 use crate::store::key::BackupObject;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreRead};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use std::sync::Arc;
 /// # Errors
 /// [`RunError`] naming the object that is missing, damaged or untrusted; nothing was received then.
 pub async fn find_restore_set(
-    stores: &[Arc<dyn ObjectStore>],
+    stores: &[Arc<dyn StoreRead>],
     dataset: &DatasetName,
     keys: &KeyFile,
     point: &RestorePoint,
@@ -42,7 +42,7 @@ pub async fn find_restore_set(
 /// # Errors
 /// As for [`find_restore_set`].
 pub async fn find_restore_backup(
-    stores: &[Arc<dyn ObjectStore>],
+    stores: &[Arc<dyn StoreRead>],
     dataset: &DatasetName,
     keys: &KeyFile,
     id: &BackupId,
@@ -57,7 +57,7 @@ pub async fn find_restore_backup(
 /// The catalogs of one dataset in all stores, the nearest first.
 pub(super) struct Shelves {
     dataset: DatasetName,
-    shelves: Vec<(Arc<dyn ObjectStore>, Catalog)>,
+    shelves: Vec<(Arc<dyn StoreRead>, Catalog)>,
     unasked: Vec<String>,
     /// A backup that is sealed to a recipient unknown to our keys, with that recipient: our keys
     /// may be outdated.
@@ -66,7 +66,7 @@ pub(super) struct Shelves {
 
 impl Shelves {
     pub(super) async fn read(
-        stores: &[Arc<dyn ObjectStore>],
+        stores: &[Arc<dyn StoreRead>],
         dataset: &DatasetName,
         keys: &KeyFile,
     ) -> Result<Self, RunError> {
@@ -397,7 +397,7 @@ impl Shelves {
 
 /// Finds a manifest that no known key signed and that is sealed to no known recipient.
 async fn find_foreign(
-    shelves: &[(Arc<dyn ObjectStore>, Catalog)],
+    shelves: &[(Arc<dyn StoreRead>, Catalog)],
     keys: &KeyFile,
 ) -> Result<Option<(BackupId, String)>, RunError> {
     for (store, catalog) in shelves {
@@ -419,7 +419,7 @@ async fn find_foreign(
 }
 
 async fn load_backup(
-    store: &Arc<dyn ObjectStore>,
+    store: &Arc<dyn StoreRead>,
     there: &StoredBackup,
     keys: &KeyFile,
 ) -> Result<RestoreBackup, RunError> {
@@ -491,7 +491,7 @@ fn not_believed(dataset: &DatasetName, id: &BackupId, error: &CatalogError) -> R
 }
 
 async fn read_private(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     manifest: &Manifest,
     keys: &KeyFile,
 ) -> Result<Private, RunError> {

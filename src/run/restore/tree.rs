@@ -12,7 +12,7 @@ use crate::keyring::KeyFile;
 use crate::manifest::{Descendant, Manifest, Private};
 use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub struct RestoreTree {
 /// [`RunError`] naming the object of the root that is missing, damaged or untrusted, or the store
 /// that cannot be listed.
 pub async fn find_restore_tree(
-    stores: &[Arc<dyn ObjectStore>],
+    stores: &[Arc<dyn StoreRead>],
     root: &DatasetName,
     keys: &KeyFile,
     point: &RestorePoint,
@@ -152,7 +152,7 @@ pub async fn find_restore_tree(
 
 /// The context of the search for the datasets of a tree.
 struct TreeSearch<'a> {
-    stores: &'a [Arc<dyn ObjectStore>],
+    stores: &'a [Arc<dyn StoreRead>],
     root: &'a DatasetName,
     keys: &'a KeyFile,
     /// The manifest of the root's backup, which defines the moment.
@@ -373,7 +373,7 @@ fn guid_of(member: &TreeMember) -> Guid {
 
 /// Returns the datasets in the stores that are below the root, and all others except the root.
 async fn stored_datasets(
-    stores: &[Arc<dyn ObjectStore>],
+    stores: &[Arc<dyn StoreRead>],
     root: &DatasetName,
 ) -> Result<(BTreeSet<DatasetName>, BTreeSet<DatasetName>), RunError> {
     let mut found = BTreeSet::new();

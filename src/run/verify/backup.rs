@@ -12,7 +12,7 @@ use crate::sign::{SignedType, TrustedKeys};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
 };
-use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
+use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreRead};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,7 +40,7 @@ impl BackupFindings {
 
 /// Verifies one backup, without a download of chunks.
 pub(super) async fn verify_backup(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     backup: &StoredBackup,
     trusted: &TrustedKeys,
 ) -> Result<BackupFindings, RunError> {
@@ -81,7 +81,7 @@ pub(super) async fn verify_backup(
 }
 
 async fn verify_evidence(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     backup: &StoredBackup,
     chunks: &[ChunkEntry],
     receipt: Receipt,
@@ -115,7 +115,7 @@ async fn verify_evidence(
 /// Fetches the small objects that the manifest pins and compares their hashes, and verifies the
 /// small objects that are signed.
 async fn verify_small(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     backup: &StoredBackup,
     trusted: &TrustedKeys,
     found: &mut BackupFindings,

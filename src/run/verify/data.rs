@@ -12,7 +12,7 @@ use crate::run::blocking::blocking;
 use crate::run::restore::{RestoreBackup, restore_to_writer};
 use crate::run::transfer::{Stop, stopped};
 use crate::run::{RunError, error_chain};
-use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ObjectKey, StoreErrorKind, StoreRead};
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use std::ops::Range;
@@ -51,7 +51,7 @@ pub struct ReadReport {
 /// Reads the chosen chunks of all backups of the catalog, except chunks that are known to be
 /// damaged.
 pub(super) async fn read_chunks_of(
-    store: &Arc<dyn ObjectStore>,
+    store: &Arc<dyn StoreRead>,
     catalog: &Catalog,
     chunks: ChunksOf,
     read: &ReadData,
@@ -103,7 +103,7 @@ pub(super) async fn read_chunks_of(
 }
 
 struct Reader<'a> {
-    store: &'a Arc<dyn ObjectStore>,
+    store: &'a Arc<dyn StoreRead>,
     read: &'a ReadData,
     report: ReadReport,
     damage: Vec<Damage>,

@@ -4,7 +4,7 @@
 use super::{MemoryStore, Operation};
 use crate::store::memory::state::Failure;
 use crate::store::parts::PartSizes;
-use crate::store::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind};
+use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind, StoreInfo};
 use async_trait::async_trait;
 use bytes::Bytes;
 

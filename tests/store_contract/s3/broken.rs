@@ -8,7 +8,10 @@ use crate::weed::Weed;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use zfs_backup::store::{EvidenceTier, ObjectStore, PutOutcome, S3Settings, StoreErrorKind};
+use zfs_backup::store::{
+    EvidenceTier, PutOutcome, S3Settings, StoreDelete, StoreErrorKind, StoreInfo, StoreRead,
+    StoreWrite,
+};
 
 pub(super) async fn puts_with_lost_replies_are_read_back(weed: Arc<Weed>, settings: S3Settings) {
     let puts = |head: &str| head.starts_with("put") && !head.contains("uploadid=");

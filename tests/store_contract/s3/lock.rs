@@ -9,7 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
 use zfs_backup::store::probe::{Ability, Fact};
-use zfs_backup::store::{LockMode, ObjectLock, ObjectStore, S3Settings, StoreErrorKind};
+use zfs_backup::store::{
+    LockMode, ObjectLock, S3Settings, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 
 fn until(evidence: &zfs_backup::store::Evidence) -> Timestamp {
     evidence.locked_until.as_deref().unwrap().parse().unwrap()

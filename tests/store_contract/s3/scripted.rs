@@ -7,7 +7,9 @@ use crate::proxy::{Action, Proxy, first};
 use crate::weed::Weed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zfs_backup::store::{ObjectStore, S3Settings, StoreErrorKind};
+use zfs_backup::store::{
+    S3Settings, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+};
 
 pub(super) async fn success_status_with_an_error_body_is_a_failure(
     weed: Arc<Weed>,

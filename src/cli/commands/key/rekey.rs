@@ -15,12 +15,14 @@ use crate::run::RunError;
 use crate::run::keys::KeyCache;
 use crate::run::keys::rotate::{CollectedDataset, OldKeys, Rekey, Rekeyed};
 use crate::sign::{Trust, TrustedKeys};
+use crate::store::StoreRead;
 use age::secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// The minimum length of a passphrase. A shorter one can be brute-forced offline by anyone who
@@ -111,7 +113,7 @@ pub(crate) async fn change(context: &Context, change: &Change<'_>) -> Result<(),
         ));
     }
     let stores = setup.open_all(Access::to_write(context)).await?;
-    let mut also_listed = Vec::new();
+    let mut also_listed: Vec<Arc<dyn StoreRead>> = Vec::new();
     if let Change::Keys(_, urls) = change {
         for url in *urls {
             also_listed

@@ -389,7 +389,7 @@ async fn an_intermediate_directory_that_is_not_mounted_stops_prune_remote_and_fo
         .open(StoreRole::Intermediate, Access::Read)
         .await
         .unwrap();
-    let check = async |other: &dyn ObjectStore, access| {
+    let check = async |other: &dyn StoreRead, access| {
         check_other_store(&host.config(), StoreRole::Intermediate, other, access).await
     };
     check(&*other, Access::Delete).await.unwrap();

@@ -33,7 +33,7 @@ use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::is_held;
 use crate::state::history::Records;
 use crate::state::manifests::{CacheMode, ObjectCache};
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::store::key::dataset_prefix;
 use crate::zfs::Zfs;
 use jiff::Timestamp;
@@ -419,7 +419,7 @@ fn local_view(zfs: &dyn Zfs, config: &Config, selected: &Selected) -> Result<Loc
 /// Reads the backups of a dataset in a store. With `deep` the objects of every backup are checked,
 /// else only those of the newest chain.
 async fn store_view(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     deep: bool,
@@ -485,7 +485,7 @@ async fn store_view(
 }
 
 async fn attempt_view(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     dataset: &DatasetName,
     attempt: &StoredAttempt,
     trusted: &TrustedKeys,

@@ -9,7 +9,7 @@ use crate::model::{BackupId, DatasetName, Digest};
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, SignedType, TrustedKeys};
 use crate::store::key::BackupObject;
-use crate::store::{ListedObject, ObjectKey, ObjectStore};
+use crate::store::{ListedObject, ObjectKey, StoreRead};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
@@ -39,7 +39,7 @@ pub struct CollectedDataset {
 }
 
 impl CollectedDataset {
-    fn new(store: &dyn ObjectStore, dataset: &DatasetName) -> Self {
+    fn new(store: &dyn StoreRead, dataset: &DatasetName) -> Self {
         let (store, dataset) = (store.url().to_owned(), dataset.clone());
         Self {
             store,
@@ -81,7 +81,7 @@ impl Signed {
 /// [`RunError::Store`] when anything could not be read: a list with a gap would take trust from
 /// good backups.
 pub(super) async fn collect(
-    store: &dyn ObjectStore,
+    store: &dyn StoreRead,
     trusted: &TrustedKeys,
     believed: &mut Believed,
 ) -> Result<Vec<CollectedDataset>, RunError> {

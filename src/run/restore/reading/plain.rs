@@ -7,7 +7,7 @@ use crate::manifest::{ChunkEntry, CompressionName, Manifest};
 use crate::run::RunError;
 use crate::run::restore::RestoreBackup;
 use crate::run::transfer::{Stop, stopped};
-use crate::store::ObjectStore;
+use crate::store::StoreRead;
 use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
 use crate::stream::open::{
     ChunkPieces, ChunkPlain, OpenError, PlainPages, SealedPages, piece_ranges, piece_ranges_from,
@@ -536,7 +536,7 @@ fn wanted(
 
 /// The context of a fetch.
 struct Fetch {
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn StoreRead>,
     shared: Arc<SealedSource>,
     spare: Spare,
     pace: FetchPace,
