@@ -23,7 +23,8 @@ pub(crate) fn tier_words(tier: EvidenceTier) -> &'static str {
         EvidenceTier::Crc32c => "the store's own CRC32C of the whole object (against accidents)",
         EvidenceTier::Md5Etag => "the store's MD5 ETag (against accidents)",
         EvidenceTier::IdPin => "immutable id and size",
-        EvidenceTier::SizeOnly | EvidenceTier::Unknown => "size only",
+        EvidenceTier::SizeOnly => "size only",
+        EvidenceTier::Unknown => "evidence of a later version",
         EvidenceTier::ReadBack => {
             "presence and size (a folder keeps no checksums: `b3sum -c` reads them)"
         }
@@ -126,6 +127,25 @@ fn spaced_table(rows: &[Vec<String>], right: &[usize], gap: &str) -> Vec<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// JSON has the words as keys: two tiers with one text would give one key twice.
+    #[test]
+    fn every_tier_has_words_of_its_own() {
+        use EvidenceTier::*;
+        let tiers = [
+            Crc64nvmeFull,
+            Sha256Composite,
+            Sha1,
+            Crc32c,
+            Md5Etag,
+            IdPin,
+            SizeOnly,
+            ReadBack,
+            Unknown,
+        ];
+        let words: std::collections::BTreeSet<&str> = tiers.into_iter().map(tier_words).collect();
+        assert_eq!(words.len(), tiers.len(), "{words:?}");
+    }
 
     #[test]
     fn bytes_have_three_digits() {
