@@ -163,7 +163,24 @@ pub enum RunError {
         /// The name of the second place.
         other: String,
     },
-    /// An expected "no" that a person must decide about.
+    /// The store at a configured place has another identity than before, or an unusable one.
+    #[error("{what}")]
+    WrongStore {
+        /// The place, and the difference.
+        what: String,
+        /// The action that a person can take.
+        hint: String,
+    },
+    /// A small object was sealed to other keys, or its seal is damaged.
+    #[error("open {key}: {reason}")]
+    SealedToOthers {
+        /// The key of the object.
+        key: String,
+        /// The reason of the age library.
+        reason: String,
+    },
+    /// An expected "no" that a person must decide about. No caller branches on it: a refusal that
+    /// decides something has a variant of its own.
     #[error("{what}")]
     Refused {
         /// The refused action and the reason.
@@ -312,7 +329,9 @@ impl RunError {
                  --force-rollback: it lists what it must destroy, and resumes"
                     .into(),
             ),
-            Self::LockedBy { hint, .. } | Self::Conflict { hint, .. } => Some(hint.clone()),
+            Self::LockedBy { hint, .. }
+            | Self::Conflict { hint, .. }
+            | Self::WrongStore { hint, .. } => Some(hint.clone()),
             _ => None,
         }
     }

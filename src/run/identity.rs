@@ -56,7 +56,7 @@ pub fn refuse_one_place(one: &KnownStore, other: &KnownStore) -> Result<(), RunE
 /// Reads the identity of a store; `None` when the store answers and has none yet.
 ///
 /// # Errors
-/// [`RunError::Store`] when the identity could not be read; [`RunError::Refused`] when the stored
+/// [`RunError::Store`] when the identity could not be read; [`RunError::WrongStore`] when the stored
 /// object is not an identity. Neither is ever reported as `None`.
 pub(super) async fn read_store_id(store: &dyn StoreRead) -> Result<Option<StoreId>, RunError> {
     let bytes = match store
@@ -82,15 +82,15 @@ pub(super) async fn read_store_id(store: &dyn StoreRead) -> Result<Option<StoreI
 }
 
 fn unusable(store: &dyn StoreInfo, why: &str) -> RunError {
-    RunError::refused(
-        format!(
+    RunError::WrongStore {
+        what: format!(
             "{STORE_ID} in {} does not say which store this is: {why}",
             store.url()
         ),
-        format!(
+        hint: format!(
             "bring its earlier version back, or delete {STORE_ID} there and run `zfs-backup accept-store` to give the store a new identity"
         ),
-    )
+    }
 }
 
 /// Gives a store an identity, and returns the identity that it has afterwards: another host may

@@ -133,7 +133,7 @@ pub(crate) async fn expected_identity(
     }
     match check_place(&config.state_dir, &place, store).await {
         Ok(_) => Ok(Some((known, None))),
-        Err(error @ RunError::Refused { .. }) => Ok(Some((known, Some(error)))),
+        Err(error @ RunError::WrongStore { .. }) => Ok(Some((known, Some(error)))),
         Err(error) => Err(error),
     }
 }

@@ -63,7 +63,7 @@ pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError>
 /// one. `datasets` are the names whose state an earlier version may have saved under the URL.
 ///
 /// # Errors
-/// [`RunError::Refused`] for [`Purpose::Write`] when another store than before answers at this
+/// [`RunError::WrongStore`] for [`Purpose::Write`] when another store than before answers at this
 /// place; [`RunError`] when the identity cannot be read, except for [`Purpose::Restore`].
 pub async fn identify(
     state_dir: &Path,
@@ -171,17 +171,17 @@ pub async fn check_place(
 }
 
 fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
-    RunError::refused(
-        format!(
+    RunError::WrongStore {
+        what: format!(
             "{} is not the store that it was: it was {last} and {now}; nothing was changed",
             place.url
         ),
-        format!(
+        hint: format!(
             "check that the right disk is mounted there and that the name leads to the right bucket; if this store is meant: \
              zfs-backup accept-store{}",
             place.option
         ),
-    )
+    }
 }
 
 /// Accepts the store that is now at this place, and gives it an identity if it has none. Returns

@@ -154,7 +154,7 @@ pub async fn kept_configs(store: &dyn StoreRead, keys: &KeyFile) -> Result<KeptC
             Err(
                 error @ (RunError::Manifest { .. }
                 | RunError::Damaged { .. }
-                | RunError::Refused { .. }),
+                | RunError::SealedToOthers { .. }),
             ) => {
                 untrusted += 1;
                 tracing::warn!(%key, error = error_chain(&error), "ignoring an invalid or untrusted configuration");
@@ -189,10 +189,10 @@ async fn read_config(
     )
     .await?;
     let plain = open_small(keys, &sealed, SEALED_CONFIG_BYTES_MAX).map_err(|error| {
-        RunError::refused(
-            format!("open {key}: {error}"),
-            "it was sealed to other keys",
-        )
+        RunError::SealedToOthers {
+            key: key.to_string(),
+            reason: error.to_string(),
+        }
     })?;
     parse_as(&plain, SignedType::Config.as_str()).map_err(|error| damaged(error_chain(&error)))
 }
