@@ -81,16 +81,16 @@ pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
 
 async fn run_steps(context: &Context, steps: &[Step], report: &mut RunReport) {
     let mut skip = BTreeSet::new();
-    let mut goes_on = true;
+    let mut continues = true;
     for step in steps {
-        if !goes_on || *context.stop.borrow() {
+        if !continues || *context.stop.borrow() {
             report.steps.push(StepReport::not_run(step));
             continue;
         }
         let ended = run_step(context, step, &skip).await;
         skip.extend(ended.tally.failed.keys().cloned());
         report.status = status::worst(report.status, ended.status);
-        goes_on = lets_others_run(ended.status);
+        continues = lets_others_run(ended.status);
         report.steps.push(ended);
     }
 }

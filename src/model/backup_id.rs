@@ -17,7 +17,7 @@ const TIME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
 pub enum BackupKind {
     /// A stream without a base.
     Full,
-    /// A stream that follows from a base.
+    /// An incremental stream, which builds on a base.
     Incr,
 }
 

@@ -354,7 +354,7 @@ impl<'a> Attempt<'a> {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.is_damage() => {
                 let what = format!(
-                    "the keyring changed since {} began, and the one of then is gone",
+                    "the keyring has changed since {} began, and the store no longer has the earlier one",
                     self.id
                 );
                 Err(self.pointless(RunError::refused(what, "run it again")))
@@ -579,7 +579,7 @@ impl<'a> Attempt<'a> {
         match made {
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.errno() == Some(ZfsErrno::EXISTS) => {}
-            // The warning of the pins says so.
+            // `pin` has already warned that the pool is read-only.
             Ok(Err(error)) if error.errno() == Some(ZfsErrno::READ_ONLY) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, snapshot = %self.snapshot.name, "no bookmark was made")

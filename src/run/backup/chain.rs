@@ -107,10 +107,10 @@ impl Attempt<'_> {
     pub(super) fn base_gone(&self, base: &BackupId, reason: &str) -> RunError {
         let key = ObjectKey::backup(&self.stored, base, &BackupObject::Manifest);
         let what = format!(
-            "{key}: the chain that {} follows from is no longer whole: {reason}. Nothing is committed",
+            "{key}: the base chain of {} is no longer whole: {reason}. Nothing is committed",
             self.id
         );
-        let hint = "was it pruned by another host meanwhile? Run it again: another base or a full will be taken";
+        let hint = "another host may have pruned it; run it again: the new attempt uses another base or is a full";
         self.pointless(RunError::refused(what, hint))
     }
 }

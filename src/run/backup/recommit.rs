@@ -170,7 +170,7 @@ fn end_of(error: CommitError, unseen: Option<&str>) -> Result<RecommitEnd, RunEr
             return Ok(RecommitEnd::Waits(why));
         }
         (CommitError::BaseGone { base, .. }, None) => {
-            format!("{base}, which it follows from, is no longer stored")
+            format!("its base {base} is no longer stored")
         }
         (CommitError::Taken(error), _) => error_chain(&error),
         (CommitError::Incomplete(error), _) => error_chain(&error),

@@ -154,7 +154,7 @@ impl Steps<'_> {
     }
 
     /// Backs up the newest snapshot, if no store has it. Returns its backup, or `None` when the
-    /// snapshot or the base was destroyed meanwhile and the run must plan again.
+    /// snapshot or the base was destroyed during the run, so that the run must plan again.
     async fn send_newest(
         &mut self,
         view: &View,
@@ -213,7 +213,7 @@ impl Steps<'_> {
         }
         tracing::warn!(
             error = error_chain(&error),
-            "the snapshot or the base was destroyed meanwhile; planning again"
+            "the snapshot or the base was destroyed during the backup; planning again"
         );
         self.has_replanned = true;
         Ok(None)

@@ -271,7 +271,7 @@ impl Copy<'_> {
             CommitError::Pruned(parent) | CommitError::BaseGone { base: parent, .. } => {
                 RunError::refused(
                     format!(
-                        "{parent}, which {id} follows from, was pruned from {to} meanwhile; nothing is committed"
+                        "{parent}, the base of {id}, was pruned from {to} during the copy; nothing is committed"
                     ),
                     plan_again,
                 )

@@ -47,7 +47,7 @@ pub enum SecondaryStore {
     Intermediate(Arc<dyn StoreRead>),
 }
 
-/// The facts that were read, and the plan that follows from them.
+/// The facts that were read, and the plan that results from them.
 #[derive(Debug)]
 pub struct PruneView {
     /// The catalog of the dataset in the pruned store.
