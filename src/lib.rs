@@ -10,7 +10,7 @@
 //! stream    send streams record by record; chunks sealed and opened
 //! store     places for objects behind small traits: S3, B2, rclone, a folder, memory
 //! config    the configuration file: every key, every error with its line
-//! zfs       ZFS behind one trait: libzfs_core and the read ioctls, or pools in memory for tests
+//! zfs       ZFS behind small traits: libzfs_core and the read ioctls, or pools in memory for tests
 //! manifest  storage format 1: what is stored, and what a reader must check
 //! plan      decisions, pure
 //! state     what this host knows, in files below `state_dir`: synchronous, no ZFS, no network

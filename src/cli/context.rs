@@ -14,7 +14,7 @@ use crate::state::StateError;
 use crate::state::lockfile::{HeldLock, Holder};
 use crate::state::process::host_name;
 use crate::store::Patience;
-use crate::zfs::Zfs;
+use crate::zfs::ZfsRead;
 use serde::{Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -173,7 +173,7 @@ impl Context {
 
     /// Returns the datasets to work on: the configured ones, except those that failed earlier in
     /// this run. A missing dataset counts as failed and does not block the others.
-    pub(crate) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
+    pub(crate) fn datasets(&self, zfs: &dyn ZfsRead) -> Result<Vec<Selected>, Failure> {
         let config = &self.setup()?.config;
         let Selection {
             selected,

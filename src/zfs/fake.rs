@@ -17,7 +17,8 @@ mod stream;
 use super::attempt::Attempt;
 use super::{
     Bookmark, Dataset, DatasetType, Delegation, Mount, Property, PropertyValue, ReceiveRequest,
-    SendBase, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
+    SendBase, SendRequest, SendResume, SendStream, Snapshot, ZfsError, ZfsHost, ZfsRead,
+    ZfsReceive, ZfsSend, ZfsSnapshots,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use content::Content;
@@ -406,7 +407,7 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Written, Arc<Conte
     Ok((written, Arc::clone(&snapshot.content)))
 }
 
-impl Zfs for FakeZfs {
+impl ZfsRead for FakeZfs {
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         let attempt = Attempt::new("read pool", pool);
         drop(self.call(&attempt)?);
@@ -466,6 +467,89 @@ impl Zfs for FakeZfs {
             .map_err(|errno| attempt.refused(errno))
     }
 
+    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
+        let attempt = Attempt::new("list the holds of", name);
+        let shared = self.call(&attempt)?;
+        let snapshot = shared
+            .state
+            .snapshot(name)
+            .ok_or_else(|| attempt.refused(libc::ENOENT))?;
+        Ok(snapshot.holds.clone())
+    }
+}
+
+impl ZfsHost for FakeZfs {
+    fn module_version(&self) -> Result<String, ZfsError> {
+        Ok(self
+            .call(&Attempt::new("read", "the module's version"))?
+            .module_version
+            .clone())
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        Ok(self
+            .call(&Attempt::new("read", "the table of mounts"))?
+            .mounts
+            .clone())
+    }
+
+    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        let shared = self.call(&Attempt::new("read the permissions on", name))?;
+        let is_above =
+            |on: &DatasetName| name == on || name.as_str().starts_with(&format!("{on}/"));
+        Ok(shared
+            .delegations
+            .iter()
+            .filter(|given| is_above(&given.on))
+            .cloned()
+            .collect())
+    }
+}
+
+impl ZfsSend for FakeZfs {
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
+        let state = &self.call(&attempt)?.state;
+        let estimate = state.estimate_bytes;
+        let (stream, _) = stream_of(state, request).map_err(|errno| attempt.refused(errno))?;
+        Ok(estimate.unwrap_or(stream.bytes.len() as u64))
+    }
+
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        let attempt = Attempt::new("send", &request.snapshot);
+        let mut shared = self.call(&attempt)?;
+        let fault = shared.send_fault.take();
+        let (Written { mut bytes, is_cut }, snapshot) = match stream_of(&shared.state, request) {
+            Ok(found) => found,
+            // As in the kernel: the reader ends at once, and the verdict has the error number.
+            Err(errno) => {
+                let verdict = move || Err(attempt.refused(errno));
+                return Ok(SendStream::new(
+                    Box::new(std::io::empty()),
+                    Box::new(verdict),
+                ));
+            }
+        };
+        if let Some(fault) = fault {
+            bytes.truncate(fault.after_bytes);
+        }
+        let exhausted = Arc::new(AtomicBool::new(bytes.is_empty()));
+        let reader = Sending {
+            bytes: std::io::Cursor::new(bytes),
+            exhausted: Arc::clone(&exhausted),
+            _snapshot: snapshot,
+        };
+        let verdict = move || match fault {
+            _ if !exhausted.load(Ordering::Acquire) => Err(attempt.refused(libc::EINTR)),
+            Some(fault) => attempt.verdict(fault.errno),
+            None if is_cut => Err(attempt.refused(libc::EIO)),
+            None => Ok(()),
+        };
+        Ok(SendStream::new(Box::new(reader), Box::new(verdict)))
+    }
+}
+
+impl ZfsSnapshots for FakeZfs {
     fn take_snapshots(
         &self,
         names: &[SnapshotName],
@@ -507,16 +591,6 @@ impl Zfs for FakeZfs {
         Ok(())
     }
 
-    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
-        let attempt = Attempt::new("list the holds of", name);
-        let shared = self.call(&attempt)?;
-        let snapshot = shared
-            .state
-            .snapshot(name)
-            .ok_or_else(|| attempt.refused(libc::ENOENT))?;
-        Ok(snapshot.holds.clone())
-    }
-
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
         let attempt = Attempt::new("bookmark", name);
         self.call(&attempt)?
@@ -534,48 +608,9 @@ impl Zfs for FakeZfs {
         }
         Ok(())
     }
+}
 
-    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
-        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let state = &self.call(&attempt)?.state;
-        let estimate = state.estimate_bytes;
-        let (stream, _) = stream_of(state, request).map_err(|errno| attempt.refused(errno))?;
-        Ok(estimate.unwrap_or(stream.bytes.len() as u64))
-    }
-
-    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
-        let attempt = Attempt::new("send", &request.snapshot);
-        let mut shared = self.call(&attempt)?;
-        let fault = shared.send_fault.take();
-        let (Written { mut bytes, is_cut }, snapshot) = match stream_of(&shared.state, request) {
-            Ok(found) => found,
-            // As in the kernel: the reader ends at once, and the verdict has the error number.
-            Err(errno) => {
-                let verdict = move || Err(attempt.refused(errno));
-                return Ok(SendStream::new(
-                    Box::new(std::io::empty()),
-                    Box::new(verdict),
-                ));
-            }
-        };
-        if let Some(fault) = fault {
-            bytes.truncate(fault.after_bytes);
-        }
-        let exhausted = Arc::new(AtomicBool::new(bytes.is_empty()));
-        let reader = Sending {
-            bytes: std::io::Cursor::new(bytes),
-            exhausted: Arc::clone(&exhausted),
-            _snapshot: snapshot,
-        };
-        let verdict = move || match fault {
-            _ if !exhausted.load(Ordering::Acquire) => Err(attempt.refused(libc::EINTR)),
-            Some(fault) => attempt.verdict(fault.errno),
-            None if is_cut => Err(attempt.refused(libc::EIO)),
-            None => Ok(()),
-        };
-        Ok(SendStream::new(Box::new(reader), Box::new(verdict)))
-    }
-
+impl ZfsReceive for FakeZfs {
     fn receive(
         &self,
         request: &ReceiveRequest,
@@ -665,32 +700,6 @@ impl Zfs for FakeZfs {
             .map_err(|errno| attempt.refused(errno))?;
         dataset.properties.remove(property);
         Ok(())
-    }
-
-    fn module_version(&self) -> Result<String, ZfsError> {
-        Ok(self
-            .call(&Attempt::new("read", "the module's version"))?
-            .module_version
-            .clone())
-    }
-
-    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
-        Ok(self
-            .call(&Attempt::new("read", "the table of mounts"))?
-            .mounts
-            .clone())
-    }
-
-    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
-        let shared = self.call(&Attempt::new("read the permissions on", name))?;
-        let is_above =
-            |on: &DatasetName| name == on || name.as_str().starts_with(&format!("{on}/"));
-        Ok(shared
-            .delegations
-            .iter()
-            .filter(|given| is_above(&given.on))
-            .cloned()
-            .collect())
     }
 }
 

@@ -8,7 +8,8 @@ use super::nvlist::{NvList, NvValue, c_string};
 use super::outcome::{answer, errno_of_one, verdict_on_several};
 use super::{
     Bookmark, Dataset, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsError, mount, receive, send,
+    SendStream, Snapshot, ZfsError, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots, mount,
+    receive, send,
     version::{self, MODULE_VERSION},
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
@@ -114,7 +115,7 @@ fn to_bookmark(
     })
 }
 
-impl Zfs for RealZfs {
+impl ZfsRead for RealZfs {
     fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
         self.lister().dataset(name)
     }
@@ -153,6 +154,54 @@ impl Zfs for RealZfs {
         Ok(bookmarks)
     }
 
+    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
+        let attempt = Attempt::new("list the holds of", name);
+        let snapshot = c_string(&name.to_string()).map_err(|errno| attempt.refused(errno))?;
+        let hold = |(tag, value)| match value {
+            NvValue::Number(seconds) => Ok((tag, timestamp(&attempt, seconds)?)),
+            _ => Err(attempt.malformed(format!("hold {tag} has no time"))),
+        };
+        answer(&attempt, self.libraries.holds(&snapshot))?
+            .into_iter()
+            .map(hold)
+            .collect()
+    }
+
+    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
+        self.lister().pool_guid(pool)
+    }
+}
+
+impl ZfsHost for RealZfs {
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        mount::mounts()
+    }
+
+    fn module_version(&self) -> Result<String, ZfsError> {
+        module_version()
+    }
+
+    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        self.lister().delegations(name)
+    }
+}
+
+impl ZfsSend for RealZfs {
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
+        let (snapshot, base) = send::send_names(request).map_err(|errno| attempt.refused(errno))?;
+        let flags = send::send_flag_bits(request.flags);
+        self.libraries
+            .send_space(&snapshot, base.as_deref(), flags)
+            .map_err(|errno| attempt.refused(errno))
+    }
+
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        send::start(self.libraries, request)
+    }
+}
+
+impl ZfsSnapshots for RealZfs {
     fn take_snapshots(
         &self,
         names: &[SnapshotName],
@@ -197,19 +246,6 @@ impl Zfs for RealZfs {
         }
     }
 
-    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
-        let attempt = Attempt::new("list the holds of", name);
-        let snapshot = c_string(&name.to_string()).map_err(|errno| attempt.refused(errno))?;
-        let hold = |(tag, value)| match value {
-            NvValue::Number(seconds) => Ok((tag, timestamp(&attempt, seconds)?)),
-            _ => Err(attempt.malformed(format!("hold {tag} has no time"))),
-        };
-        answer(&attempt, self.libraries.holds(&snapshot))?
-            .into_iter()
-            .map(hold)
-            .collect()
-    }
-
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
         let attempt = Attempt::new("bookmark", name);
         let list = self
@@ -223,20 +259,9 @@ impl Zfs for RealZfs {
         let bookmarks = self.names(names).map_err(|errno| attempt.refused(errno))?;
         verdict_on_several(&attempt, self.libraries.destroy_bookmarks(&bookmarks))
     }
+}
 
-    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
-        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let (snapshot, base) = send::send_names(request).map_err(|errno| attempt.refused(errno))?;
-        let flags = send::send_flag_bits(request.flags);
-        self.libraries
-            .send_space(&snapshot, base.as_deref(), flags)
-            .map_err(|errno| attempt.refused(errno))
-    }
-
-    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
-        send::start(self.libraries, request)
-    }
-
+impl ZfsReceive for RealZfs {
     fn receive(
         &self,
         request: &ReceiveRequest,
@@ -311,21 +336,5 @@ impl Zfs for RealZfs {
         let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
         inherit(self.device.as_fd(), name.as_str(), property)
             .map_err(|errno| attempt.refused(errno))
-    }
-
-    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
-        self.lister().pool_guid(pool)
-    }
-
-    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
-        mount::mounts()
-    }
-
-    fn module_version(&self) -> Result<String, ZfsError> {
-        module_version()
-    }
-
-    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
-        self.lister().delegations(name)
     }
 }

@@ -10,7 +10,8 @@ use super::attempt::Attempt;
 use super::send::enlarge_pipe;
 use super::{
     Bookmark, Dataset, DatasetType, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase,
-    SendRequest, SendStream, Snapshot, Zfs, ZfsError,
+    SendRequest, SendStream, Snapshot, ZfsError, ZfsHost, ZfsRead, ZfsReceive, ZfsSend,
+    ZfsSnapshots,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
@@ -135,7 +136,7 @@ fn guid_of(name: &str) -> Guid {
     ))
 }
 
-impl Zfs for RecordedZfs {
+impl ZfsRead for RecordedZfs {
     fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
         let dataset_type = match self.begin.dataset_type {
             StreamDatasetType::Volume => DatasetType::Volume,
@@ -191,6 +192,53 @@ impl Zfs for RecordedZfs {
         Ok(Vec::new())
     }
 
+    fn holds(&self, _: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
+        Ok(guid_of(pool))
+    }
+}
+
+impl ZfsHost for RecordedZfs {
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        Ok(Vec::new())
+    }
+
+    fn module_version(&self) -> Result<String, ZfsError> {
+        Ok(VERSION.to_owned())
+    }
+
+    fn delegations(&self, _: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        Ok(Vec::new())
+    }
+}
+
+impl ZfsSend for RecordedZfs {
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        self.file_bytes
+            .ok_or_else(|| self.refused("estimate the stream of", &request.snapshot))
+    }
+
+    /// Sends the recorded stream. The verdict is always success: the END record shows whether the
+    /// stream is complete.
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        if request.snapshot != self.snapshot {
+            return Err(Self::missing("send", &request.snapshot));
+        }
+        if request.base.is_some() || request.resume.is_some() {
+            return Err(self.refused("send but the whole of", &request.snapshot));
+        }
+        let rest = self.rest(&Attempt::new("send", &request.snapshot))?;
+        Ok(SendStream::new(
+            Box::new(Cursor::new(self.head).chain(rest)),
+            Box::new(|| Ok(())),
+        ))
+    }
+}
+
+impl ZfsSnapshots for RecordedZfs {
     fn take_snapshots(
         &self,
         names: &[SnapshotName],
@@ -217,10 +265,6 @@ impl Zfs for RecordedZfs {
         Ok(())
     }
 
-    fn holds(&self, _: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
-        Ok(BTreeMap::new())
-    }
-
     fn bookmark(&self, _: &BookmarkName, _: &SendBase) -> Result<(), ZfsError> {
         Ok(())
     }
@@ -228,28 +272,9 @@ impl Zfs for RecordedZfs {
     fn destroy_bookmarks(&self, _: &[BookmarkName]) -> Result<(), ZfsError> {
         Ok(())
     }
+}
 
-    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
-        self.file_bytes
-            .ok_or_else(|| self.refused("estimate the stream of", &request.snapshot))
-    }
-
-    /// Sends the recorded stream. The verdict is always success: the END record shows whether the
-    /// stream is complete.
-    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
-        if request.snapshot != self.snapshot {
-            return Err(Self::missing("send", &request.snapshot));
-        }
-        if request.base.is_some() || request.resume.is_some() {
-            return Err(self.refused("send but the whole of", &request.snapshot));
-        }
-        let rest = self.rest(&Attempt::new("send", &request.snapshot))?;
-        Ok(SendStream::new(
-            Box::new(Cursor::new(self.head).chain(rest)),
-            Box::new(|| Ok(())),
-        ))
-    }
-
+impl ZfsReceive for RecordedZfs {
     fn receive(&self, request: &ReceiveRequest, _: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
         Err(self.refused("receive", &request.target))
     }
@@ -284,22 +309,6 @@ impl Zfs for RecordedZfs {
 
     fn roll_back(&self, name: &DatasetName, _: &SnapshotName) -> Result<(), ZfsError> {
         Err(self.refused("roll back", name))
-    }
-
-    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
-        Ok(guid_of(pool))
-    }
-
-    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
-        Ok(Vec::new())
-    }
-
-    fn module_version(&self) -> Result<String, ZfsError> {
-        Ok(VERSION.to_owned())
-    }
-
-    fn delegations(&self, _: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
-        Ok(Vec::new())
     }
 }
 

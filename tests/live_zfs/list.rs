@@ -3,7 +3,9 @@
 use crate::pool::{Pool, errno, property, run, zfs};
 use std::collections::BTreeMap;
 use zfs_backup::model::{DatasetName, Guid};
-use zfs_backup::zfs::{DatasetType, PropertyValue, Zfs};
+use zfs_backup::zfs::{
+    DatasetType, PropertyValue, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
+};
 
 #[test]
 fn module_version_is_the_kernels() {

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
-use zfs_backup::zfs::{RealZfs, SendFlags, SendRequest, Zfs, ZfsErrno, ZfsError};
+use zfs_backup::zfs::{
+    RealZfs, SendFlags, SendRequest, ZfsErrno, ZfsError, ZfsHost, ZfsRead, ZfsReceive, ZfsSend,
+    ZfsSnapshots,
+};
 
 /// Everything on: what the product asks for.
 pub(crate) const LARGE_COMPRESSED: SendFlags = SendFlags {

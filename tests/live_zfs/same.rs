@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{
-    DatasetType, PropertyValue, ReceiveRequest, SendBase, SendRequest, Zfs, ZfsError,
+    DatasetType, PropertyValue, ReceiveRequest, SendBase, SendRequest, Zfs, ZfsError, ZfsHost,
+    ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
 };
 
 const POOL: &str = "same";

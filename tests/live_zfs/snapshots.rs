@@ -3,7 +3,9 @@
 use crate::pool::{Pool, errno, property, several, zfs};
 use std::collections::BTreeMap;
 use zfs_backup::model::Guid;
-use zfs_backup::zfs::{SendBase, Zfs, ZfsErrno, ZfsError};
+use zfs_backup::zfs::{
+    SendBase, ZfsErrno, ZfsError, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
+};
 
 #[test]
 fn snapshots_are_of_one_txg_and_carry_their_own_properties() {

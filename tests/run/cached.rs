@@ -18,7 +18,7 @@ use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view
 use zfs_backup::state::manifests::{CacheMode, ObjectCache};
 use zfs_backup::store::memory::Operation;
 use zfs_backup::store::{StoreDelete, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::Zfs;
+use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 const SNAPSHOTS: usize = 120;
 const BACKUPS: usize = 60;

@@ -18,7 +18,10 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::Fault;
 use zfs_backup::zfs::fake::FakeZfs;
-use zfs_backup::zfs::{PropertyValue, SendBase, SendFlags, SendRequest, Zfs};
+use zfs_backup::zfs::{
+    PropertyValue, SendBase, SendFlags, SendRequest, ZfsHost, ZfsRead, ZfsReceive, ZfsSend,
+    ZfsSnapshots,
+};
 
 const FLAGS: SendFlags = SendFlags {
     raw: false,

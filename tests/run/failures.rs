@@ -17,7 +17,7 @@ use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::zfs::fake::{FakeZfs, SendFault};
 use zfs_backup::zfs::{
     Bookmark, Dataset, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsError,
+    SendStream, Snapshot, ZfsError, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
 };
 
 pub(crate) const EIO: i32 = 5;
@@ -319,11 +319,7 @@ pub(crate) struct ThroughSend {
     pub(crate) through: Box<dyn Fn(SendStream) -> SendStream + Send + Sync>,
 }
 
-impl Zfs for ThroughSend {
-    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
-        Ok((self.through)(self.zfs.send(request)?))
-    }
-
+impl ZfsRead for ThroughSend {
     fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
         self.zfs.dataset(name)
     }
@@ -344,6 +340,40 @@ impl Zfs for ThroughSend {
         self.zfs.bookmarks(name)
     }
 
+    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, jiff::Timestamp>, ZfsError> {
+        self.zfs.holds(name)
+    }
+
+    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
+        self.zfs.pool_guid(pool)
+    }
+}
+
+impl ZfsHost for ThroughSend {
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        self.zfs.mounts()
+    }
+
+    fn module_version(&self) -> Result<String, ZfsError> {
+        self.zfs.module_version()
+    }
+
+    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        self.zfs.delegations(name)
+    }
+}
+
+impl ZfsSend for ThroughSend {
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        Ok((self.through)(self.zfs.send(request)?))
+    }
+
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        self.zfs.send_space(request)
+    }
+}
+
+impl ZfsSnapshots for ThroughSend {
     fn take_snapshots(
         &self,
         names: &[SnapshotName],
@@ -364,10 +394,6 @@ impl Zfs for ThroughSend {
         self.zfs.release(name, tag)
     }
 
-    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, jiff::Timestamp>, ZfsError> {
-        self.zfs.holds(name)
-    }
-
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
         self.zfs.bookmark(name, source)
     }
@@ -375,11 +401,9 @@ impl Zfs for ThroughSend {
     fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError> {
         self.zfs.destroy_bookmarks(names)
     }
+}
 
-    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
-        self.zfs.send_space(request)
-    }
-
+impl ZfsReceive for ThroughSend {
     fn receive(
         &self,
         request: &ReceiveRequest,
@@ -418,21 +442,5 @@ impl Zfs for ThroughSend {
 
     fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
         self.zfs.roll_back(name, snapshot)
-    }
-
-    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
-        self.zfs.pool_guid(pool)
-    }
-
-    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
-        self.zfs.mounts()
-    }
-
-    fn module_version(&self) -> Result<String, ZfsError> {
-        self.zfs.module_version()
-    }
-
-    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
-        self.zfs.delegations(name)
     }
 }

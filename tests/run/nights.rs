@@ -17,7 +17,7 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::{SendBase, Zfs};
+use zfs_backup::zfs::{SendBase, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 /// The intermediate directory and the remote of one host.
 struct Host {

@@ -24,7 +24,7 @@ use zfs_backup::store::{
     B2Settings, B2Store, ObjectKey, ObjectStore, Patience, PatienceClock, PatientStore, S3Settings,
     S3Store, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
 };
-use zfs_backup::zfs::{DatasetType, Zfs};
+use zfs_backup::zfs::{DatasetType, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(30 * 60);

@@ -22,7 +22,7 @@ use zfs_backup::store::{
     EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool, StoreDelete,
     StoreInfo, StoreRead, StoreWrite,
 };
-use zfs_backup::zfs::Zfs;
+use zfs_backup::zfs::{Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 const PART_BYTES: usize = 16 * 1024;
 

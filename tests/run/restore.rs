@@ -22,7 +22,9 @@ use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
     ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
 };
-use zfs_backup::zfs::{DatasetType, PropertyValue, Zfs};
+use zfs_backup::zfs::{
+    DatasetType, PropertyValue, Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
+};
 
 /// A second store with all that the world's has.
 fn copy_of(store: &MemoryStore) -> MemoryStore {

@@ -17,7 +17,10 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::stream::seal::Compression;
-use zfs_backup::zfs::{DatasetType, PropertyValue, ReceiveRequest, STREAM_TRUNCATED, Zfs};
+use zfs_backup::zfs::{
+    DatasetType, PropertyValue, ReceiveRequest, STREAM_TRUNCATED, ZfsHost, ZfsRead, ZfsReceive,
+    ZfsSend, ZfsSnapshots,
+};
 
 const EINVAL: i32 = 22;
 

@@ -37,7 +37,7 @@ use zfs_backup::store::{
     DirSettings, ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreTraits,
     StoreWrite,
 };
-use zfs_backup::zfs::Zfs;
+use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 fn assert_one_place<T: std::fmt::Debug>(result: Result<T, RunError>) {
     let error = result.unwrap_err();

@@ -26,7 +26,7 @@ use zfs_backup::state::adoption::adopt;
 use zfs_backup::state::host_mark::{host_mark, known_host_mark};
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::store::{StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::{DatasetType, Zfs};
+use zfs_backup::zfs::{DatasetType, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 const PRUNED_AT: &str = "2026-02-20T00:00:00Z";
 

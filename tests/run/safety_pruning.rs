@@ -29,7 +29,7 @@ use zfs_backup::sign::SignedType;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectKey, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::Zfs;
+use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 fn time(text: &str) -> Timestamp {
     text.parse().unwrap()

@@ -19,7 +19,9 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
-use zfs_backup::zfs::{DatasetType, PropertyValue, SendBase, Zfs};
+use zfs_backup::zfs::{
+    DatasetType, PropertyValue, SendBase, Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
+};
 
 const EEXIST: i32 = 17;
 const EBUSY: i32 = 16;

@@ -41,7 +41,7 @@ use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{ObjectStore, StoreDelete, StoreInfo, StoreRead, StoreTraits, StoreWrite};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
-use zfs_backup::zfs::{DatasetType, Zfs};
+use zfs_backup::zfs::{DatasetType, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 /// A night's incremental has two chunks of this length.
 const SPLIT_BYTES: u64 = 4096;

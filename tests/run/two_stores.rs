@@ -13,7 +13,7 @@ use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
     ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
 };
-use zfs_backup::zfs::{SendBase, Zfs};
+use zfs_backup::zfs::{SendBase, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
 
 /// The world's store as the intermediate directory, with a remote beside it.
 fn intermediate(

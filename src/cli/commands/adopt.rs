@@ -24,7 +24,7 @@ use crate::run::pool::view::pool_view;
 use crate::state::adoption::{adopt as adopt_on_disk, origins_of};
 use crate::state::host_mark::known_host_mark;
 use crate::store::StoreRead;
-use crate::zfs::Zfs;
+use crate::zfs::ZfsRead;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -291,7 +291,7 @@ fn holding_lines(holding: &Holding, own: Option<&HostMark>) -> Vec<String> {
 /// Reads what the pool knows, and the origins and backups that the dataset owns in every store:
 /// backups that were taken over in only one of two stores can still be taken over.
 fn read_pool(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     config: &Config,
     selected: &Selected,
     own: &Origin,

@@ -29,9 +29,9 @@ use crate::run::pool::select::Selected;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
 use crate::store::{EvidenceTier, ObjectStore, StoreWrite};
-use crate::zfs::Zfs;
 #[cfg(any(test, feature = "testing"))]
 use crate::zfs::recorded::RecordedZfs;
+use crate::zfs::{Zfs, ZfsRead};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::sync::Arc;
@@ -119,7 +119,7 @@ async fn open_other(
 fn refuse_inside_datasets(
     context: &Context,
     config: &Config,
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
 ) -> Result<(), Failure> {
     let Some(intermediate) = &config.intermediate else {
         return Ok(());
@@ -136,7 +136,7 @@ fn refuse_inside_datasets(
 async fn write_all_sums(
     context: &Context,
     config: &Config,
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     store: &dyn StoreWrite,
 ) -> Result<(), Failure> {
     let wanted = config

@@ -18,7 +18,7 @@ use crate::run::pool::select::{Selected, select_datasets};
 use crate::run::restore::left_half;
 use crate::sign::TrustedKeys;
 use crate::store::StoreRead;
-use crate::zfs::Zfs;
+use crate::zfs::ZfsRead;
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -116,7 +116,7 @@ impl Witnesses {
     async fn open(
         context: &Context,
         release: &Release,
-        zfs: &dyn Zfs,
+        zfs: &dyn ZfsRead,
         datasets: &[Selected],
     ) -> Result<Self, Failure> {
         let setup = context.setup()?;
@@ -159,7 +159,7 @@ impl Witnesses {
     /// Asks the stores which of the attempts that hold this dataset's snapshots are over.
     async fn ask(
         &self,
-        zfs: &dyn Zfs,
+        zfs: &dyn ZfsRead,
         selected: &Selected,
         output: &Output,
     ) -> Result<KnownAttempts, Failure> {

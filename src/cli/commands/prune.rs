@@ -30,7 +30,7 @@ use crate::run::prune::{
 use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore, StoreRead};
-use crate::zfs::Zfs;
+use crate::zfs::ZfsSnapshots;
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -136,7 +136,7 @@ pub(crate) struct Foreign {
 
 async fn prune_store(
     context: &Context,
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     store: Arc<dyn ObjectStore>,
     secondary: SecondaryStore,
     call: &PruneCall<'_>,

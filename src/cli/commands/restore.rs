@@ -26,7 +26,7 @@ use crate::run::restore::{
 };
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Zfs, enlarge_pipe};
+use crate::zfs::{ZfsHost, enlarge_pipe};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::fs::File;
@@ -259,7 +259,11 @@ pub(crate) fn lock(target: &DatasetName) -> Result<Option<RestoreLock>, Failure>
 }
 
 /// Prints the commands that make the dataset visible, which a person must run.
-pub(crate) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) -> VisibleSteps {
+pub(crate) fn say_visible(
+    zfs: &dyn ZfsHost,
+    target: &DatasetName,
+    output: &Output,
+) -> VisibleSteps {
     let steps = visible_steps(zfs, target).unwrap_or_else(|error| {
         tracing::warn!(
             error = error_chain(&error),
@@ -283,7 +287,7 @@ pub(crate) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) 
     steps
 }
 
-fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output: &Output) {
+fn say_received(zfs: &dyn ZfsHost, received: &Received, target: &DatasetName, output: &Output) {
     if let Some(resumed) = &received.resumed {
         output.line(words_of(resumed));
     }

@@ -10,7 +10,7 @@ use crate::model::DatasetName;
 use crate::run::pool::select::{Selected, match_stored, select_datasets};
 use crate::run::{RunError, error_chain};
 use crate::store::StoreRead;
-use crate::zfs::Zfs;
+use crate::zfs::ZfsRead;
 
 /// A dataset with both of its names.
 #[derive(Debug, Clone)]
@@ -107,7 +107,7 @@ pub(crate) fn configured_place(configured: &DatasetSelection, name: &DatasetName
 }
 
 /// Returns the current origin of a dataset.
-pub(crate) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, RunError> {
+pub(crate) fn origin_of(zfs: &dyn ZfsRead, selected: &Selected) -> Result<Origin, RunError> {
     let pool_guid = zfs.pool_guid(selected.dataset.name.pool())?;
     Ok(Origin {
         dataset_guid: selected.dataset.guid,

@@ -422,7 +422,7 @@ impl<'a> Attempt<'a> {
             resume: None,
         };
         let source = Arc::new(SendSource {
-            zfs: Arc::clone(&env.zfs),
+            zfs: env.zfs.clone(),
             request,
         });
         let base_guid = self.base.as_ref().map(|base| base.manifest.snapshot.guid);

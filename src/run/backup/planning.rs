@@ -19,7 +19,7 @@ use crate::run::{RunError, error_chain};
 use crate::state::journal::read_attempts;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::StoreRead;
-use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
+use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, ZfsRead};
 use globset::Glob;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -210,7 +210,7 @@ impl Local {
     ///
     /// # Errors
     /// [`RunError`] when the dataset is gone or another one has its name.
-    pub(super) fn read(zfs: &dyn Zfs, selected: &Selected) -> Result<Self, RunError> {
+    pub(super) fn read(zfs: &dyn ZfsRead, selected: &Selected) -> Result<Self, RunError> {
         let name = &selected.dataset.name;
         let dataset = find_dataset(zfs, name)?;
         if dataset.guid != selected.dataset.guid {
@@ -253,7 +253,7 @@ impl Local {
     ///
     /// # Errors
     /// [`RunError::Zfs`] when the pool does not report its guid.
-    pub(super) fn origin(&self, zfs: &dyn Zfs) -> Result<Origin, RunError> {
+    pub(super) fn origin(&self, zfs: &dyn ZfsRead) -> Result<Origin, RunError> {
         Ok(Origin {
             dataset_guid: self.dataset.guid,
             pool_guid: zfs.pool_guid(self.dataset.name.pool())?,

@@ -2,7 +2,7 @@
 
 use super::BackupSettings;
 use crate::run::transfer::StreamSource;
-use crate::zfs::{Dataset, SendFlags, SendRequest, SendResume, SendStream, Zfs, ZfsError};
+use crate::zfs::{Dataset, SendFlags, SendRequest, SendResume, SendStream, ZfsError, ZfsSend};
 use std::sync::Arc;
 
 /// Returns the send flags that the settings require for this dataset.
@@ -39,7 +39,7 @@ pub(super) fn flag_names(flags: SendFlags) -> Vec<String> {
 
 /// Sends one snapshot, again from a resume point if the send was interrupted.
 pub(super) struct SendSource {
-    pub(super) zfs: Arc<dyn Zfs>,
+    pub(super) zfs: Arc<dyn ZfsSend>,
     pub(super) request: SendRequest,
 }
 

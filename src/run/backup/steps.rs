@@ -18,7 +18,6 @@ use crate::state::manifests::CacheMode;
 use crate::state::stored_name::record_place;
 use crate::zfs::{SendRequest, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// How many unreadable snapshots a run finds before it ends. Each costs a read of a disk that may be
 /// failing, which can take half a minute.
@@ -238,7 +237,7 @@ impl Steps<'_> {
                 SendPlan::Incremental { snapshot, base, .. } => (snapshot, Some(base.clone())),
             };
             let source = SendSource {
-                zfs: Arc::clone(&self.env.zfs),
+                zfs: self.env.zfs.clone(),
                 request: SendRequest {
                     snapshot: snapshot.name.clone(),
                     base,

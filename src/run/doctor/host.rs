@@ -9,7 +9,9 @@ use crate::run::restore::drill::EMBEDDED_PADDING_FIXED;
 use crate::run::restore::left_half;
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{ALLOW_VARIABLE, Zfs, is_known_version, is_older_version, known_series};
+use crate::zfs::{
+    ALLOW_VARIABLE, ZfsHost, ZfsRead, is_known_version, is_older_version, known_series,
+};
 use rustix::fs::{Access, access};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +21,7 @@ const LIBRARY: &str = "libzfs_core.so";
 const IVSET_FIXED: [u32; 3] = [2, 1, 6];
 
 /// Checks the versions of the library and of the kernel module.
-pub fn check_zfs(zfs: &dyn Zfs) -> Check {
+pub fn check_zfs(zfs: &dyn ZfsHost) -> Check {
     let subject = "zfs";
     let version = match zfs.module_version() {
         Ok(version) => version,
@@ -93,7 +95,7 @@ fn loaded_library(maps: &str) -> Option<String> {
 
 /// Checks which of the configured datasets exist, and returns the datasets found.
 pub fn check_datasets(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     configured: &DatasetSelection,
     state_dir: &Path,
 ) -> (Vec<Check>, Vec<Selected>) {
@@ -169,7 +171,7 @@ pub fn check_datasets(
 }
 
 /// Checks the running user's permissions on these datasets.
-pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) -> Vec<Check> {
+pub fn check_permissions(zfs: &dyn ZfsHost, selected: &[Selected], runner: &Runner) -> Vec<Check> {
     let subject = "permissions";
     if runner.privileged {
         return vec![Check::good(subject, "this user may do everything with ZFS")];
@@ -225,7 +227,7 @@ pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) 
 
 /// Returns a note on the permissions that a drill lacks, or `None` when it has all of them. A drill
 /// restores a chain below the pool's own dataset.
-fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
+fn check_drills(zfs: &dyn ZfsHost, pool: &str, runner: &Runner) -> Option<Check> {
     let (subject, pool) = ("permissions", pool.parse().ok()?);
     let needs = RestoreNeeds {
         above: &pool,

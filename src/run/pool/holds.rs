@@ -18,7 +18,7 @@ use crate::state::dataset_lock::{KernelLock, is_held, is_held_named, lock_datase
 use crate::state::dir::state_name;
 use crate::state::journal::attempts_anywhere;
 use crate::store::StoreRead;
-use crate::zfs::{Zfs, ZfsError};
+use crate::zfs::{ZfsError, ZfsRead, ZfsSnapshots};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -70,7 +70,7 @@ pub struct KnownAttempts {
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the holds could not be listed.
-pub fn our_holds(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<Vec<OurHold>, RunError> {
+pub fn our_holds(zfs: &dyn ZfsRead, dataset: &DatasetName) -> Result<Vec<OurHold>, RunError> {
     let mut ours = Vec::new();
     for snapshot in zfs
         .snapshots(dataset)?
@@ -121,7 +121,7 @@ pub async fn over_in(
 /// # Errors
 /// [`RunError`] when something could not be read.
 pub fn plan_release(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     state_dir: &Path,
     stores: &[KnownStore],
     selected: &Selected,
@@ -149,7 +149,7 @@ pub fn plan_release(
 /// # Errors
 /// [`RunError`] when something could not be read; then no hold was released.
 pub fn release_holds(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     state_dir: &Path,
     stores: &[KnownStore],
     selected: &Selected,
@@ -206,7 +206,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn judge_all(&self, zfs: &dyn Zfs) -> Result<Vec<JudgedHold>, RunError> {
+    fn judge_all(&self, zfs: &dyn ZfsRead) -> Result<Vec<JudgedHold>, RunError> {
         let judge = |hold: OurHold| {
             Ok(JudgedHold {
                 stays: self.why_it_stays(&hold.id)?,

@@ -9,7 +9,7 @@
 
 use crate::model::{BackupId, BookmarkName, DatasetName, SnapshotName};
 use crate::run::RunError;
-use crate::zfs::{SendBase, Zfs, ZfsErrno, ZfsError};
+use crate::zfs::{SendBase, ZfsErrno, ZfsError, ZfsRead, ZfsSnapshots};
 use std::collections::BTreeSet;
 
 /// The prefix of the tags of our holds.
@@ -27,7 +27,7 @@ fn tag(id: &BackupId) -> String {
 /// # Errors
 /// [`ZfsError`] when a snapshot could not be held.
 pub fn pin(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     id: &BackupId,
     snapshot: &SnapshotName,
     base: Option<&SendBase>,
@@ -69,7 +69,7 @@ pub fn pin(
 ///
 /// # Errors
 /// [`RunError::Zfs`] when holds or bookmarks could not be listed.
-pub fn pinned(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<BTreeSet<BackupId>, RunError> {
+pub fn pinned(zfs: &dyn ZfsRead, dataset: &DatasetName) -> Result<BTreeSet<BackupId>, RunError> {
     Ok(find(zfs, dataset)?.into_iter().map(|pin| pin.id).collect())
 }
 
@@ -79,7 +79,7 @@ pub fn pinned(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<BTreeSet<BackupId>
 /// [`RunError::Zfs`] at the first pin that could not be listed or released; the others stay until
 /// the next call.
 pub fn unpin(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     dataset: &DatasetName,
     is_over: impl Fn(&BackupId) -> bool,
 ) -> Result<(), RunError> {
@@ -102,7 +102,7 @@ pub fn unpin(
 /// # Errors
 /// As for [`unpin`].
 pub fn unpin_if_writable(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     dataset: &DatasetName,
     is_over: impl Fn(&BackupId) -> bool,
 ) -> Result<bool, RunError> {
@@ -125,7 +125,7 @@ enum PinnedThing {
     Bookmark(BookmarkName),
 }
 
-fn find(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<Vec<Pin>, RunError> {
+fn find(zfs: &dyn ZfsRead, dataset: &DatasetName) -> Result<Vec<Pin>, RunError> {
     let mut pins = Vec::new();
     for snapshot in zfs
         .snapshots(dataset)?

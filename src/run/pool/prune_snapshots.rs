@@ -15,7 +15,7 @@ use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::{never_committing, unended};
 use crate::store::{StoreInfo, StoreRead};
-use crate::zfs::{Snapshot, Zfs};
+use crate::zfs::{Snapshot, ZfsSnapshots};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ pub struct SnapshotStore {
 /// The environment for decisions about snapshots.
 pub struct SnapshotsEnv {
     /// ZFS.
-    pub zfs: Arc<dyn Zfs>,
+    pub zfs: Arc<dyn ZfsSnapshots>,
     /// Every configured store.
     pub stores: Vec<SnapshotStore>,
     /// The keys whose manifests are trusted.

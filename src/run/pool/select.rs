@@ -6,7 +6,7 @@ use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::run::restore::{RESTORING_PROPERTY, SCRATCH_PROPERTY, is_makeshift};
 use crate::state::stored_name::recorded_place;
-use crate::zfs::{Dataset, Property, Zfs};
+use crate::zfs::{Dataset, Property, ZfsRead};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
 
@@ -58,7 +58,7 @@ pub struct LeftOut {
 /// [`RunError::Refused`] when `exclude` is not a valid pattern; failures of single datasets are in
 /// [`Selection::failed`].
 pub fn select_datasets(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     configured: &DatasetSelection,
     state_dir: &Path,
 ) -> Result<Selection, RunError> {
@@ -76,7 +76,7 @@ pub fn select_datasets(
 }
 
 fn select_below(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     configured: &DatasetSelection,
     state_dir: &Path,
     name: &DatasetName,
@@ -136,7 +136,7 @@ fn select_below(
 
 /// Refuses a configured dataset that is a drill's scratch dataset or half restored, or is below
 /// one.
-fn refuse_makeshift(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
+fn refuse_makeshift(zfs: &dyn ZfsRead, dataset: &Dataset) -> Result<(), RunError> {
     let mut why = is_makeshift(dataset);
     for property in MARKS {
         // An inherited mark names the ancestor on which it was set. The mark counts only if it was

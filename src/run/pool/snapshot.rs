@@ -6,7 +6,7 @@ use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::hooks::{HookCall, RunningHook, run_hook};
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Dataset, Snapshot, Zfs, ZfsErrno, ZfsError};
+use crate::zfs::{Dataset, Snapshot, ZfsErrno, ZfsError, ZfsRead, ZfsSnapshots};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,7 +96,7 @@ pub struct SnapshotsTaken {
 /// may have a snapshot in that case.
 #[cfg(any(test, feature = "testing"))]
 pub fn take_snapshots(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     datasets: &[DatasetName],
     prefix: &str,
     now: Timestamp,
@@ -116,7 +116,7 @@ pub fn take_snapshots(
 /// that refuse (because they are in the middle of a receive, or at a limit). Pools do not depend on
 /// each other. Blocks the thread.
 pub fn take_each_snapshot(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     datasets: &[Dataset],
     prefix: &str,
     now: Timestamp,
@@ -139,7 +139,7 @@ pub fn take_each_snapshot(
 /// The input of [`snapshot_between_hooks`].
 pub struct SnapshotRun<'a> {
     /// ZFS.
-    pub zfs: &'a dyn Zfs,
+    pub zfs: &'a dyn ZfsSnapshots,
     /// The datasets to snapshot; they exist.
     pub datasets: &'a [Dataset],
     /// The prefix of the names.
@@ -201,7 +201,7 @@ fn pools(datasets: &[Dataset]) -> BTreeSet<&str> {
 }
 
 fn take_in_pool(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSnapshots,
     mut members: Vec<&Dataset>,
     name: &str,
     outcome: &mut SnapshotsTaken,
@@ -250,7 +250,7 @@ fn take_in_pool(
 /// Drops the datasets that an error names, or those that no longer exist. If that drops none, drops
 /// all.
 fn drop_culprits(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     members: &mut Vec<&Dataset>,
     error: ZfsError,
     outcome: &mut SnapshotsTaken,
@@ -364,7 +364,7 @@ fn origin_properties(members: &[&Dataset]) -> BTreeMap<String, String> {
 ///
 /// # Errors
 /// [`RunError::NoDataset`]; [`RunError::Zfs`] when the dataset could not be read.
-pub fn find_dataset(zfs: &dyn Zfs, name: &DatasetName) -> Result<Dataset, RunError> {
+pub fn find_dataset(zfs: &dyn ZfsRead, name: &DatasetName) -> Result<Dataset, RunError> {
     if let Some(dataset) = zfs.dataset(name)? {
         return Ok(dataset);
     }

@@ -6,7 +6,7 @@ use crate::model::{DatasetName, KnownStore};
 use crate::plan::timeline::PoolView;
 use crate::run::RunError;
 use crate::state::adoption::adopted_backups;
-use crate::zfs::Zfs;
+use crate::zfs::ZfsRead;
 use std::path::Path;
 
 /// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and the
@@ -16,7 +16,7 @@ use std::path::Path;
 /// [`RunError::Zfs`] when the pool cannot be read, [`RunError::State`] when the adoptions cannot be
 /// read.
 pub fn pool_view(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     dataset: &DatasetName,
     (state_dir, store, stored): (&Path, &KnownStore, &DatasetName),
     own: &Origin,

@@ -5,7 +5,7 @@ use crate::model::DatasetName;
 use crate::plan::permissions::{RestoreNeeds, missing_for_restore};
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
-use crate::zfs::Zfs;
+use crate::zfs::{ZfsHost, ZfsRead};
 
 /// Checks the delegations of `zfs allow` for everything that a restore will do. The kernel decides
 /// in the end: if the delegations cannot be read, a warning is logged and the restore begins.
@@ -14,7 +14,7 @@ use crate::zfs::Zfs;
 /// [`RunError::Refused`] naming the missing permissions and the command that grants them;
 /// [`RunError::Zfs`] when the existing datasets cannot be read.
 pub fn check_allowed(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsHost,
     target: &DatasetName,
     set: &RestoreSet,
     plan: &ReceivePlan,
@@ -61,7 +61,7 @@ pub fn check_allowed(
 }
 
 /// Returns the dataset itself, or its nearest existing ancestor.
-pub(super) fn nearest(zfs: &dyn Zfs, target: &DatasetName) -> Result<DatasetName, RunError> {
+pub(super) fn nearest(zfs: &dyn ZfsRead, target: &DatasetName) -> Result<DatasetName, RunError> {
     let mut name = Some(target.clone());
     while let Some(candidate) = name {
         if zfs.dataset(&candidate)?.is_some() {

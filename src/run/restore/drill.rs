@@ -19,7 +19,10 @@ use crate::run::runner::Runner;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
 use crate::stream::record::feature;
-use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Zfs, ZfsError, is_older_version};
+use crate::zfs::{
+    Dataset, SendBase, SendFlags, SendRequest, Zfs, ZfsError, ZfsHost, ZfsRead, ZfsSend,
+    is_older_version,
+};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -81,7 +84,7 @@ pub fn clean_up(
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the datasets cannot be listed.
-pub fn find_leftovers(zfs: &dyn Zfs, parent: &DatasetName) -> Result<Vec<Dataset>, RunError> {
+pub fn find_leftovers(zfs: &dyn ZfsRead, parent: &DatasetName) -> Result<Vec<Dataset>, RunError> {
     let is_scratch =
         |dataset: &Dataset| Scratch::of(dataset).is_some() || has_scratch_name(dataset);
     Ok(zfs
@@ -209,7 +212,7 @@ pub async fn drill(
 /// # Errors
 /// [`RunError::Refused`] naming the missing permissions.
 pub fn check_drill_allowed(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsHost,
     set: &RestoreSet,
     parent: &DatasetName,
     runner: &Runner,
@@ -266,7 +269,7 @@ fn scratch_name(parent: &DatasetName) -> Result<DatasetName, RunError> {
 /// # Errors
 /// [`RunError::Refused`] when `parent` does not exist; [`RunError::Zfs`].
 pub fn judge_drill_fit(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     set: &RestoreSet,
     parent: &DatasetName,
 ) -> Result<Fit, RunError> {
@@ -315,7 +318,7 @@ async fn compare_all(
 /// Judges two streams that differ. Another version of ZFS may send the same snapshot in other
 /// records; the same version does not, so a difference is then damage.
 fn differs(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsHost,
     backup: &RestoreBackup,
     own: Digest,
     restored: Digest,
@@ -345,7 +348,7 @@ fn differs(
 /// Returns the send request that made this backup, or the reason why the pool cannot repeat the
 /// send: the snapshot or its base is gone, or the snapshot was renamed.
 fn send_again(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsSend,
     source: &Dataset,
     backup: &RestoreBackup,
 ) -> Result<Result<SendRequest, String>, RunError> {
@@ -399,7 +402,7 @@ fn send_again(
 }
 
 /// Hashes a send stream. Blocking. A stop ends the send early; the digest is then meaningless.
-fn hash_send(zfs: &dyn Zfs, request: &SendRequest, stop: &Stop) -> Result<Digest, ZfsError> {
+fn hash_send(zfs: &dyn ZfsSend, request: &SendRequest, stop: &Stop) -> Result<Digest, ZfsError> {
     let mut stream = zfs.send(request)?;
     let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; READ_BYTES]);
     let failed = |source| ZfsError::System {

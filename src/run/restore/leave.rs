@@ -8,7 +8,7 @@ use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
 use super::rollback::written_bytes;
 use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Dataset, ResumeToken, Snapshot, Zfs, ZfsError};
+use crate::zfs::{Dataset, ResumeToken, Snapshot, Zfs, ZfsError, ZfsRead, ZfsReceive};
 use std::collections::BTreeSet;
 
 /// Whether the same restore can be resumed later: the cause of the error was not the data.
@@ -45,7 +45,12 @@ pub(super) fn must_start_over(error: &RunError) -> bool {
 
 /// Reports what stays of a restore that can be resumed. If nothing was received yet, destroys the
 /// parents that the restore made.
-pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made: &[DatasetName]) {
+pub(super) fn leave_half(
+    zfs: &dyn ZfsReceive,
+    target: &DatasetName,
+    mark: &Mark,
+    made: &[DatasetName],
+) {
     match zfs.dataset(target) {
         Ok(Some(dataset)) if stays_ours(&dataset, mark) => {
             tracing::warn!(
@@ -160,7 +165,7 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
 /// Destroys the parents that this restore made and that are empty; ZFS refuses to destroy the
 /// others.
 fn destroy_parents(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsReceive,
     token: Option<RestoreToken>,
     made: &[DatasetName],
 ) -> Result<(), ZfsError> {
@@ -181,7 +186,7 @@ fn destroy_parents(
 /// # Errors
 /// [`ZfsError`].
 pub(super) fn abort_cut(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsReceive,
     target: &DatasetName,
     token: Option<RestoreToken>,
     is_such: impl Fn(&ResumeToken) -> bool,
@@ -225,7 +230,7 @@ pub(super) fn destroy_begun(
 /// Refuses a dataset that somebody wrote to after its newest snapshot was received. The snapshots
 /// alone do not show that: a restore that was killed before it removed its mark leaves a complete
 /// dataset, which people may use for months.
-fn refuse_written(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
+fn refuse_written(zfs: &dyn ZfsRead, dataset: &Dataset) -> Result<(), RunError> {
     // An inconsistent dataset cannot be mounted: its bytes are those of the stream.
     let Some(bytes) = written_bytes(dataset).filter(|bytes| *bytes > 0 && !dataset.inconsistent)
     else {
@@ -252,7 +257,7 @@ fn refuse_written(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
 /// # Errors
 /// [`RunError::Refused`] naming the target when it does not.
 pub(super) fn check_own(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     target: &DatasetName,
     token: Option<RestoreToken>,
     why: &RunError,

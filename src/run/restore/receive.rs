@@ -22,6 +22,7 @@ use crate::run::{RunError, error_chain};
 use crate::stream::record::feature;
 use crate::zfs::{
     Dataset, PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsErrno, ZfsError,
+    ZfsRead,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -585,7 +586,7 @@ fn lacks_feature(error: &ZfsError) -> bool {
 /// Accepts a received dataset although the kernel refused a property: that is no reason to destroy
 /// the dataset.
 fn received_but_for_properties(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     snapshot: &SnapshotName,
     backup: &RestoreBackup,
     error: ZfsError,
@@ -641,7 +642,7 @@ fn snapshot_names(
 }
 
 fn check_received(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     snapshot: &SnapshotName,
     backup: &RestoreBackup,
 ) -> Result<(), RunError> {

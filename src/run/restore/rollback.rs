@@ -11,7 +11,7 @@
 use super::mark::Mark;
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Dataset, PropertyValue, Snapshot, Zfs};
+use crate::zfs::{Dataset, PropertyValue, Snapshot, Zfs, ZfsRead, ZfsReceive};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ impl Rollback {
     /// # Errors
     /// [`RunError::Refused`] naming holds and clones that prevent the rollback; [`RunError::Zfs`].
     pub(super) fn plan(
-        zfs: &dyn Zfs,
+        zfs: &dyn ZfsRead,
         dataset: &Dataset,
         base: &Snapshot,
         newer: &[Snapshot],
@@ -90,7 +90,7 @@ impl Rollback {
     }
 
     /// Makes the same list again from the present state.
-    fn plan_again(&self, zfs: &dyn Zfs) -> Result<Self, RunError> {
+    fn plan_again(&self, zfs: &dyn ZfsRead) -> Result<Self, RunError> {
         let name = self.base.dataset();
         let dataset = zfs
             .dataset(name)?
@@ -193,7 +193,7 @@ pub(super) fn written_bytes(dataset: &Dataset) -> Option<u64> {
 }
 
 /// Refuses when holds or clones protect a snapshot, before anything is destroyed.
-fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
+fn refuse_kept(zfs: &dyn ZfsRead, snapshots: &[Snapshot]) -> Result<(), RunError> {
     let mut commands = Vec::new();
     let mut kept = Vec::new();
     for snapshot in snapshots {
@@ -225,7 +225,7 @@ fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
 }
 
 /// Resets the properties that the restore set to their earlier values.
-fn give_back(zfs: &dyn Zfs, before: &Dataset, set: &BTreeMap<String, PropertyValue>) {
+fn give_back(zfs: &dyn ZfsReceive, before: &Dataset, set: &BTreeMap<String, PropertyValue>) {
     let name = &before.name;
     for property in set.keys() {
         let own = super::mark::own(before, property).map(|own| own.value.clone());
@@ -247,7 +247,7 @@ fn give_back(zfs: &dyn Zfs, before: &Dataset, set: &BTreeMap<String, PropertyVal
 /// # Errors
 /// [`RunError::Zfs`].
 pub(super) fn find_stranger(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     target: &DatasetName,
     known: impl Fn(Guid, &str) -> bool,
 ) -> Result<Option<SnapshotName>, RunError> {

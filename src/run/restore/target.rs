@@ -11,7 +11,7 @@ use super::{PropertyChoice, RestoreBackup, RestoreSet, no_pool};
 use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::stream::record::feature;
-use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, Zfs};
+use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, Zfs, ZfsRead};
 
 /// Settings of a restore.
 #[derive(Debug, Clone, Default)]
@@ -91,7 +91,7 @@ pub(super) fn fits(token: &ResumeToken, backup: &RestoreBackup) -> bool {
 /// # Errors
 /// [`RunError::Refused`] when the chain cannot be received there; [`RunError::Zfs`].
 pub fn check_target(
-    zfs: &dyn Zfs,
+    zfs: &dyn ZfsRead,
     target: &DatasetName,
     set: &RestoreSet,
     options: &ReceiveOptions,
@@ -124,7 +124,7 @@ pub fn check_target(
     }
 }
 
-fn plan_new(zfs: &dyn Zfs, target: &DatasetName) -> Result<ReceivePlan, RunError> {
+fn plan_new(zfs: &dyn ZfsRead, target: &DatasetName) -> Result<ReceivePlan, RunError> {
     let mut parents = Vec::new();
     let mut parent = target.parent().ok_or_else(|| {
         RunError::refused(
@@ -151,7 +151,7 @@ fn exists(target: &DatasetName) -> RunError {
 
 /// A target that exists.
 struct ExistingTarget<'a> {
-    zfs: &'a dyn Zfs,
+    zfs: &'a dyn ZfsRead,
     target: &'a DatasetName,
     set: &'a RestoreSet,
     dataset: Dataset,

@@ -3,7 +3,7 @@
 
 use crate::model::DatasetName;
 use crate::run::RunError;
-use crate::zfs::{Dataset, DatasetType, Mount, Property, PropertyValue, Zfs};
+use crate::zfs::{Dataset, DatasetType, Mount, Property, PropertyValue, ZfsHost};
 use std::path::{Path, PathBuf};
 
 /// The folder below which `zfs mount` puts a dataset without any `mountpoint`, under the dataset's
@@ -28,7 +28,7 @@ pub struct VisibleSteps {
 ///
 /// # Errors
 /// [`RunError::Zfs`] when its state cannot be read.
-pub fn visible_steps(zfs: &dyn Zfs, name: &DatasetName) -> Result<VisibleSteps, RunError> {
+pub fn visible_steps(zfs: &dyn ZfsHost, name: &DatasetName) -> Result<VisibleSteps, RunError> {
     let dataset = zfs.dataset(name)?;
     let dataset = dataset.ok_or_else(|| RunError::NoDataset {
         dataset: name.clone(),
@@ -153,7 +153,7 @@ fn is_free(place: &Path) -> bool {
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the property or the mount cannot be read.
-pub fn left_readonly(zfs: &dyn Zfs, name: &DatasetName) -> Result<Option<PathBuf>, RunError> {
+pub fn left_readonly(zfs: &dyn ZfsHost, name: &DatasetName) -> Result<Option<PathBuf>, RunError> {
     let wanted = zfs
         .dataset(name)?
         .and_then(|mut dataset| dataset.properties.remove("readonly"));

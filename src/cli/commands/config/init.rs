@@ -14,7 +14,7 @@ use crate::cli::screen::table::bytes;
 use crate::config::{Environment, Remote, default_config_file};
 use crate::model::DatasetName;
 use crate::run::{RunError, error_chain};
-use crate::zfs::Zfs;
+use crate::zfs::ZfsRead;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -161,7 +161,7 @@ fn look_around(output: &Output) -> Option<Vec<FoundDataset>> {
         .ok()
 }
 
-fn find_datasets(zfs: &dyn Zfs) -> Result<Vec<FoundDataset>, Failure> {
+fn find_datasets(zfs: &dyn ZfsRead) -> Result<Vec<FoundDataset>, Failure> {
     let failed = |source| RunError::File {
         operation: "read",
         path: POOLS.to_owned(),

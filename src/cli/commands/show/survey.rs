@@ -35,7 +35,7 @@ use crate::state::history::Records;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::StoreRead;
 use crate::store::key::dataset_prefix;
-use crate::zfs::Zfs;
+use crate::zfs::ZfsRead;
 use jiff::Timestamp;
 
 /// The result of the survey. `failed` means that a source could not be read, which was printed.
@@ -375,7 +375,11 @@ impl Survey {
     }
 }
 
-fn local_view(zfs: &dyn Zfs, config: &Config, selected: &Selected) -> Result<LocalView, RunError> {
+fn local_view(
+    zfs: &dyn ZfsRead,
+    config: &Config,
+    selected: &Selected,
+) -> Result<LocalView, RunError> {
     let dataset = &selected.dataset;
     let snapshots = zfs
         .snapshots(&dataset.name)?

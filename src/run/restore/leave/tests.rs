@@ -6,6 +6,7 @@ use crate::stream::resuming::ResumingError;
 use crate::zfs::fake::FakeZfs;
 use crate::zfs::{
     DatasetType, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest, ZfsErrno,
+    ZfsSend, ZfsSnapshots,
 };
 use std::collections::BTreeMap;
 
