@@ -189,7 +189,7 @@ async fn restore_one(
             check_space(&**zfs, plan)?;
         }
         let receive = PlannedReceive {
-            goes_on: find_resumed(context, set, plan.as_ref(), keys).await?,
+            resumed: find_resumed(context, set, plan.as_ref(), keys).await?,
             rollback: plan.as_ref().and_then(|plan| plan.rollback.as_ref()),
             plan: plan.as_ref(),
         };
@@ -408,7 +408,8 @@ pub(crate) struct ChainBackup<'a> {
 
 #[derive(Serialize)]
 pub(crate) struct PlannedReceive<'a> {
-    pub(crate) goes_on: Option<ResumedReceive>,
+    #[serde(rename = "goes_on")]
+    pub(crate) resumed: Option<ResumedReceive>,
     pub(crate) rollback: Option<&'a Rollback>,
     #[serde(skip)]
     pub(crate) plan: Option<&'a ReceivePlan>,
@@ -432,7 +433,7 @@ impl Render for PlannedRestore<'_> {
     fn render(&self, output: &Output) {
         let receive = self.receive.as_ref();
         let plan = receive.and_then(|receive| receive.plan);
-        let resumed = receive.and_then(|receive| receive.goes_on.as_ref());
+        let resumed = receive.and_then(|receive| receive.resumed.as_ref());
         let skipped = plan.map_or(0, |plan| plan.skipped);
         let (mut objects, mut stored, mut requests) = (0, 0, 0);
         for (number, backup) in self.set.backups.iter().enumerate() {

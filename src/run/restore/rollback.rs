@@ -178,7 +178,7 @@ impl Rollback {
         RunError::refused(
             format!("{target} changed after the list of what would be destroyed was made: {what}"),
             format!(
-                "run the command again for a new list; to prevent other changes meanwhile: zfs set readonly=on {quoted}"
+                "run the command again for a new list; to prevent other changes until then: zfs set readonly=on {quoted}"
             ),
         )
     }

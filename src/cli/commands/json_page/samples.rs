@@ -655,7 +655,7 @@ fn restores() -> Vec<Value> {
         fetch_bytes: 1,
     };
     let receive = PlannedReceive {
-        goes_on: Some(resumed.clone()),
+        resumed: Some(resumed.clone()),
         rollback: Some(&rollback),
         plan: None,
     };
