@@ -298,7 +298,7 @@ impl RunError {
             Self::NoDataset { similar: Some(name), .. } => Some(format!("did you mean {name}?")),
             Self::NoDataset { similar: None, .. } => Some("check main.zfs_fs, and that the pool is imported".into()),
             Self::Keyring { source: KeyringError::WrongPassphrase, .. } => {
-                Some("the passphrase must be the one that the keyring was made with; a new keyring is never made beside an existing one".into())
+                Some("the passphrase must be the one that the keyring was made with; no new keyring is made while the store has one".into())
             }
             Self::Zfs(ZfsError::Device { source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Some("run it as root, or let this user open /dev/zfs (udev gives it mode 0666); \

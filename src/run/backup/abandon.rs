@@ -69,7 +69,7 @@ pub(super) async fn abandon(
     why: &str,
 ) -> Result<(), RunError> {
     let id = upload.id();
-    tracing::warn!(%id, "an unfinished upload is given up, and a new one begins: {why}");
+    tracing::warn!(%id, "abandoning an unfinished upload and beginning a new one: {why}");
     abort_uploads(env, &selected.stored, upload).await;
     if upload.journal.is_none() {
         match is_provably_ours(env, selected, upload)? {

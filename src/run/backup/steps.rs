@@ -137,7 +137,7 @@ impl Steps<'_> {
             Ok(committed) => self.add(view, committed).await,
             Err(error) if attempt.is_pointless() || has_lost(&attempt) => {
                 let why = error_chain(&error);
-                tracing::warn!(id = %attempt.id, "an unfinished upload is given up, and a new one begins: {why}");
+                tracing::warn!(id = %attempt.id, "abandoning an unfinished upload and beginning a new one: {why}");
                 abandon_id(env, selected, &attempt.id, &why)?;
                 self.note_unfit_base(&attempt, &error);
                 if let RunError::ReadSnapshot { fault, .. } = &error {

@@ -74,8 +74,8 @@ impl Signed {
 }
 
 /// Lists the whole store and adds to `believed` each signed object of a backup and each prune
-/// record that verifies. An upload under way has a manifest that is not there yet, so no backup may
-/// run meanwhile.
+/// record that verifies. A running upload has put no manifest yet, so no backup may run
+/// during the collection.
 ///
 /// # Errors
 /// [`RunError::Store`] when anything could not be read: a list with a gap would take trust from
