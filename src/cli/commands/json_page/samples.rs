@@ -24,7 +24,7 @@ use crate::cli::commands::show::views::{
     Overview, SnapshotView, StoreAnswer, StoreView, UploadView,
 };
 use crate::cli::commands::snapshot::Snapshots;
-use crate::cli::commands::upload;
+use crate::cli::commands::upload::views as upload;
 use crate::cli::commands::verify::{
     DamagedObject, UnrestorableBackup, Verification, VerifiedDataset,
 };
