@@ -15,6 +15,7 @@
 //! and a receipt contains a time.
 
 pub mod log;
+mod search;
 
 use super::dir::state_name;
 use super::dir::{create_folder, create_new, replace_file};
@@ -25,6 +26,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+pub use search::{KnownAttempt, attempts_anywhere};
 
 const BEGUN: &str = "begun";
 const COMMITTING: &str = "committing";
@@ -286,13 +289,13 @@ impl JournaledAttempt {
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub fn go_on(&self) -> Result<(AttemptJournal, AttemptLog), StateError> {
+    pub fn reopen(&self) -> Result<(AttemptJournal, AttemptLog), StateError> {
         let journal = AttemptJournal {
             folder: self.folder.clone(),
             id: self.id.clone(),
         };
         let path = journal.file(if self.committing { COMMITTING } else { BEGUN });
-        let log = AttemptLog::go_on(path, &self.log)?;
+        let log = AttemptLog::reopen(path, &self.log)?;
         Ok((journal, log))
     }
 
@@ -302,7 +305,7 @@ impl JournaledAttempt {
     /// # Errors
     /// [`StateError::File`].
     pub fn abandon(&self, why: &str) -> Result<(), StateError> {
-        let (_, mut log) = self.go_on()?;
+        let (_, mut log) = self.reopen()?;
         log.append(&JournalRecord::Abandoned {
             why: why.to_owned(),
         })
@@ -335,54 +338,6 @@ pub fn read_attempts(
         })
     };
     states.into_iter().map(read).collect()
-}
-
-/// An attempt as one journal of this host has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownAttempt {
-    /// The name of this host's state folder for that dataset and store.
-    pub folder: String,
-    /// Whether the attempt was abandoned.
-    pub is_abandoned: bool,
-}
-
-/// Finds an attempt in all journals of this host, for every store and dataset, because several
-/// configurations may share the state folder.
-///
-/// # Errors
-/// [`StateError::File`] when a journal exists and cannot be read: the answer is unknown then.
-pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAttempt>, StateError> {
-    let journals = state_dir.join("journal");
-    let entries = match std::fs::read_dir(&journals) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(failed("read", &journals, source)),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let folder = entry
-            .map_err(|source| failed("read", &journals, source))?
-            .file_name();
-        for state in [BEGUN, COMMITTING] {
-            let path = journals.join(&folder).join(format!("{id}.{state}"));
-            if path
-                .try_exists()
-                .map_err(|source| failed("inspect", &path, source))?
-            {
-                let log = read_log(&path)?;
-                let is_abandoned = log
-                    .records
-                    .iter()
-                    .any(|record| matches!(record, JournalRecord::Abandoned { .. }));
-                found.push(KnownAttempt {
-                    folder: folder.to_string_lossy().into_owned(),
-                    is_abandoned,
-                });
-            }
-        }
-    }
-    found.sort_by(|a, b| a.folder.cmp(&b.folder));
-    Ok(found)
 }
 
 /// Removes the files of an attempt whose objects are gone. An unknown attempt is no error.
@@ -484,18 +439,18 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
-        let go_on = || {
+        let reopen = || {
             AttemptJournal::begin_or_reopen(state.path(), &store("s3:b"), &dataset, &id).unwrap()
         };
         let never = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
-        drop(go_on());
-        assert_eq!(go_on().kept_receipt().unwrap(), None);
+        drop(reopen());
+        assert_eq!(reopen().kept_receipt().unwrap(), None);
         assert_eq!(never(), BTreeSet::from([id.clone()]));
-        let journal = go_on();
+        let journal = reopen();
         journal.keep_receipt(b"{\n}\n", b"signed\n").unwrap();
         journal.committing().unwrap();
         drop(journal);
-        let journal = go_on();
+        let journal = reopen();
         assert!(
             never().is_empty(),
             "it came near its commit, whatever began since"
@@ -506,7 +461,7 @@ mod tests {
         );
         journal.committing().unwrap();
         journal.committed().unwrap();
-        assert_eq!(go_on().kept_receipt().unwrap(), None);
+        assert_eq!(reopen().kept_receipt().unwrap(), None);
         assert_eq!(never(), BTreeSet::from([id.clone()]));
     }
 }

@@ -224,7 +224,7 @@ impl<'a> Attempt<'a> {
             return self.open_new().await;
         };
         let (journal, mut log) = match &upload.journal {
-            Some(journal) => journal.go_on()?,
+            Some(journal) => journal.reopen()?,
             None => self.begin(&upload.started_bytes, upload.keyring)?,
         };
         if upload.from_store && upload.journal.is_some() {

@@ -11,7 +11,7 @@ use super::{PropertyChoice, RestoreBackup, RestoreSet, no_pool};
 use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::stream::record::feature;
-use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, Zfs, ZfsRead};
+use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, ZfsRead};
 
 /// Settings of a restore.
 #[derive(Debug, Clone, Default)]
@@ -119,7 +119,7 @@ pub fn check_target(
         }
         _ if place.dataset.inconsistent => place.resume_first(),
         _ if options.rollback => place.roll_back(),
-        _ if place.begun.is_some() => place.go_on(),
+        _ if place.begun.is_some() => place.plan_resume(),
         _ => Err(exists(target)),
     }
 }
@@ -178,7 +178,7 @@ impl ExistingTarget<'_> {
     }
 
     /// Plans to continue after an earlier run that received some of the chain.
-    fn go_on(self) -> Result<ReceivePlan, RunError> {
+    fn plan_resume(self) -> Result<ReceivePlan, RunError> {
         let Some((number, at)) = self.newest_in_common() else {
             let what = format!("{} is part of another, unfinished restore", self.target);
             return Err(RunError::refused(what, self.advice()));

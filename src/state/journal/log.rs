@@ -128,7 +128,7 @@ impl AttemptLog {
     }
 
     /// Opens the log behind the last valid record and cuts off everything that follows it.
-    pub(super) fn go_on(path: PathBuf, read: &ReadLog) -> Result<Self, StateError> {
+    pub(super) fn reopen(path: PathBuf, read: &ReadLog) -> Result<Self, StateError> {
         let open = || -> std::io::Result<File> {
             let file = OpenOptions::new().append(true).open(&path)?;
             file.set_len(read.sound_bytes)?;
@@ -319,7 +319,7 @@ mod tests {
             let read = read_log(&path).unwrap();
             let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
             assert_eq!(read.records, records()[..whole], "cut at {cut}");
-            AttemptLog::go_on(path.clone(), &read)
+            AttemptLog::reopen(path.clone(), &read)
                 .unwrap()
                 .append(&more)
                 .unwrap();
