@@ -19,10 +19,7 @@ use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::store::{DirSettings, DirStore};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
-use zfs_backup::zfs::{
-    DatasetType, SendBase, SendFlags, SendRequest, ZfsHost, ZfsRead, ZfsReceive, ZfsSend,
-    ZfsSnapshots,
-};
+use zfs_backup::zfs::{DatasetType, SendBase, SendFlags, SendRequest, ZfsRead, ZfsSend};
 
 const FLAGS: SendFlags = SendFlags {
     raw: false,

@@ -415,6 +415,10 @@ impl StoreWrite for DirStore {
         })
         .await
     }
+
+    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
+        check_names(self, prefix).await
+    }
 }
 
 #[async_trait]
@@ -423,10 +427,6 @@ impl StoreDelete for DirStore {
         let owned = key.clone();
         self.run("delete", key.as_str(), move |shared| shared.delete(&owned))
             .await
-    }
-
-    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
-        check_names(self, prefix).await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {

@@ -385,16 +385,16 @@ impl StoreWrite for RcloneStore {
     ) -> Result<(PutOutcome, Evidence), StoreError> {
         self.put_bytes(key, bytes).await
     }
+
+    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
+        check_names(self, prefix).await
+    }
 }
 
 #[async_trait]
 impl StoreDelete for RcloneStore {
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         self.remove(key).await
-    }
-
-    async fn check_names(&self, prefix: &str) -> Result<(), StoreError> {
-        check_names(self, prefix).await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {

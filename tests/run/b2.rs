@@ -9,8 +9,7 @@ use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, restore_to_writer};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::{
-    B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore, StoreDelete, StoreInfo, StoreRead,
-    StoreWrite,
+    B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore, StoreRead, StoreWrite,
 };
 
 /// Parts of a size that a chunk needs five of, and of one that it fits into.

@@ -23,7 +23,7 @@ use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::{
     B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore,
-    S3Settings, S3Store, Spool, StoreDelete, StoreInfo, StoreRead, StoreWrite,
+    S3Settings, S3Store, Spool, StoreRead,
 };
 
 const BUCKET: &str = "nights";

@@ -6,7 +6,7 @@ use crate::prune::{last_chains, two_chains};
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
 use zfs_backup::store::memory::{Fault, Operation};
-use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, ObjectStore, StoreErrorKind};
+use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, StoreErrorKind, StoreRead};
 
 const DAYS: u32 = 30;
 

@@ -31,9 +31,7 @@ use zfs_backup::sign::SignedType;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::key::{BackupObject, object_name};
 use zfs_backup::store::memory::MemoryStore;
-use zfs_backup::store::{
-    Evidence, ObjectKey, ObjectStore, StoreDelete, StoreError, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{Evidence, ObjectKey, ObjectStore, StoreError};
 
 const STREAM_BYTES: u64 = 400;
 const SPLIT_BYTES: u64 = 200;

@@ -16,9 +16,9 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::plan_backup;
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
 use zfs_backup::state::manifests::{CacheMode, ObjectCache};
+use zfs_backup::store::StoreInfo;
 use zfs_backup::store::memory::Operation;
-use zfs_backup::store::{StoreDelete, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::ZfsRead;
 
 const SNAPSHOTS: usize = 120;
 const BACKUPS: usize = 60;

@@ -19,8 +19,7 @@ use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::Fault;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{
-    PropertyValue, SendBase, SendFlags, SendRequest, ZfsHost, ZfsRead, ZfsReceive, ZfsSend,
-    ZfsSnapshots,
+    PropertyValue, SendBase, SendFlags, SendRequest, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
 };
 
 const FLAGS: SendFlags = SendFlags {

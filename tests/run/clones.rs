@@ -12,7 +12,7 @@ use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
 };
-use zfs_backup::zfs::{DatasetType, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{DatasetType, ZfsRead, ZfsSnapshots};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clone_is_a_full_of_its_own_with_its_origin_noted() {

@@ -19,7 +19,7 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::backup::back_up;
 use zfs_backup::run::transfer::Progress;
 use zfs_backup::store::{DirSettings, DirStore};
-use zfs_backup::zfs::{SendStream, Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{SendStream, Zfs};
 
 const MIB: u64 = 1 << 20;
 const FILE_MIB: u64 = 64;

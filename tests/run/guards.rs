@@ -9,7 +9,7 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::backup::back_up;
 use zfs_backup::run::restore::{RestorePoint, open_stream};
 use zfs_backup::state::StateError;
-use zfs_backup::store::{StoreDelete, StoreInfo, StoreRead, StoreWrite};
+use zfs_backup::store::StoreRead;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_concurrent_backup_is_refused_because_the_dataset_is_locked() {

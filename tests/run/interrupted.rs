@@ -21,9 +21,9 @@ use zfs_backup::run::pool::pins::pinned;
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view};
 use zfs_backup::state::journal::{read_attempts, unended};
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
-use zfs_backup::store::{StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
+use zfs_backup::store::{StoreErrorKind, StoreInfo, StoreRead};
 use zfs_backup::zfs::fake::SendFault;
-use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{ZfsRead, ZfsSnapshots};
 
 fn unwatched() -> Watch {
     Arc::new(|_, _| {})

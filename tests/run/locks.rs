@@ -10,9 +10,7 @@ use zfs_backup::manifest::Receipt;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::store::memory::{Fault, Operation};
-use zfs_backup::store::{
-    LockMode, ObjectKey, ObjectLock, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, StoreDelete, StoreErrorKind, StoreRead};
 
 const DAYS: u32 = 30;
 

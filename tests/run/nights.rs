@@ -16,8 +16,8 @@ use zfs_backup::run::prune::{SecondaryStore, prune_dataset};
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::{SendBase, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::store::{StoreErrorKind, StoreInfo};
+use zfs_backup::zfs::{SendBase, ZfsRead, ZfsSnapshots};
 
 /// The intermediate directory and the remote of one host.
 struct Host {

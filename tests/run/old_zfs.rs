@@ -9,7 +9,7 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::restore::drill::{Comparison, drill};
-use zfs_backup::zfs::Zfs;
+use zfs_backup::zfs::{Zfs, ZfsRead, ZfsSnapshots};
 
 /// An encrypted dataset with a full; its snapshot is the base of what follows.
 async fn encrypted_world() -> (World, SnapshotName) {

@@ -22,9 +22,9 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
     B2Settings, B2Store, ObjectKey, ObjectStore, Patience, PatienceClock, PatientStore, S3Settings,
-    S3Store, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+    S3Store, StoreErrorKind, StoreRead,
 };
-use zfs_backup::zfs::{DatasetType, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{DatasetType, ZfsRead};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(30 * 60);

@@ -11,9 +11,7 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
 use zfs_backup::run::prune::{SecondaryStore, forget, plan_forget, prune_dataset};
 use zfs_backup::store::memory::{Fault, Operation};
-use zfs_backup::store::{
-    LockMode, ObjectKey, ObjectLock, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, StoreErrorKind, StoreRead, StoreWrite};
 
 /// `started.json` says what an attempt is, so it goes when all else is gone, whatever takes long.
 #[tokio::test]

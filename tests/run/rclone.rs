@@ -18,11 +18,8 @@ use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
 };
 use zfs_backup::run::verify::verify_dataset;
-use zfs_backup::store::{
-    EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool, StoreDelete,
-    StoreInfo, StoreRead, StoreWrite,
-};
-use zfs_backup::zfs::{Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::store::{EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool};
+use zfs_backup::zfs::{Zfs, ZfsRead};
 
 const PART_BYTES: usize = 16 * 1024;
 

@@ -11,7 +11,7 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::backup::back_up;
 use zfs_backup::run::error_chain;
 use zfs_backup::run::pool::snapshot::{SnapshotsTaken, take_each_snapshot};
-use zfs_backup::zfs::{DatasetType, ZfsErrno, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{DatasetType, ZfsErrno, ZfsRead};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn read_only_pool_is_backed_up_without_holds_and_bookmarks() {

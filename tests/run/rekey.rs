@@ -10,9 +10,7 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::keys::rotate::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
 use zfs_backup::store::memory::{Fault, MemoryStore};
-use zfs_backup::store::{
-    ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{ObjectStore, StoreErrorKind};
 
 /// scrypt takes its second with the real one.
 const QUICK: u8 = 2;

@@ -19,12 +19,8 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{
-    ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
-use zfs_backup::zfs::{
-    DatasetType, PropertyValue, Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
-};
+use zfs_backup::store::{StoreErrorKind, StoreRead};
+use zfs_backup::zfs::{DatasetType, PropertyValue, Zfs, ZfsRead, ZfsReceive, ZfsSnapshots};
 
 /// A second store with all that the world's has.
 fn copy_of(store: &MemoryStore) -> MemoryStore {

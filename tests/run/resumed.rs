@@ -18,8 +18,7 @@ use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::{
-    DatasetType, PropertyValue, ReceiveRequest, STREAM_TRUNCATED, ZfsHost, ZfsRead, ZfsReceive,
-    ZfsSend, ZfsSnapshots,
+    DatasetType, PropertyValue, ReceiveRequest, STREAM_TRUNCATED, ZfsRead, ZfsReceive, ZfsSnapshots,
 };
 
 const EINVAL: i32 = 22;

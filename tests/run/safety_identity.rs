@@ -34,10 +34,9 @@ use zfs_backup::store::dir::DirStore;
 use zfs_backup::store::key::STORE_ID;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
-    DirSettings, ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreTraits,
-    StoreWrite,
+    DirSettings, ObjectStore, StoreErrorKind, StoreInfo, StoreTraits, StoreWrite,
 };
-use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{ZfsRead, ZfsSnapshots};
 
 fn assert_one_place<T: std::fmt::Debug>(result: Result<T, RunError>) {
     let error = result.unwrap_err();

@@ -30,8 +30,8 @@ use zfs_backup::run::prune::{
     PruneEnv, PruneOutcome, PruneTask, SecondaryStore, forget, prune_dataset,
 };
 use zfs_backup::run::{RunError, error_chain};
-use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
+use zfs_backup::store::{StoreErrorKind, StoreRead};
 
 /// How many cases a run makes by default, and from which seed.
 const CASES: u64 = 50;
@@ -306,7 +306,8 @@ impl Command {
                 let env = site.prune_env(host, actor, self.place(host));
                 let intermediate = site.store(Place::Intermediate(host), actor);
                 let is_remote = matches!(self, Self::ForgetInRemote { .. });
-                let secondary = is_remote.then_some(&*intermediate);
+                let intermediate: &dyn StoreRead = &*intermediate;
+                let secondary = is_remote.then_some(intermediate);
                 let forgotten = forget(&env, &site.dataset, id, secondary).await.map(drop);
                 if forgotten.is_ok() {
                     site.unpin(host, |held| held == id);

@@ -25,8 +25,8 @@ use zfs_backup::run::restore::{RestorePoint, find_restore_set, find_restore_tree
 use zfs_backup::state::adoption::adopt;
 use zfs_backup::state::host_mark::{host_mark, known_host_mark};
 use zfs_backup::store::memory::{Fault, Operation};
-use zfs_backup::store::{StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::{DatasetType, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::store::{StoreErrorKind, StoreInfo};
+use zfs_backup::zfs::{DatasetType, ZfsRead};
 
 const PRUNED_AT: &str = "2026-02-20T00:00:00Z";
 

@@ -28,8 +28,8 @@ use zfs_backup::run::prune::{PruneEnv, PruneTask, SecondaryStore, forget, prune_
 use zfs_backup::sign::SignedType;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{ObjectKey, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
-use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::store::{ObjectKey, StoreErrorKind, StoreInfo, StoreRead, StoreWrite};
+use zfs_backup::zfs::{ZfsRead, ZfsSnapshots};
 
 fn time(text: &str) -> Timestamp {
     text.parse().unwrap()

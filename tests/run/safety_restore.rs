@@ -20,7 +20,7 @@ use zfs_backup::run::restore::{
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
 use zfs_backup::zfs::{
-    DatasetType, PropertyValue, SendBase, Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
+    DatasetType, PropertyValue, SendBase, Zfs, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
 };
 
 const EEXIST: i32 = 17;

@@ -24,9 +24,7 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::sign::{SignedType, SigningKey, Trust};
 use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{
-    ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{ObjectStore, StoreErrorKind, StoreInfo, StoreRead};
 
 /// scrypt takes its second with the real one.
 const QUICK: u8 = 2;

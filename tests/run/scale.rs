@@ -17,8 +17,8 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::plan_backup;
 use zfs_backup::run::prune::{PruneTask, read_view};
+use zfs_backup::store::StoreRead;
 use zfs_backup::store::key::dataset_prefix;
-use zfs_backup::store::{StoreDelete, StoreInfo, StoreRead, StoreWrite};
 
 const SNAPSHOTS: usize = 10_000;
 const BACKUPS: usize = 5_000;

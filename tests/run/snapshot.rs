@@ -13,8 +13,8 @@ use zfs_backup::run::pool::snapshot::{
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{
-    Dataset, DatasetType, ReceiveRequest, SendFlags, SendRequest, ZfsHost, ZfsRead, ZfsReceive,
-    ZfsSend, ZfsSnapshots,
+    Dataset, DatasetType, ReceiveRequest, SendFlags, SendRequest, ZfsRead, ZfsReceive, ZfsSend,
+    ZfsSnapshots,
 };
 
 const SHORT: &str = "zfs-backup_20260102T030405Z";

@@ -8,7 +8,7 @@ use zfs_backup::manifest::{BaseRef, Manifest, Receipt, parse_strict, to_stored_b
 use zfs_backup::model::{BackupId, BackupKind, Digest};
 use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::sign::SignedType;
-use zfs_backup::zfs::{Snapshot, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{Snapshot, ZfsRead};
 
 /// Backups in one chain.
 const IN_CHAIN: usize = 50;

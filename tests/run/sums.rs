@@ -14,9 +14,7 @@ use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::copy::sums::write_sums;
 use zfs_backup::run::verify::verify_dataset;
-use zfs_backup::store::{
-    DirSettings, DirStore, ObjectKey, ObjectStore, StoreDelete, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{DirSettings, DirStore, ObjectKey, ObjectStore};
 
 fn open(folder: &Path) -> Arc<dyn ObjectStore> {
     Arc::new(

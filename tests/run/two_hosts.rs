@@ -38,10 +38,10 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::state::journal::unended;
 use zfs_backup::store::memory::MemoryStore;
-use zfs_backup::store::{ObjectStore, StoreDelete, StoreInfo, StoreRead, StoreTraits, StoreWrite};
+use zfs_backup::store::{ObjectStore, StoreRead, StoreTraits};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
-use zfs_backup::zfs::{DatasetType, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{DatasetType, ZfsRead};
 
 /// A night's incremental has two chunks of this length.
 const SPLIT_BYTES: u64 = 4096;

@@ -10,10 +10,8 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, OtherStore, StoreRole, back_up};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{
-    ObjectStore, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
-use zfs_backup::zfs::{SendBase, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::store::{StoreErrorKind, StoreInfo, StoreWrite};
+use zfs_backup::zfs::{SendBase, ZfsSnapshots};
 
 /// The world's store as the intermediate directory, with a remote beside it.
 fn intermediate(

@@ -17,7 +17,7 @@ use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset};
 use zfs_backup::run::transfer::Progress;
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
-use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::ZfsRead;
 
 async fn planned(world: &World) -> Vec<PlannedResume> {
     plan_resumes(&world.env(), &world.selected(), RequestedKind::Full)

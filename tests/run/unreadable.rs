@@ -12,7 +12,7 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnv, BackupRun, back_up, plan_backup, plan_resumes};
 use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset};
-use zfs_backup::zfs::{ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{ZfsRead, ZfsSnapshots};
 
 /// The damaged file: several chunks, of which the fault leaves some.
 const BAD: u64 = 50;

@@ -16,8 +16,8 @@ use zfs_backup::state::StateError;
 use zfs_backup::state::dataset_lock::lock_dataset;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation, Outcome};
 use zfs_backup::store::{
-    DirSettings, DirStore, Evidence, EvidenceTier, ObjectKey, ObjectStore, StoreDelete,
-    StoreErrorKind, StoreInfo, StoreRead, StoreTraits, StoreWrite,
+    DirSettings, DirStore, Evidence, EvidenceTier, ObjectKey, ObjectStore, StoreErrorKind,
+    StoreInfo, StoreRead, StoreTraits,
 };
 
 /// A whole backup to copy, made once.

@@ -17,7 +17,7 @@ use zfs_backup::run::prune::{PruneEnv, forget};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, restore_to_writer};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::run::{RunError, error_chain};
-use zfs_backup::store::{DirSettings, DirStore, ObjectKey, ObjectStore};
+use zfs_backup::store::{DirSettings, DirStore, ObjectKey, ObjectStore, StoreRead};
 
 #[derive(Debug, Clone, Copy)]
 enum Vanishing {
@@ -117,7 +117,8 @@ async fn every_command_fails_while_the_folder_is_away() {
         let disk = Disk(folder.path().join("objects"));
         let store = begin(&world, open(folder.path(), with_rclone).await).await;
         let id = committed(full(&world, &store).await.unwrap()).manifest.id;
-        let stores = std::slice::from_ref(&store);
+        let reader: Arc<dyn StoreRead> = Arc::<dyn ObjectStore>::clone(&store);
+        let stores = std::slice::from_ref(&reader);
         let (dataset, trusted) = (&world.dataset, &world.keys.trusted);
         let state_dir = &world.settings.state_dir;
         let find = || find_restore_set(stores, dataset, &world.keys, &RestorePoint::Newest);

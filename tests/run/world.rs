@@ -29,12 +29,10 @@ use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::key::backup_prefix;
 use zfs_backup::store::memory::{MemoryStore, Operation};
-use zfs_backup::store::{ObjectStore, StoreDelete, StoreInfo, StoreRead, StoreTraits, StoreWrite};
+use zfs_backup::store::{ObjectStore, StoreInfo, StoreTraits};
 use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
-use zfs_backup::zfs::{
-    DatasetType, SendFlags, SendRequest, Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
-};
+use zfs_backup::zfs::{DatasetType, SendFlags, SendRequest, Zfs, ZfsRead, ZfsSend};
 
 pub(crate) const SPLIT_BYTES: u64 = 64 * 1024;
 pub(crate) const PART_BYTES: usize = 16 * 1024;

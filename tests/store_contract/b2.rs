@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use zfs_backup::store::{
     B2Settings, B2Store, EvidenceTier, PutOutcome, Spool, StoreDelete, StoreError, StoreErrorKind,
-    StoreInfo, StoreRead, StoreWrite,
+    StoreRead, StoreWrite,
 };
 
 const PART: usize = 64 * 1024;

@@ -10,9 +10,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
-use zfs_backup::store::{
-    B2Settings, DirSettings, DirStore, StoreDelete, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{B2Settings, DirSettings, DirStore, StoreRead, StoreWrite};
 
 /// The smallest part size that both clients accept.
 const PART: usize = 5_000_000;

@@ -8,8 +8,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::time::{Duration, Instant};
 use zfs_backup::store::{
-    B2Settings, B2Store, Evidence, StoreDelete, StoreError, StoreErrorKind, StoreInfo, StoreRead,
-    StoreWrite,
+    B2Settings, B2Store, Evidence, StoreDelete, StoreError, StoreErrorKind, StoreRead, StoreWrite,
 };
 
 const PART: usize = 64 * 1024;

@@ -6,9 +6,7 @@ use crate::contract::key;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use zfs_backup::store::{
-    B2Settings, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{B2Settings, StoreErrorKind, StoreRead};
 
 /// A length above the limit for any response of B2.
 const LONG_BYTES: usize = 80 << 20;

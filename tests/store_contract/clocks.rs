@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use zfs_backup::model::StoreId;
 use zfs_backup::store::{
     DirSettings, DirStore, IdentifiedStore, MemoryStore, ObjectStore, S3Credentials, S3Settings,
-    S3Store, Spool, StoreDelete, StoreInfo, StoreRead, StoreWrite,
+    S3Store, Spool, StoreInfo,
 };
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";

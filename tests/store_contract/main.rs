@@ -38,8 +38,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::dir::CreateOnly;
 use zfs_backup::store::{
-    B2Settings, B2Store, DirSettings, DirStore, MemoryStore, ObjectStore, Spool, StoreDelete,
-    StoreInfo, StoreRead, StoreWrite,
+    B2Settings, B2Store, DirSettings, DirStore, MemoryStore, ObjectStore, Spool,
 };
 
 const PART_BYTES: usize = 64 * 1024;

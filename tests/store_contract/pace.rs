@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use zfs_backup::store::s3::LOG_LIMIT;
 use zfs_backup::store::{
-    B2Credentials, B2Settings, Limiter, ObjectStore, Renew, StoreDelete, StoreErrorKind, StoreInfo,
-    StoreRead, StoreWrite,
+    B2Credentials, B2Settings, Limiter, ObjectStore, Renew, StoreErrorKind, StoreRead, StoreWrite,
 };
 
 const PART: usize = 64 * 1024;

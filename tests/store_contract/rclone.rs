@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use zfs_backup::store::{
-    EvidenceTier, Limiter, ObjectStore, PutOutcome, RcloneSettings, RcloneStore, Spool, StoreDelete,
-    StoreError, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+    EvidenceTier, Limiter, ObjectStore, PutOutcome, RcloneSettings, RcloneStore, Spool,
+    StoreDelete, StoreError, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
 };
 
 const PART: usize = 64 * 1024;

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use zfs_backup::store::{
     S3Checksum, S3Credentials, S3Settings, S3Store, StoreDelete, StoreError, StoreErrorKind,
-    StoreInfo, StoreRead, StoreWrite,
+    StoreRead, StoreWrite,
 };
 
 use broken::{

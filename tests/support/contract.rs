@@ -4,10 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use zfs_backup::store::{
-    Evidence, ObjectKey, ObjectStore, PutOutcome, StoreDelete, StoreError, StoreErrorKind,
-    StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{Evidence, ObjectKey, ObjectStore, PutOutcome, StoreError, StoreErrorKind};
 
 /// The largest object that a case stores.
 const LIMIT: u64 = 1 << 30;

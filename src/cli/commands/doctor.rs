@@ -147,12 +147,14 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
         },
     ));
     let mut stores: Vec<(StoreRole, &dyn StoreRead)> = vec![(StoreRole::Remote, &*store)];
+    let mut named: Vec<(StoreRole, &dyn StoreWrite)> = vec![(StoreRole::Remote, &*store)];
     let intermediate = setup
         .open_unidentified(StoreRole::Intermediate, Access::Read)
         .await
         .ok();
     if let Some(store) = &intermediate {
         stores.push((StoreRole::Intermediate, &**store));
+        named.push((StoreRole::Intermediate, &**store));
     }
     let identities = check_identities(config, &stores).await;
     checks.extend(
@@ -160,7 +162,7 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
             .err()
             .map(|error| Check::failed("identity", &error)),
     );
-    check_names(context, &stores, checks).await;
+    check_names(context, &named, checks).await;
     let wanted = wanted(config);
     let mut note = None;
     if let (Some(endpoint), false) = (&endpoint, context.global.dry_run) {

@@ -26,7 +26,7 @@ use crate::run::restore::{
 };
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{ZfsHost, enlarge_pipe};
+use crate::zfs::{ZfsHost, ZfsRead, enlarge_pipe};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::fs::File;
@@ -173,7 +173,7 @@ async fn restore_one(
     keys: &KeyFile,
 ) -> Result<(), Failure> {
     let output = &context.output;
-    let check_space = |zfs: &dyn Zfs, plan: &ReceivePlan| {
+    let check_space = |zfs: &dyn ZfsRead, plan: &ReceivePlan| {
         let arriving = ArrivingDataset { set, plan, options };
         let fit = judge_fit(zfs, target, &[arriving]);
         check_fit(&fit, restore.although_full, context)

@@ -19,7 +19,7 @@ use crate::run::{RunError, error_chain};
 use crate::state::journal::read_attempts;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::StoreRead;
-use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, ZfsRead};
+use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, ZfsRead, ZfsSend};
 use globset::Glob;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -391,7 +391,7 @@ fn warn_of_unfit_base(local: &Local, facts: &SendFacts<'_>, plan: Option<&SendPl
 }
 
 /// Returns the kernel's estimate of a stream in bytes. A missing estimate is only logged.
-pub(super) fn estimate_stream(zfs: &dyn Zfs, request: &SendRequest) -> Option<u64> {
+pub(super) fn estimate_stream(zfs: &dyn ZfsSend, request: &SendRequest) -> Option<u64> {
     let estimated = zfs.send_space(request);
     estimated
         .inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"))

@@ -46,7 +46,11 @@ pub fn check_zfs(zfs: &dyn ZfsHost) -> Check {
 }
 
 /// Warns of faults of the loaded OpenZFS that concern these datasets with these settings.
-pub fn check_zfs_faults(zfs: &dyn Zfs, send: &SendSection, selected: &[Selected]) -> Vec<Check> {
+pub fn check_zfs_faults(
+    zfs: &dyn ZfsHost,
+    send: &SendSection,
+    selected: &[Selected],
+) -> Vec<Check> {
     let subject = "zfs";
     // A version that cannot be read is a failed check already.
     let Ok(version) = zfs.module_version() else {

@@ -7,7 +7,7 @@ use crate::model::DatasetName;
 use crate::plan::space::{ArrivingBytes, Fit, judge_space};
 use crate::run::{RunError, error_chain};
 use crate::stream::record::feature;
-use crate::zfs::{PropertyValue, Zfs};
+use crate::zfs::{PropertyValue, ZfsRead};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -29,7 +29,7 @@ pub struct ArrivingDataset<'a> {
 
 /// Judges whether these datasets fit at `target` and below it. The space that ZFS reports counts
 /// all quotas. Space that cannot be read is unknown, not an error.
-pub fn judge_fit(zfs: &dyn Zfs, target: &DatasetName, datasets: &[ArrivingDataset<'_>]) -> Fit {
+pub fn judge_fit(zfs: &dyn ZfsRead, target: &DatasetName, datasets: &[ArrivingDataset<'_>]) -> Fit {
     let read = || -> Result<_, RunError> {
         let name = nearest(zfs, target)?;
         let place = zfs.dataset(&name)?;

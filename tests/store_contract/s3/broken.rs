@@ -9,8 +9,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use zfs_backup::store::{
-    EvidenceTier, PutOutcome, S3Settings, StoreDelete, StoreErrorKind, StoreInfo, StoreRead,
-    StoreWrite,
+    EvidenceTier, PutOutcome, S3Settings, StoreDelete, StoreErrorKind, StoreRead, StoreWrite,
 };
 
 pub(super) async fn puts_with_lost_replies_are_read_back(weed: Arc<Weed>, settings: S3Settings) {

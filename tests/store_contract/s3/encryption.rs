@@ -7,8 +7,8 @@ use crate::proxy::{Action, Proxy, first};
 use crate::weed::Weed;
 use std::sync::{Arc, Mutex};
 use zfs_backup::store::{
-    CustomerKey, EvidenceTier, ObjectStore, S3Checksum, S3Encryption, S3EncryptionKind, S3Settings,
-    S3Store, StoreErrorKind,
+    CustomerKey, EvidenceTier, S3Checksum, S3Encryption, S3EncryptionKind, S3Settings, S3Store,
+    StoreErrorKind, StoreRead, StoreWrite,
 };
 
 /// Two keys of 32 bytes.

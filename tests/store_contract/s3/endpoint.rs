@@ -5,7 +5,7 @@ use crate::contract::{key, pattern, upload};
 use crate::proxy::{Action, Proxy};
 use crate::weed::Weed;
 use std::sync::Arc;
-use zfs_backup::store::{ObjectStore, S3Settings};
+use zfs_backup::store::{S3Settings, StoreDelete, StoreRead, StoreWrite};
 
 pub(super) async fn endpoint_with_a_path_serves_all_requests(
     weed: Arc<Weed>,

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use zfs_backup::store::probe::{Ability, Deleting};
 use zfs_backup::store::{
-    Doubt, EvidenceTier, ObjectStore, PutOutcome, S3Checksum, S3Settings, StoreErrorKind,
-    StoreProbe, Wait,
+    Doubt, EvidenceTier, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreProbe, StoreRead,
+    StoreWrite, Wait,
 };
 
 /// The requests of the probe of a good server on a bucket without versions.

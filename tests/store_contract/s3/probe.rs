@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use zfs_backup::store::probe::{Ability, Deleting, Fact};
 use zfs_backup::store::{
-    Doubt, EvidenceTier, PutOutcome, S3Checksum, S3Settings, StoreDelete, StoreErrorKind,
-    StoreInfo, StoreProbe, StoreRead, StoreWrite,
+    Doubt, EvidenceTier, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreInfo, StoreProbe,
+    StoreRead, StoreWrite,
 };
 
 pub(super) const UNDER: &str = "@zfs-backup/probe/0123456789abcdef/";

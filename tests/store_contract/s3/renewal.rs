@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use zfs_backup::store::{
-    CustomerKey, Limiter, Renew, S3Credentials, S3Encryption, S3Settings, StoreDelete,
-    StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
+    CustomerKey, Limiter, Renew, S3Credentials, S3Encryption, S3Settings, StoreErrorKind,
+    StoreRead, StoreWrite,
 };
 
 pub(super) async fn s3_uploads_keep_the_rate_limit(weed: Arc<Weed>, settings: S3Settings) {

@@ -7,9 +7,7 @@ use crate::proxy::{Action, Proxy, first};
 use crate::weed::Weed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zfs_backup::store::{
-    S3Settings, StoreDelete, StoreErrorKind, StoreInfo, StoreRead, StoreWrite,
-};
+use zfs_backup::store::{S3Settings, StoreErrorKind, StoreRead, StoreWrite};
 
 pub(super) async fn success_status_with_an_error_body_is_a_failure(
     weed: Arc<Weed>,

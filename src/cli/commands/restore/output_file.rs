@@ -57,7 +57,7 @@ pub(super) async fn find_resumed_file<'a>(
 ) -> Result<Option<PlannedReceive<'a>>, Failure> {
     let resumed = find_partial(backup, path, &context.stop).await?;
     Ok(resumed.map(|resumed| PlannedReceive {
-        goes_on: Some(resumed),
+        resumed: Some(resumed),
         rollback: None,
         plan: None,
     }))
