@@ -15,7 +15,7 @@ use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::store::MemoryStore;
 use zfs_backup::stream::seal::Compression;
-use zfs_backup::zfs::{RealZfs, Zfs, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots};
+use zfs_backup::zfs::{RealZfs, Zfs};
 
 /// The ids of the dataset's backups in the remote, oldest first.
 fn ids(bench: &Bench, stored: &str) -> Vec<String> {

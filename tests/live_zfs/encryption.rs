@@ -3,8 +3,8 @@
 use crate::pool::{LARGE_COMPRESSED, Pool, errno, full, noise, property, run, run_with_input, zfs};
 use std::collections::BTreeMap;
 use zfs_backup::zfs::{
-    DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, ZfsHost, ZfsRead, ZfsReceive,
-    ZfsSend, ZfsSnapshots,
+    DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, ZfsRead, ZfsReceive, ZfsSend,
+    ZfsSnapshots,
 };
 
 const RAW: SendFlags = SendFlags {

@@ -3,9 +3,7 @@
 use crate::pool::{Pool, errno, property, run, zfs};
 use std::collections::BTreeMap;
 use zfs_backup::model::{DatasetName, Guid};
-use zfs_backup::zfs::{
-    DatasetType, PropertyValue, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
-};
+use zfs_backup::zfs::{DatasetType, PropertyValue, ZfsHost, ZfsRead, ZfsReceive, ZfsSnapshots};
 
 #[test]
 fn module_version_is_the_kernels() {

@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
-use zfs_backup::zfs::{
-    RealZfs, SendFlags, SendRequest, ZfsErrno, ZfsError, ZfsHost, ZfsRead, ZfsReceive, ZfsSend,
-    ZfsSnapshots,
-};
+use zfs_backup::zfs::{RealZfs, SendFlags, SendRequest, ZfsErrno, ZfsError, ZfsSend, ZfsSnapshots};
 
 /// Everything on: what the product asks for.
 pub(crate) const LARGE_COMPRESSED: SendFlags = SendFlags {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::io::{Error, Read};
 use zfs_backup::model::SnapshotName;
 use zfs_backup::zfs::{
-    PropertyValue, ReceiveRequest, SendBase, SendRequest, ZfsErrno, ZfsError, ZfsHost, ZfsRead,
-    ZfsReceive, ZfsSend, ZfsSnapshots,
+    PropertyValue, ReceiveRequest, SendBase, SendRequest, ZfsErrno, ZfsError, ZfsRead, ZfsReceive,
+    ZfsSnapshots,
 };
 
 fn into(target: SnapshotName) -> ReceiveRequest {

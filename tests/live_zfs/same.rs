@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{
-    DatasetType, PropertyValue, ReceiveRequest, SendBase, SendRequest, Zfs, ZfsError, ZfsHost,
-    ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
+    DatasetType, PropertyValue, ReceiveRequest, SendBase, SendRequest, Zfs, ZfsError, ZfsRead,
 };
 
 const POOL: &str = "same";

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{
-    DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, ZfsHost, ZfsRead,
-    ZfsReceive, ZfsSend, ZfsSnapshots,
+    DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, ZfsRead, ZfsReceive,
+    ZfsSend, ZfsSnapshots,
 };
 
 /// Two snapshots that differ; some MB of files of several kinds.

@@ -3,9 +3,7 @@
 use crate::pool::{Pool, errno, property, several, zfs};
 use std::collections::BTreeMap;
 use zfs_backup::model::Guid;
-use zfs_backup::zfs::{
-    SendBase, ZfsErrno, ZfsError, ZfsHost, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
-};
+use zfs_backup::zfs::{SendBase, ZfsErrno, ZfsError, ZfsRead, ZfsSnapshots};
 
 #[test]
 fn snapshots_are_of_one_txg_and_carry_their_own_properties() {

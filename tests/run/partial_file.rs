@@ -132,7 +132,9 @@ async fn restore_resumes_at_any_cut_and_fetches_no_earlier_chunk() {
                 first >= least.min(last) && position <= cut as u64,
                 "{case}: {position}"
             );
-            let expected: Vec<u32> = (first..=last).map(|index| index as u32).collect();
+            let expected: Vec<u32> = (first..=last)
+                .map(|index| u32::try_from(index).unwrap())
+                .collect();
             assert_eq!(scene.fetched(), expected, "{case}");
         }
     }
@@ -183,7 +185,7 @@ async fn consistent_stream_of_other_content_never_becomes_the_result() {
     }
     let other = writer.end();
     assert!(other.len() as u64 > 3 * SPLIT_BYTES);
-    for length in [other.len(), 3 * SPLIT_BYTES as usize] {
+    for length in [other.len(), usize::try_from(3 * SPLIT_BYTES).unwrap()] {
         assert!(
             scene
                 .position_after(&other[..length], "other content")

@@ -18,7 +18,9 @@ use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
 };
 use zfs_backup::run::verify::verify_dataset;
-use zfs_backup::store::{EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool};
+use zfs_backup::store::{
+    EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool, StoreRead,
+};
 use zfs_backup::zfs::{Zfs, ZfsRead};
 
 const PART_BYTES: usize = 16 * 1024;
@@ -83,7 +85,7 @@ async fn chain_is_stored_verified_and_restored_through_rclone() {
     );
 
     let set = find_restore_set(
-        &[store.clone()],
+        &[Arc::<dyn ObjectStore>::clone(&store) as Arc<dyn StoreRead>],
         &world.dataset,
         &world.keys,
         &RestorePoint::Newest,
