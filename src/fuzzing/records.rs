@@ -4,7 +4,9 @@
 use super::{Choices, Target, cut};
 use crate::model::Guid;
 use crate::stream::fletcher::{ByteOrder, Fletcher4};
-use crate::stream::nvlist::{PackedValue, read_packed, with_resume_point, write_packed};
+use crate::stream::nvlist::{
+    PackedValue, number_in_list, read_packed, with_resume_point, write_packed,
+};
 use crate::stream::record::{
     BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, ResumePoint,
     StreamDatasetType, StreamError, StreamExpectation, StreamParser, StreamSummary, feature,
@@ -141,6 +143,7 @@ fn stream_records(input: &[u8]) {
 /// Parses any bytes as the list in the payload of a BEGIN record.
 fn packed_list(input: &[u8]) {
     let mut choices = Choices(input);
+    let _ = number_in_list(input, "crypt_keydata", "from_ivset_guid");
     let values = read_packed(input);
     if let Some(values) = &values {
         assert_eq!(
