@@ -138,7 +138,7 @@ fn a_frozen_archive_is_uploaded_verified_and_restored_from_the_remote() {
     check(
         &host.run(&["upload-intermediate-to-remote"]),
         0,
-        &["nothing copied", "1 there already"],
+        &["nothing copied", "1 already stored"],
     );
     check(
         &host.run(&["verify-checksums"]),
@@ -189,7 +189,7 @@ fn damage_in_the_directory_ends_with_4_names_the_file_and_commits_nothing() {
     check(
         &host.run(&["upload-intermediate-to-remote"]),
         0,
-        &["there already", "1 copied"],
+        &["already stored", "1 copied"],
     );
     check(
         &host.run(&["verify-checksums", "--read-data=100%"]),
@@ -387,7 +387,7 @@ fn copied_store_is_refused_as_a_second_store_until_it_has_its_own_id() {
     check(
         &host.run(&["upload-intermediate-to-remote"]),
         0,
-        &["1 there already"],
+        &["1 already stored"],
     );
     assert_ne!(
         tree(&remote)[&remote.join("@zfs-backup/store-id")],

@@ -154,7 +154,7 @@ fn note_idle_keys(document: &Document<'_>, config: &Config) {
         ),
         (
             "main.retry_for",
-            "a folder that does not answer is not waited for",
+            "no command waits for a folder that does not answer",
         ),
     ] {
         if is_folder && document.has(key) {

@@ -27,7 +27,7 @@ impl fmt::Display for TooManyChunks {
         write!(
             f,
             "the stream would have about {} in {chunks} chunks, and a backup has at most \
-             {CHUNKS_MAX}, with room for a longer stream; main.split_size is \"{}\"",
+             {CHUNKS_MAX}, including a reserve for a longer stream; main.split_size is \"{}\"",
             bytes_text(self.estimate_bytes),
             Size(self.split_bytes)
         )
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(
             refused.to_string(),
             "the stream would have about 8.00T in 559241 chunks, and a backup has at most 500000, \
-             with room for a longer stream; main.split_size is \"15M\""
+             including a reserve for a longer stream; main.split_size is \"15M\""
         );
         assert_eq!(
             refused.hint(),

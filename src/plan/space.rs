@@ -71,7 +71,7 @@ impl fmt::Display for Shortage {
             reserved_bytes,
         } = self.arriving;
         let stream = bytes_text(stream_bytes.saturating_add(compressible_bytes));
-        write!(f, "the restore brings {stream}")?;
+        write!(f, "the restore writes {stream}")?;
         if reserved_bytes > 0 {
             write!(f, " and reserves {} more", bytes_text(reserved_bytes))?;
         }
@@ -158,12 +158,12 @@ mod tests {
         let fit = judge_space("tank/a b", &tree, Some(100));
         assert_eq!(
             fit.to_string(),
-            "the restore brings 120, and tank/a b has 100 left"
+            "the restore writes 120, and tank/a b has 100 left"
         );
         let volume = judge_space("tank", &[arriving(10, 0, 2048)], Some(100));
         assert_eq!(
             volume.to_string(),
-            "the restore brings 10 and reserves 2.00K more, and tank has 100 left"
+            "the restore writes 10 and reserves 2.00K more, and tank has 100 left"
         );
         let unknown = judge_space("tank", &tree, None);
         assert!(matches!(unknown, Fit::Unknown { .. }));

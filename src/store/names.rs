@@ -47,7 +47,7 @@ pub(super) async fn check_names(store: &dyn ObjectStore, prefix: &str) -> Result
         names.join(", ")
     };
     let text = format!(
-        "it does not keep names apart or changes them: files {} were put there, and {} are listed; \
+        "the store does not keep names apart or changes them: the check put {}, and {} are listed; \
          backups of datasets whose names differ only in case or in a special character would be mixed",
         names(&keys),
         names(&listed)

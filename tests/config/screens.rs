@@ -535,7 +535,7 @@ fn bandwidth_limit_for_a_folder_causes_a_notice() {
     let down = text.replace("bwlimit", "bwlimit_down");
     assert_snapshot!(notices(&down), @"main.bwlimit_down has no effect: what is read from a folder is not limited");
     let text = text.replace("bwlimit = \"1M\"", "retry_for = 0");
-    assert_snapshot!(notices(&text), @"main.retry_for has no effect: a folder that does not answer is not waited for");
+    assert_snapshot!(notices(&text), @"main.retry_for has no effect: no command waits for a folder that does not answer");
 }
 
 #[test]

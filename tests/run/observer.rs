@@ -189,7 +189,7 @@ fn place_of(store: &GatedStore, host: usize) -> Place {
 }
 
 impl Watch for Observer {
-    fn put(&self, store: &GatedStore, key: &str) {
+    fn put(&self, store: &GatedStore, key: &str, is_new: bool) {
         let mut facts = self.facts();
         let host = facts.actors[store.actor].host;
         let place = place_of(store, host);
@@ -226,8 +226,14 @@ impl Watch for Observer {
                 facts.begun_again.insert(stored);
             }
             (BackupObject::Started, false) => {
-                facts.living.insert(stored, (host, true_seconds()));
+                let begun = (host, true_seconds());
+                let newest = facts.living.entry(stored).or_insert(begun);
+                if is_new {
+                    *newest = begun;
+                }
             }
+            // The age of an upload is that of its newest object, which an identical put leaves.
+            _ if !is_new => {}
             _ => {
                 if facts.living.contains_key(&stored) || facts.begun_again.remove(&stored) {
                     facts.living.insert(stored, (host, true_seconds()));

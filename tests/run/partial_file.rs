@@ -280,7 +280,7 @@ async fn partial_file_that_others_can_change_is_refused_and_kept() {
     fs::remove_file(scene.partial()).unwrap();
 
     fs::hard_link(&other, scene.partial()).unwrap();
-    says("it has 2 names").await;
+    says("it has 2 hard links").await;
     fs::remove_file(scene.partial()).unwrap();
     assert_eq!(fs::read(&other).unwrap(), b"precious");
 

@@ -394,7 +394,7 @@ async fn concurrent_first_runs_agree_on_one_store_id() {
 struct Unwatched;
 
 impl Watch for Unwatched {
-    fn put(&self, _: &GatedStore, _: &str) {}
+    fn put(&self, _: &GatedStore, _: &str, _: bool) {}
     fn deleting(&self, _: &GatedStore, _: &str) {}
 }
 

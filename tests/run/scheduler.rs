@@ -314,8 +314,9 @@ impl Drop for Turn<'_> {
 
 /// Observes every change in a store.
 pub(crate) trait Watch: Send + Sync {
-    /// An object is there now.
-    fn put(&self, store: &GatedStore, key: &str);
+    /// An object was put. It has a new date only if it is new: a put of the bytes that the store has
+    /// already changes nothing.
+    fn put(&self, store: &GatedStore, key: &str, is_new: bool);
     /// An object, which may be gone already, is about to be deleted.
     fn deleting(&self, store: &GatedStore, key: &str);
 }
@@ -413,7 +414,7 @@ impl GatedStore {
         }
         let put = async {
             self.inner.plant(key.as_str(), bytes.clone());
-            self.watch.put(self, key.as_str());
+            self.watch.put(self, key.as_str(), true);
             Ok(())
         };
         self.call(Operation::PutNew, key.as_str(), put).await?;
@@ -528,9 +529,10 @@ impl StoreWrite for GatedStore {
             return self.put_unconditionally(key, bytes).await;
         }
         let put = async {
-            let outcome = self.inner.put_new(key, bytes).await?;
-            self.watch.put(self, key.as_str());
-            Ok(outcome)
+            let (outcome, evidence) = self.inner.put_new(key, bytes).await?;
+            self.watch
+                .put(self, key.as_str(), outcome == PutOutcome::Created);
+            Ok((outcome, evidence))
         };
         self.call(Operation::PutNew, key.as_str(), put).await
     }
@@ -604,7 +606,7 @@ impl PartWriter for GatedWriter {
                 store.inner.lose(key.as_str());
             }
             let evidence = inner.finish().await?;
-            store.watch.put(&store, key.as_str());
+            store.watch.put(&store, key.as_str(), true);
             Ok(evidence)
         };
         store.call(Operation::Finish, key.as_str(), finish).await

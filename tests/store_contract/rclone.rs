@@ -508,7 +508,7 @@ async fn truncated_rclone_output_is_an_error() {
                 assert_eq!(listed.unwrap(), [], "{script}");
                 assert_eq!(
                     store.list("").await.unwrap_err().kind,
-                    StoreErrorKind::NotFound,
+                    StoreErrorKind::Unavailable,
                     "but the place is there"
                 );
                 continue;

@@ -19,11 +19,11 @@ pub(crate) struct Restore {
     /// Receive into this dataset, unmounted; missing parents are created with canmount=off
     #[arg(long, value_name = "DATASET")]
     pub(crate) to: Option<DatasetName>,
-    /// Write the bare stream into this new file. The same command resumes an interrupted one from
+    /// Write the bare stream into this new file. If interrupted, the same command resumes from
     /// FILE.ID.partial
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Write the bare stream to stdout, for `zfs receive` anywhere; an interrupted one starts over
+    /// Write the bare stream to stdout, for `zfs receive` anywhere; a repeated command starts over
     #[arg(long)]
     pub(crate) stdout: bool,
     /// Restore the newest backup that is not after this time: 2026-11-20, "2026-11-20 14:30" or
@@ -51,7 +51,7 @@ pub(crate) struct Restore {
     /// it
     #[arg(long, requires = "to")]
     pub(crate) restart: bool,
-    /// Restore although the space that is left is too small for what comes
+    /// Restore even if the target has less free space than the restore needs
     #[arg(long, conflicts_with = "stdout")]
     pub(crate) although_full: bool,
     /// Set the properties that the source had; a mount point is set with canmount=noauto
@@ -91,7 +91,7 @@ pub(crate) struct Drill {
     /// Where from: intermediate, remote, or a folder with a copy of a store
     #[arg(long, value_name = "PLACE", conflicts_with = "remote")]
     pub(crate) from: Option<From>,
-    /// Restore although the space that is left is too small for what comes
+    /// Restore even if the target has less free space than the restore needs
     #[arg(long)]
     pub(crate) although_full: bool,
     /// Rehearse the loss of this host: use only the remote and a typed passphrase

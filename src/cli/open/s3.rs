@@ -94,7 +94,7 @@ fn customer_key_of_environment() -> Result<Option<S3Encryption>, Failure> {
     let file = file.parse().map_err(|error: InvalidValue| {
         usage(
             &format!("{CUSTOMER_KEY_FILE}: {error}"),
-            "name the file of the customer key",
+            "set the variable to the path of the file with the customer key",
         )
     })?;
     let encryption = EncryptionSettings::Customer(file).read(&Environment::current())?;

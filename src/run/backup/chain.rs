@@ -110,7 +110,7 @@ impl Attempt<'_> {
             "{key}: the base chain of {} is no longer whole: {reason}. Nothing is committed",
             self.id
         );
-        let hint = "another host may have pruned it; run it again: the new attempt uses another base or is a full";
+        let hint = "another host may have pruned the base; run the command again: the new attempt uses another base or is a full";
         self.pointless(RunError::refused(what, hint))
     }
 }

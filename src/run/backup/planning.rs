@@ -385,7 +385,7 @@ fn warn_of_unfit_base(local: &Local, facts: &SendFacts<'_>, plan: Option<&SendPl
     };
     tracing::warn!(
         dataset = %local.dataset.name,
-        "no incremental on {}: its snapshot or bookmark in the pool has no IV-set guid, as OpenZFS up to 2.1.5 made them, and ZFS would not receive a raw incremental from it",
+        "cannot make a raw incremental on {}: its snapshot or bookmark in the pool has no IV-set guid (a fault of OpenZFS up to 2.1.5), and ZFS would refuse to receive the incremental",
         newest.id
     );
 }

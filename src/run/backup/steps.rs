@@ -203,7 +203,7 @@ impl Steps<'_> {
         if self.note_unfit_base(&attempt, &error) && !*env.stop.borrow() {
             tracing::warn!(
                 error = error_chain(&error),
-                "the base cannot be used; planning again without it"
+                "ZFS would refuse an incremental from this base; planning again without the base"
             );
             return Ok(None);
         }

@@ -50,7 +50,7 @@ pub fn check_probe(probe: &StoreProbe, wanted: &Wanted) -> Vec<Check> {
         probe
             .notes
             .iter()
-            .map(|note| Check::note("said", format!("the store on {note}"))),
+            .map(|note| Check::note("request", format!("failed: {note}"))),
     );
     checks
 }
@@ -234,7 +234,7 @@ fn may_delete(what: &str, wanted: &Wanted) -> Check {
 fn parts(probe: &StoreProbe, wanted: &Wanted) -> Check {
     let subject = "parts";
     let Some(max) = probe.parts_max.map(u64::from) else {
-        let text = "cannot find out how many parts the store accepts; the longest chunk has";
+        let text = "cannot find out how many parts the store accepts; parts of the longest chunk:";
         return Check::note(subject, format!("{text} {}", wanted.parts));
     };
     match wanted.parts <= max {

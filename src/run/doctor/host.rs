@@ -67,9 +67,9 @@ pub fn check_zfs_faults(
             subject,
             format!(
                 "kernel module {version} can make bookmarks of encrypted datasets without an IV-set guid: \
-                 ZFS does not receive raw incrementals from them, so this program does not use them, and a full may be necessary"
+                 ZFS refuses raw incrementals from such bookmarks, so this program does not use the bookmarks, and a full may be necessary"
             ),
-            "use OpenZFS 2.1.6 or later; until then a snapshot as the base is safe: main.oldest_snapshot_days keeps it",
+            "use OpenZFS 2.1.6 or later; until then keep each snapshot until the next backup (main.oldest_snapshot_days)",
         ));
     }
     let embeds = send.embedded || !plain.is_empty();
@@ -77,7 +77,7 @@ pub fn check_zfs_faults(
         checks.push(Check::warning(
             subject,
             format!(
-                "kernel module {version} sends other bytes behind embedded blocks each time: an interrupted upload \
+                "kernel module {version} pads embedded blocks with different bytes in each send: an interrupted upload \
                  cannot be resumed, and a drill cannot compare the streams"
             ),
             "use OpenZFS 2.1.8 or later, or set send.embedded = false and send.raw = \"auto\"",

@@ -129,7 +129,7 @@ async fn find_id(
         }
         (Some(id), Some(last), _) => {
             tracing::warn!(
-                "{} leads to another store than before: it was {last} and is {id} now",
+                "{} leads to another store than before: its identity was {last} and is {id} now",
                 place.url
             );
             Ok(Some(id))

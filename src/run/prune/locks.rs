@@ -93,7 +93,7 @@ fn last_lock(untils: impl Iterator<Item = String>, now: Timestamp) -> Option<Loc
     let mut last: Option<(Timestamp, String)> = None;
     for until in untils {
         let Ok(end) = until.parse::<Timestamp>() else {
-            let reason = format!("the store says {until:?}, which is not a time");
+            let reason = format!("the lock ends at {until:?}; expected an RFC 3339 time");
             return Some(Lock::Unknown(reason));
         };
         if end > now && last.as_ref().is_none_or(|(latest, _)| end > *latest) {

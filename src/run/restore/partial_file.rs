@@ -67,7 +67,7 @@ pub(super) fn check_owned(file: &File, path: &Path) -> Result<(), RunError> {
     } else if found.mode() & OTHERS_WRITE != 0 {
         format!("its mode {:o} lets others write", found.mode() & 0o7777)
     } else if found.nlink() != 1 {
-        format!("it has {} names, expected 1", found.nlink())
+        format!("it has {} hard links, expected 1", found.nlink())
     } else {
         return Ok(());
     };
@@ -75,7 +75,7 @@ pub(super) fn check_owned(file: &File, path: &Path) -> Result<(), RunError> {
     let quoted = shell_words::quote(&path);
     Err(RunError::refused(
         format!("resume the partial file {path}: {wrong}"),
-        format!("if it may go: rm {quoted}; the same command then starts over"),
+        format!("to start over: rm {quoted}; then run the same command again"),
     ))
 }
 
@@ -110,7 +110,7 @@ impl PartialFile {
         }
         let path = path.display();
         Err(RunError::refused(
-            format!("lock {path}: other runs make and remove it"),
+            format!("lock {path}: other runs keep creating and removing the file"),
             "end them, and run the command again",
         ))
     }

@@ -1,8 +1,8 @@
 //! [`restore_to_file`]: writes the bare stream of a backup to a partial file, and resumes the one
 //! that an interrupted run left.
 //!
-//! The content of a partial file is untrusted: a power cut leaves holes, and a disk other bytes. The
-//! stream itself proves it. Each record header has a checksum over all bytes of the stream before
+//! The content of a partial file is untrusted: a power cut leaves holes, a disk wrong bytes. The
+//! stream verifies itself: each record header has a checksum over all bytes of the stream before
 //! it, so the file is parsed from its start, up to the first fault or its end, and cut back to the
 //! last entry ([`Entries`]) that a later header proves. The parser continues from there with the
 //! bytes of the store. The header of END always comes from the store, so its checksum compares the

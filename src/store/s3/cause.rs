@@ -313,7 +313,7 @@ impl Cause {
     }
 }
 
-pub(super) const CHECKSUM_HINT: &str = "the store may not know this checksum: `zfs-backup doctor` finds out which it keeps; `checksum = \"md5\"` under [s3] is known everywhere";
+pub(super) const CHECKSUM_HINT: &str = "the store may not know this checksum: `zfs-backup doctor` tests which checksums the store keeps; every store accepts `checksum = \"md5\"` under [s3]";
 
 pub(super) fn permission_hint(api: &str) -> String {
     let permission = match api {
@@ -325,7 +325,7 @@ pub(super) fn permission_hint(api: &str) -> String {
         same => same,
     };
     let locked = if api.starts_with("DeleteObject") {
-        "; a locked object is refused in the same words, and a prune waits for locks that s3:GetObjectRetention shows"
+        "; a locked object causes the same error: with s3:GetObjectRetention a prune waits until the lock ends"
     } else {
         ""
     };

@@ -41,7 +41,10 @@ pub(super) fn encryption_hint(
             } else if is_denied && text.contains("explicit deny") {
                 Some(format!("a policy denies {api}: {remedy}"))
             } else if is_denied {
-                Some(format!("{}; if they may, {remedy}", permission_hint(api)))
+                Some(format!(
+                    "{}; if the credentials have it, {remedy}",
+                    permission_hint(api)
+                ))
             } else {
                 None
             }

@@ -245,8 +245,8 @@ impl Shared {
             return;
         }
         tracing::warn!(
-            "{} refuses {what} with the checksum {checksum} and accepts them with md5, which this run sends from now \
-             on; `zfs-backup doctor` finds out which checksums the store keeps: {}",
+            "{} refuses {what} with the checksum {checksum} ({}) and accepts them with md5, which this run now uses; \
+             run `zfs-backup doctor` to test which checksums the store keeps",
             self.url,
             chain_text(reason)
         );

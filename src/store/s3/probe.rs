@@ -1,8 +1,8 @@
 //! Probes what an S3 store does: small objects below one prefix, and uploads that are aborted
 //! again.
 //!
-//! Each question stands for itself: a store that answers one of them with an error or with
-//! something unreadable is asked the others all the same, and the reason is noted. The probe fails
+//! The probe judges each request by itself: after an error or an unreadable response, the probe
+//! notes the reason and continues with the other requests. The probe fails
 //! only if the store answers nothing at all, or if not even a plain object can be stored.
 //!
 //! The order matters: deleting is probed first, with a few bytes. If it does not work, only a few
@@ -207,7 +207,7 @@ impl Probing {
                 (false, true) => Deleting::RemovesVersions,
                 (false, false) => Deleting::Removes,
                 (true, _) => {
-                    let text = "it was said to be done, and the object is still there";
+                    let text = "the store confirmed the delete, and the object still exists";
                     self.note("a delete", &text);
                     Deleting::Unknown
                 }

@@ -125,7 +125,7 @@ fn ask_all(init: &Init, person: &Person, output: &Output) -> Result<Answers, Fai
     };
     let longest_full_bytes = longest_full(found.as_deref().unwrap_or_default(), &datasets);
     if longest_full_bytes.is_none() {
-        output.note("ZFS does not tell the sizes of all datasets: split_size is the default");
+        output.note("the size of some dataset is unknown: split_size has its default value");
     }
     let passphrase = ask_passphrase(person, output)?;
     Ok(Answers {

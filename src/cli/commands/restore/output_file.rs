@@ -27,7 +27,7 @@ pub(super) async fn write_file(
     refuse_existing(path)?;
     for other in other_partials(path, id) {
         context.output.note(&format!(
-            "{} is of another backup, which --backup selects: resume that restore, or delete the file",
+            "{} is of another backup: resume that restore with --backup ID (the ID in the file name), or delete the file",
             other.display()
         ));
     }
@@ -68,7 +68,7 @@ fn name_file(partial: &mut PartialFile, path: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists(path)),
         named => named.map_err(|source| {
             Failure::Run(RunError::File {
-                operation: "name",
+                operation: "rename the partial file to",
                 path: path.display().to_string(),
                 source,
             })

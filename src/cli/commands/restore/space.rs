@@ -11,10 +11,10 @@ pub(crate) fn check_fit(fit: &Fit, although_full: bool, context: &Context) -> Re
     match fit {
         Fit::Fits => {}
         Fit::TooLarge(_) if !although_full => {
-            let hint = "make room or choose another place; --although-full restores all the same, \
+            let hint = "make room or choose another target; --although-full restores anyway, \
                         until the place is full";
             if !context.global.dry_run {
-                return Err(RunError::refused(format!("no room: {fit}"), hint).into());
+                return Err(RunError::refused(format!("no space: {fit}"), hint).into());
             }
             let output = &context.output;
             output.always(&format!("a restore would be refused: {fit}"));

@@ -160,7 +160,7 @@ fn render_copied(dataset: &DatasetName, copied: &CopiedBackup, output: &Output) 
     };
     let there = stored_bytes - sent_bytes;
     let kept = if there > 0 {
-        format!(", {} of them there already", bytes(there))
+        format!(", {} of them already stored", bytes(there))
     } else {
         String::new()
     };
@@ -176,14 +176,14 @@ fn render_copied(dataset: &DatasetName, copied: &CopiedBackup, output: &Output) 
     }
 }
 
-/// Describes backups that are not copied: `, 21 there already, 3 pruned there`; empty without any.
+/// Describes backups that are not copied, such as `, 21 already stored`; empty without any.
 fn left_words(left: &[(BackupId, LeftReason)]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, reason) in left {
         let words = match reason {
-            LeftReason::Committed => "there already",
+            LeftReason::Committed => "already stored",
             LeftReason::Twin { .. } => "with an identical one there",
-            LeftReason::Pruned => "pruned there",
+            LeftReason::Pruned => "pruned in the remote",
             LeftReason::WouldBePruned => "that would be pruned at once",
         };
         *counts.entry(words).or_default() += 1;

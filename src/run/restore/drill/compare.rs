@@ -55,13 +55,13 @@ fn differs(
     let (then, now) = (&backup.manifest.send.zfs_version, zfs.module_version()?);
     if *then != now {
         return Ok(Comparison::Not(format!(
-            "sent by ZFS {then}, and this is {now}, which sends another stream"
+            "the backup was sent by ZFS {then}, and ZFS {now} on this host sends a different stream"
         )));
     }
     let has_embedded = backup.manifest.send.feature_flags & feature::EMBED_DATA != 0;
     if has_embedded && is_older_version(&now, EMBEDDED_PADDING_FIXED) == Some(true) {
         return Ok(Comparison::Not(format!(
-            "the stream may have embedded blocks, and ZFS {now} sends other bytes behind them each time (mended in 2.1.8)"
+            "the stream may have embedded blocks, and ZFS {now} pads them with different bytes in each send (fixed in 2.1.8)"
         )));
     }
     let reason = format!(
