@@ -48,7 +48,9 @@ use lock::{
 };
 use odd::{
     each_odd_answer_to_a_probe_stands_for_itself,
+    mismatch_of_a_checksum_is_no_reason_for_another_one,
     passing_and_other_failures_do_not_change_the_checksum,
+    passing_failure_of_a_create_only_put_says_nothing,
     probe_of_a_good_server_makes_no_more_requests,
     probe_of_a_store_that_stops_answering_is_an_outage,
     probe_tries_the_next_checksum_after_any_refusal_that_repeats,
@@ -163,6 +165,8 @@ async fn odd_s3_servers_are_probed_and_used() {
         failed_s3_probe_leaves_no_object
         probe_of_a_good_server_makes_no_more_requests
         each_odd_answer_to_a_probe_stands_for_itself
+        mismatch_of_a_checksum_is_no_reason_for_another_one
+        passing_failure_of_a_create_only_put_says_nothing
         probe_of_a_store_that_stops_answering_is_an_outage
         probe_tries_the_next_checksum_after_any_refusal_that_repeats
         uploads_and_puts_fall_back_when_the_algorithm_is_refused

@@ -384,9 +384,13 @@ fn object_lock(fact: &Fact<bool>, locks: Ability, wanted: &Wanted) -> Option<Che
             subject,
             format!(
                 "object_lock_days = {days} is configured, and the store accepts an upload with a \
-                 lock and does not lock the object"
+                 lock and shows no lock of the object"
             ),
-            Some("remove object_lock_days, or use another provider".to_owned()),
+            Some(
+                "allow s3:GetObjectRetention; if the credentials have it, the store does not lock: \
+                 remove object_lock_days, or use another provider"
+                    .to_owned(),
+            ),
         ),
         (_, Ability::Refused) => Check::warning(
             subject,

@@ -69,15 +69,7 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
             failed(StoreErrorKind::Invalid, "no region is named".to_owned())
                 .with_hint("set `region` under [s3], or AWS_REGION, or a region in the profile")
         })?;
-    let tls = endpoint
-        .as_ref()
-        .is_none_or(|url| url.starts_with("https://"));
-    let sends_key = matches!(settings.encryption, Some(S3Encryption::Customer(_)));
-    if sends_key && !tls && !endpoint.as_deref().is_some_and(is_local) {
-        let text = "a customer key would cross the network unencrypted".to_owned();
-        return Err(failed(StoreErrorKind::Invalid, text)
-            .with_hint("write an endpoint that begins with https://"));
-    }
+    let tls = is_encrypted(endpoint.as_deref());
     let transport_with = |proxy| {
         transport(tls, proxy).map_err(|text| {
             failed(StoreErrorKind::Invalid, text)
@@ -88,6 +80,15 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
     let direct = transport_with(ProxyConfig::disabled())?;
     let keys = find_credentials(settings, &region, &transport, &direct).await?;
     let shared = load_shared(settings, region.clone(), &keys, transport).await;
+    // A profile can name an endpoint too.
+    let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
+    let tls = is_encrypted(endpoint.as_deref());
+    let sends_key = matches!(settings.encryption, Some(S3Encryption::Customer(_)));
+    if sends_key && !tls && !endpoint.as_deref().is_some_and(is_local) {
+        let text = "a customer key would cross the network unencrypted".to_owned();
+        return Err(failed(StoreErrorKind::Invalid, text)
+            .with_hint("write an endpoint that begins with https://"));
+    }
     let named = endpoint
         .clone()
         .unwrap_or_else(|| format!("Amazon S3 in {region}"));
@@ -113,6 +114,11 @@ fn with_closed_path(endpoint: String) -> String {
         return endpoint + "/";
     }
     endpoint
+}
+
+/// Whether requests to this endpoint are encrypted; those to Amazon's own are.
+fn is_encrypted(endpoint: Option<&str>) -> bool {
+    endpoint.is_none_or(|url| url.starts_with("https://"))
 }
 
 fn endpoint_of_environment() -> Option<String> {
@@ -167,7 +173,6 @@ fn build_config(
     keys: Keys,
     endpoint: Option<String>,
 ) -> Builder {
-    let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
     let endpoint = endpoint.map(with_closed_path);
     let stall = StalledStreamProtectionConfig::enabled()
         .upload_enabled(settings.limiter.is_none())

@@ -273,12 +273,13 @@ impl Shared {
 }
 
 /// Whether a request may have been refused because of its checksum. Stores report this in many ways,
-/// but not as a missing right or object, as a conflict (409), or as a request to wait (429, 503).
+/// but not as a missing right or object, as a conflict (409), or as a request to wait (429, 503). A
+/// checksum that does not match shows damaged bytes: another checksum of them would hide that.
 fn may_be_about_a_checksum(cause: &Cause) -> bool {
     cause.stage == Stage::Refused
         && cause.status != Some(409)
         && match cause.kind() {
-            StoreErrorKind::Unsupported | StoreErrorKind::Invalid | StoreErrorKind::Corrupt => true,
+            StoreErrorKind::Unsupported | StoreErrorKind::Invalid => true,
             StoreErrorKind::Unavailable => matches!(cause.status, Some(500 | 502)),
             _ => false,
         }

@@ -150,9 +150,11 @@ impl Probing {
                 .store(true, Ordering::Relaxed);
             // A put that was refused for another reason is refused again.
             self.put(&key, b"1").await?;
-            self.found.conditional_put = Ability::Refused;
-            self.note("a create-only put", &said(&error));
-            return Ok(());
+            self.note_failure("a create-only put", &error).await?;
+            if !self.was_passing(&error).await? {
+                self.found.conditional_put = Ability::Refused;
+                return Ok(());
+            }
         }
         self.found.conditional_put = match self.put(&key, b"2").await {
             Ok(()) => Ability::Ignored,
@@ -167,6 +169,17 @@ impl Probing {
             }
         };
         Ok(())
+    }
+
+    /// Repeats the create-only put after a failure that may have passed. Returns whether the store
+    /// accepts it now.
+    async fn was_passing(&self, error: &StoreError) -> Result<bool, StoreError> {
+        let refuses = &self.shared.refuses_put_condition;
+        refuses.store(false, Ordering::Relaxed);
+        let was_passing =
+            error.is_transient() && self.put(&self.key("small-again")?, b"1").await.is_ok();
+        refuses.store(!was_passing, Ordering::Relaxed);
+        Ok(was_passing)
     }
 
     /// Probes deleting, and reads the store's clock.
@@ -244,14 +257,15 @@ impl Probing {
         };
         let ends_at = Instant::now() + LOCK_WAIT;
         let found = match self.put_small(&locking, &key, None).await {
-            Ok(()) => locking.head(&key).await,
+            Ok(()) => {
+                // The store may lock the object and not show the lock.
+                self.unlocked_at = Some(ends_at);
+                locking.head(&key).await
+            }
             Err(error) => Err(error),
         };
         self.found.object_lock = match found {
-            Ok(Some(found)) if found.locked_until.is_some() => {
-                self.unlocked_at = Some(ends_at);
-                Ability::Works
-            }
+            Ok(Some(found)) if found.locked_until.is_some() => Ability::Works,
             Ok(_) => Ability::Ignored,
             Err(error) => {
                 self.note_failure("an upload with a lock", &error).await?;
@@ -369,7 +383,7 @@ impl Probing {
             Err(error) => {
                 self.note_failure("a create-only completion of an upload", &error)
                     .await?;
-                Ability::Refused
+                refused_or_unknown(&error)
             }
         };
         Ok(())

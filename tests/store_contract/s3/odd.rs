@@ -21,7 +21,7 @@ const PROBE_REQUESTS: usize = 25;
 const PART_REFUSALS: [Action; 3] = [
     Action::Refuse(500, "InternalError"),
     Action::Refuse(501, "NotImplemented"),
-    Action::Refuse(400, "BadDigest"),
+    Action::Refuse(400, "InvalidRequest"),
 ];
 
 fn always(action: Action, matches: impl Fn(&str) -> bool + Send + Sync + 'static) -> Box<Rule> {
@@ -91,8 +91,8 @@ fn questions() -> [Question; 6] {
         parts_max: None,
         ..good_probe()
     };
-    let no_condition = StoreProbe {
-        conditional_complete: Ability::Refused,
+    let condition = |conditional_complete| StoreProbe {
+        conditional_complete,
         ..good_probe()
     };
     [
@@ -130,9 +130,9 @@ fn questions() -> [Question; 6] {
         Question {
             name: "conditions-of-uploads",
             asks: |head| head.starts_with("post") && head.contains("if-none-match"),
-            refused: no_condition.clone(),
-            failed: no_condition.clone(),
-            page: Some(no_condition),
+            refused: condition(Ability::Refused),
+            failed: condition(Ability::Unknown),
+            page: Some(condition(Ability::Unknown)),
         },
         Question {
             name: "listing-objects",
@@ -308,6 +308,53 @@ async fn uploads_whose_checksum_the_server_refuses_fall_back_to_md5() {
             "{text}"
         );
         assert_eq!(doubts.load(Ordering::SeqCst), 1, "{n}");
+    }
+}
+
+/// The bytes were damaged on the way or in memory: no other checksum of them may be accepted.
+pub(super) async fn mismatch_of_a_checksum_is_no_reason_for_another_one(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    for (n, code) in ["BadDigest", "XAmzContentChecksumMismatch"]
+        .into_iter()
+        .enumerate()
+    {
+        let rule = always(Action::Refuse(400, code), |head| {
+            head.starts_with("put") && head.contains("x-amz-checksum-")
+        });
+        let proxy = Proxy::start(&weed.endpoint(), chain(vec![rule]));
+        let store = connect_by(&proxy, quick(&settings, &n.to_string())).await;
+        let small = store.put_new(&key("small"), pattern(9, 1)).await;
+        let large = upload(&store, &key("large"), &pattern(PART + 5, 1)).await;
+        for error in [small.map(drop).unwrap_err(), large.map(drop).unwrap_err()] {
+            assert_eq!(error.kind, StoreErrorKind::Corrupt, "{}", story(&error));
+        }
+        assert_eq!(proxy.requests("content-md5"), 0, "{code}");
+    }
+}
+
+/// The failure of one request may pass. A server that fails each create-only put has no such puts.
+pub(super) async fn passing_failure_of_a_create_only_put_says_nothing(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    for (passes, expected) in [(true, Ability::Works), (false, Ability::Refused)] {
+        let has_passed = AtomicBool::new(false);
+        let failing = move |head: &str| match head.contains("if-none-match") {
+            _ if !head.starts_with("put") => Action::Pass,
+            true if !has_passed.load(Ordering::SeqCst) => Action::Refuse(500, "InternalError"),
+            true => Action::Pass,
+            false => {
+                has_passed.store(passes, Ordering::SeqCst);
+                Action::Pass
+            }
+        };
+        let proxy = Proxy::start(&weed.endpoint(), failing);
+        let store = connect_by(&proxy, quick(&settings, &passes.to_string())).await;
+        let probe = store.probe(UNDER).await.unwrap().unwrap();
+        assert!(probe.uncertain, "{probe:?}");
+        assert_eq!(probe.conditional_put, expected, "{probe:?}");
     }
 }
 
