@@ -19,7 +19,7 @@ pub struct ReadFault {
 }
 
 /// A record that carries data of an object, from which a send can be resumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RecordPlace {
     /// The number of the object.
     pub object: u64,

@@ -510,7 +510,8 @@ impl ZfsSend for FakeZfs {
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
         let attempt = Attempt::new("estimate the stream of", &request.snapshot);
         let state = &self.call(&attempt)?.state;
-        let estimate = state.estimate_bytes;
+        let of_full = state.full_estimate_bytes.filter(|_| request.base.is_none());
+        let estimate = of_full.or(state.estimate_bytes);
         let (stream, _) = stream_of(state, request).map_err(|errno| attempt.refused(errno))?;
         Ok(estimate.unwrap_or(stream.bytes.len() as u64))
     }

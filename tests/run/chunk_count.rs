@@ -3,6 +3,7 @@
 
 use crate::interrupted::interrupted_late;
 use crate::world::{SPLIT_BYTES, World, committed};
+use jiff::SignedDuration;
 use zfs_backup::manifest::CHUNKS_MAX;
 use zfs_backup::plan::send::{RequestedKind, SendConflict};
 use zfs_backup::run::RunError;
@@ -44,6 +45,19 @@ async fn an_incremental_with_too_many_chunks_is_refused_too() {
     world.zfs.set_estimate(TOO_LONG);
     let error = world.try_back_up_as(RequestedKind::Incremental).await;
     assert_names_the_split_size(&error.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_due_full_with_too_many_chunks_becomes_an_incremental() {
+    let mut world = World::new();
+    let base = world.back_up().await.manifest.id;
+    world.zfs.write_file(&world.dataset, 30, b"more");
+    world.snapshot();
+    world.settings.lifecycle.full_age_max = Some(SignedDuration::from_secs(1));
+    world.zfs.set_full_estimate(TOO_LONG);
+    let night = world.try_back_up_as(RequestedKind::Lifecycle).await;
+    let backup = committed(night.unwrap());
+    assert_eq!(backup.manifest.base.unwrap().backup_id, base);
 }
 
 #[tokio::test]

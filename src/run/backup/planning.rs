@@ -351,7 +351,16 @@ pub(super) fn decide(
     };
     let plan = plan_send(&facts, &settings.lifecycle, requested);
     warn_of_unfit_base(local, &facts, plan.as_ref().ok());
-    let plan = plan.map_err(|conflict| explain(env, name, conflict))?;
+    let mut plan = plan.map_err(|conflict| explain(env, name, conflict))?;
+    if let (SendPlan::Full { .. }, RequestedKind::Lifecycle) = (&plan, requested)
+        && let Some(Err(count)) =
+            full_estimate_bytes.map(|bytes| check_chunk_count(bytes, settings.split_bytes))
+        && let Ok(incremental @ SendPlan::Incremental { .. }) =
+            plan_send(&facts, &settings.lifecycle, RequestedKind::Incremental)
+    {
+        tracing::warn!(dataset = %name, "a full is due and is not made: {count}; {}", count.hint());
+        plan = incremental;
+    }
     let estimate_bytes = match &plan {
         SendPlan::Full { .. } => full_estimate_bytes,
         SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),

@@ -4,7 +4,7 @@ use super::source::SendSource;
 use crate::model::{ReadFault, RecordPlace};
 use crate::run::RunError;
 use crate::run::blocking::blocking;
-use crate::run::transfer::StreamSource;
+use crate::run::transfer::{Stop, StreamSource};
 use crate::zfs::{SendResume, ZfsErrno, ZfsError};
 use std::io::{self, Read};
 
@@ -13,19 +13,20 @@ use std::io::{self, Read};
 const READ_BYTES: u64 = 256 << 20;
 
 /// Sends a part of the snapshot from before each of the places, and drops the bytes. Returns the
-/// first of the places at which ZFS cannot read the snapshot either.
+/// first of the places at which ZFS cannot read the snapshot either. A stop ends this early.
 ///
 /// # Errors
 /// [`RunError`] when the thread that reads ends with a panic.
 pub(super) async fn read_at_faults(
     source: SendSource,
     mut faults: Vec<ReadFault>,
+    stop: Stop,
 ) -> Result<Option<ReadFault>, RunError> {
+    faults.sort_by_key(|fault| fault.before);
     faults.dedup_by_key(|fault| fault.before);
     let is_there = move |fault: &ReadFault| {
-        fault
-            .before
-            .is_some_and(|place| is_unreadable(&source, place))
+        let place = fault.before.filter(|_| !*stop.borrow());
+        place.is_some_and(|place| is_unreadable(&source, place))
     };
     blocking(move || faults.into_iter().find(is_there)).await
 }

@@ -246,7 +246,7 @@ impl Steps<'_> {
                 },
             };
             let faults = known.values().copied().collect();
-            let Some(fault) = read_at_faults(source, faults).await? else {
+            let Some(fault) = read_at_faults(source, faults, self.env.stop.clone()).await? else {
                 return Ok(planned);
             };
             tracing::warn!(snapshot = %snapshot.name, "is stepped over: it has a block that ZFS cannot read in another snapshot");

@@ -10,6 +10,11 @@ impl FakeZfs {
         self.lock().state.estimate_bytes = Some(bytes);
     }
 
+    /// Sets the estimate of every full from now on.
+    pub fn set_full_estimate(&self, bytes: u64) {
+        self.lock().state.full_estimate_bytes = Some(bytes);
+    }
+
     /// Sets the space that is left for a dataset and those below it, as a full pool or a quota
     /// does.
     pub fn set_available(&self, dataset: &DatasetName, bytes: u64) {

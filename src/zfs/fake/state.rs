@@ -111,6 +111,7 @@ pub(super) struct State {
     pub(super) points_at_objects: bool,
     /// The estimate of every send; `None` for the length of its stream.
     pub(super) estimate_bytes: Option<u64>,
+    pub(super) full_estimate_bytes: Option<u64>,
     /// Whether listed bookmarks show the guid of their IV set.
     pub(super) shows_ivsets: bool,
     /// The guids of the snapshots of encrypted datasets that have no IV-set guid.
@@ -149,6 +150,7 @@ impl State {
             now,
             points_at_objects: false,
             estimate_bytes: None,
+            full_estimate_bytes: None,
             shows_ivsets: true,
             without_ivset: BTreeSet::new(),
             damaged: BTreeSet::new(),
