@@ -24,7 +24,7 @@ pub struct ArrivingBytes {
 pub enum Fit {
     /// Everything fits.
     Fits,
-    /// Everything fits only if the target compresses it well.
+    /// Everything fits only if the target compresses it well, or frees space first.
     Doubtful(Shortage),
     /// At least a part does not fit.
     TooLarge(Shortage),
@@ -52,7 +52,8 @@ impl fmt::Display for Fit {
             Self::Fits => f.write_str("everything fits"),
             Self::Doubtful(shortage) => write!(
                 f,
-                "{shortage}; the restore fits only if ZFS compresses the data well"
+                "{shortage}; whether the restore fits depends on how well ZFS compresses the data, or on \
+                 the space that the restore frees first"
             ),
             Self::TooLarge(shortage) => shortage.fmt(f),
             Self::Unknown { place } => write!(

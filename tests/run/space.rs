@@ -98,8 +98,24 @@ async fn an_existing_dataset_needs_only_what_comes() {
     world.zfs.set_available(&name("tank"), coming);
     assert_eq!(fit(&world, &set, &target, &options), Fit::Fits);
     world.zfs.set_available(&name("tank"), coming - 1);
-    let fit = fit(&world, &set, &target, &options);
-    assert!(matches!(fit, Fit::TooLarge(_)), "{fit:?}");
+    let judge = || fit(&world, &set, &target, &options);
+    assert!(matches!(judge(), Fit::TooLarge(_)), "{:?}", judge());
+    // What a rollback destroys makes room, nobody knows how much.
+    world.zfs.write_file(&target, 31, &[8; 50_000]);
+    assert!(matches!(judge(), Fit::Doubtful(_)), "{:?}", judge());
+}
+
+#[tokio::test]
+async fn quota_of_a_parent_may_not_bind_its_children() {
+    let world = World::new();
+    let (set, streams) = chain(&world).await;
+    let (target, options) = (name("tank/new/restored"), ReceiveOptions::default());
+    world.zfs.set_available(&name("tank"), streams[0] - 1);
+    let judge = || fit(&world, &set, &target, &options);
+    assert!(matches!(judge(), Fit::TooLarge(_)), "{:?}", judge());
+    let quota = PropertyValue::Number(streams[0]);
+    world.zfs.set_property(&name("tank"), "refquota", quota);
+    assert!(matches!(judge(), Fit::Doubtful(_)), "{:?}", judge());
 }
 
 #[tokio::test]
@@ -123,7 +139,13 @@ async fn a_reservation_is_counted_in_addition() {
     let target = name("tank/restored");
     let all: u64 = streams.iter().sum();
     world.zfs.set_available(&name("tank"), all + 1_000_000);
-    for (reservation, expected) in [("refreservation=900K", true), ("refreservation=1M", false)] {
+    for (reservation, expected) in [
+        ("refreservation=900K", true),
+        ("refreservation=1M", false),
+        // A reservation counts the data itself.
+        ("reservation=1M", true),
+        ("reservation=2M", false),
+    ] {
         let given = [reservation.to_owned()];
         let options = ReceiveOptions {
             properties: PropertyChoice::new(false, &given, &[]).unwrap(),

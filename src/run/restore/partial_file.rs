@@ -156,6 +156,14 @@ fn lock(file: &File, path: &Path) -> Result<(), RunError> {
             subject: path.display().to_string(),
             holder: holder_of(file),
         })),
+        // Some network file systems have no locks.
+        Err(errno @ (Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS)) => {
+            tracing::warn!(
+                "cannot lock {} ({errno}): run only one restore into it",
+                path.display()
+            );
+            Ok(())
+        }
         Err(errno) => Err(failed("lock", path)(errno.into())),
     }
 }

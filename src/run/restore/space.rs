@@ -2,7 +2,7 @@
 
 use super::allowed::nearest;
 use super::partial_file::partial_path;
-use super::{ReceiveOptions, ReceivePlan, RestoreBackup, RestoreSet};
+use super::{ReceiveOptions, ReceivePlan, RestoreBackup, RestoreSet, Rollback};
 use crate::model::DatasetName;
 use crate::plan::space::{ArrivingBytes, Fit, judge_space};
 use crate::run::{RunError, error_chain};
@@ -13,8 +13,6 @@ use std::path::Path;
 
 /// `compression=off` as the kernel keeps it.
 const COMPRESSION_OFF: u64 = 2;
-/// The properties that keep space free, with which a volume reserves all of its size.
-const RESERVATIONS: [&str; 2] = ["refreservation", "reservation"];
 
 /// One dataset of a restore.
 #[derive(Clone, Copy)]
@@ -51,22 +49,23 @@ pub fn judge_fit(zfs: &dyn ZfsRead, target: &DatasetName, datasets: &[ArrivingDa
         .iter()
         .map(|dataset| dataset.bytes(compression))
         .collect();
-    // A rollback or a restart frees space first.
+    let fit = judge_space(name.as_str(), &arriving, number("available"));
+    // A rollback or a restart frees an unknown space first. A `refquota` limits what is available in
+    // the dataset that has it, but not in those below it.
     let frees = |dataset: &ArrivingDataset<'_>| {
-        let written_bytes = dataset
-            .plan
-            .rollback
-            .as_ref()
-            .and_then(|it| it.written_bytes);
-        let given_up = dataset.plan.given_up.is_some() && name == *target;
-        let used_bytes = given_up.then(|| number("used")).flatten();
-        written_bytes
-            .unwrap_or(0)
-            .saturating_add(used_bytes.unwrap_or(0))
+        let ReceivePlan {
+            rollback, gives_up, ..
+        } = dataset.plan;
+        let destroys = |it: &Rollback| !it.snapshots.is_empty() || it.written_bytes != Some(0);
+        rollback.as_ref().is_some_and(destroys) || *gives_up
     };
-    let freed_bytes = datasets.iter().map(frees).fold(0, u64::saturating_add);
-    let available = number("available").map(|left| left.saturating_add(freed_bytes));
-    judge_space(name.as_str(), &arriving, available)
+    let has_own_quota = name != *target && number("refquota").is_some_and(|bytes| bytes > 0);
+    match fit {
+        Fit::TooLarge(shortage) if has_own_quota || datasets.iter().any(frees) => {
+            Fit::Doubtful(shortage)
+        }
+        fit => fit,
+    }
 }
 
 impl ArrivingDataset<'_> {
@@ -82,14 +81,7 @@ impl ArrivingDataset<'_> {
             _ => None,
         };
         let compression = number("compression").or(inherited_compression);
-        let mut arriving = ArrivingBytes {
-            reserved_bytes: RESERVATIONS
-                .iter()
-                .filter_map(|name| number(name))
-                .max()
-                .unwrap_or(0),
-            ..ArrivingBytes::default()
-        };
+        let mut arriving = ArrivingBytes::default();
         let received_bytes = self.plan.unfinished.as_ref().map_or(0, |token| token.bytes);
         for (number, backup) in self.set.backups.iter().enumerate().skip(self.plan.skipped) {
             let mut stream_bytes = backup.manifest.stream_bytes;
@@ -102,6 +94,13 @@ impl ArrivingDataset<'_> {
             };
             *sum = sum.saturating_add(stream_bytes);
         }
+        // `reservation` counts the data of the dataset and its snapshots, `refreservation` comes on
+        // top of what a snapshot keeps.
+        let beyond_data = number("reservation")
+            .unwrap_or(0)
+            .saturating_sub(arriving.stream_bytes)
+            .saturating_sub(arriving.compressible_bytes);
+        arriving.reserved_bytes = number("refreservation").unwrap_or(0).max(beyond_data);
         arriving
     }
 }

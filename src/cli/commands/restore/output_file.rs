@@ -32,13 +32,17 @@ pub(super) async fn write_file(
         ));
     }
     let output = &context.output;
+    if partial.bytes() > 0 {
+        output.note(&format!(
+            "checking the {} of {}, from which the restore resumes",
+            bytes(partial.bytes()),
+            partial.path().display()
+        ));
+    }
     let say = |resumed: &_| output.line(words_of(resumed));
     let written = restore_to_file(backup, keys, &partial, &context.stop, say).await;
-    let written = written
-        .map_err(Failure::from)
-        .and_then(|()| name_file(&mut partial, path));
     let left_bytes = partial.bytes();
-    if written.is_err() && left_bytes > 0 {
+    if written.as_ref().is_err_and(|error| !error.is_damage()) && left_bytes > 0 {
         output.always(&format!(
             "{} has {} of {} of the stream; the same command resumes",
             partial.path().display(),
@@ -46,7 +50,8 @@ pub(super) async fn write_file(
             bytes(backup.manifest.stream_bytes)
         ));
     }
-    written
+    written?;
+    name_file(&mut partial, path)
 }
 
 /// Returns where [`write_file`] would resume, for a dry run.
