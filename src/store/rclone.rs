@@ -16,8 +16,8 @@
 //! numbers, which all names except those of keyrings have, never collide.
 //!
 //! **Absent.** For a remote of folders "not found" is trusted only while the root folder itself
-//! exists and still contains [`IDENTITY_FOLDER`], if it did before: an unmounted disk must not look
-//! like an empty store.
+//! exists and still contains the folder of its identity, if it did before: an unmounted disk must
+//! not look like an empty store.
 //!
 //! **Evidence.** The SHA-1 or MD5 that the remote reports, computed by the provider or stored with
 //! the object, depending on the provider; without either, the size.

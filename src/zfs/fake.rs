@@ -273,7 +273,7 @@ impl FakeZfs {
         self.lock().state.now = now;
     }
 
-    /// Sets the result of [`Zfs::module_version`].
+    /// Sets the result of [`ZfsHost::module_version`].
     pub fn set_module_version(&self, version: &str) {
         version.clone_into(&mut self.lock().module_version);
     }
