@@ -23,6 +23,7 @@
 //! the object, depending on the provider; without either, the size.
 
 mod cause;
+mod place;
 mod process;
 mod put;
 mod read;
@@ -63,7 +64,7 @@ use process::{Call, Ended};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use tokio::sync::{Mutex, Semaphore};
 
 /// The first version whose behaviour was tested. Versions before 1.75.1 could report success for an
@@ -71,10 +72,6 @@ use tokio::sync::{Mutex, Semaphore};
 const VERSION_MIN: [u32; 3] = [1, 75, 2];
 /// The maximum output of a call that lists nothing: versions and features.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
-/// The folder of the store's identity, in the root.
-const IDENTITY_FOLDER: &str = "@zfs-backup";
-const VANISHED_HINT: &str =
-    "bring that folder back, such as by mounting its file system, and run the same command again";
 /// The number of locks for names. Concurrent puts of different names seldom share one.
 const PUT_LOCKS: usize = 64;
 
@@ -193,60 +190,6 @@ impl RcloneStore {
         serde_json::from_slice(&ended.output).map_err(|error| unreadable(&error))
     }
 
-    /// Fails unless the configured bucket or folder exists.
-    async fn demand_place(&self, operation: &str) -> Result<(), StoreError> {
-        let arguments = ["lsjson", "--no-modtime", "--no-mimetype"];
-        let listed = self.run(&arguments, &[self.settings.place()], true).await;
-        let cause = match listed {
-            Ok(Ended {
-                failure: None,
-                output,
-            }) => return self.demand_identity(operation, &output),
-            Ok(Ended {
-                failure: Some(cause),
-                ..
-            })
-            | Err(cause) => cause,
-        };
-        let missing = cause.is_no_folder();
-        let error = self.failed(operation, "", cause);
-        let place = self.settings.place();
-        let quoted = shell_words::quote(&place);
-        let hint = format!("mount its file system, or create it: `rclone mkdir {quoted}`");
-        Err(if missing {
-            error.with_hint(hint)
-        } else {
-            error
-        })
-    }
-
-    /// Fails if the folder of the store's identity was in the root and is not in this listing.
-    fn demand_identity(&self, operation: &str, listing: &[u8]) -> Result<(), StoreError> {
-        let failed = |cause| self.failed(operation, "", cause);
-        let entries: Vec<read::Entry> =
-            serde_json::from_slice(listing).map_err(|error| failed(unreadable(&error)))?;
-        if entries
-            .iter()
-            .any(|entry| entry.is_folder_named(IDENTITY_FOLDER))
-        {
-            self.has_identity.store(true, Ordering::Relaxed);
-        } else if !self.buckets && self.has_identity.load(Ordering::Relaxed) {
-            let text = format!(
-                "the folder no longer contains {IDENTITY_FOLDER}: was its file system unmounted, or the folder replaced?"
-            );
-            return Err(failed(Cause::ours(StoreErrorKind::Unavailable, text))
-                .with_store_gone()
-                .with_hint(VANISHED_HINT));
-        }
-        Ok(())
-    }
-
-    /// Fails unless the root folder is still the one of this store. Its objects are then not known
-    /// to be missing: the error is never [`StoreErrorKind::NotFound`].
-    async fn demand_same_place(&self, operation: &str) -> Result<(), StoreError> {
-        self.demand_place(operation).await.map_err(vanished)
-    }
-
     /// Runs rclone for a small output.
     async fn run(
         &self,
@@ -278,19 +221,6 @@ impl RcloneStore {
         StoreError::new(kind, operation, subject, &self.url, cause)
             .with_hint_of(hint)
             .with_outage(is_outage)
-    }
-}
-
-/// Turns "not found" of the root folder into an error that says nothing about objects.
-fn vanished(error: StoreError) -> StoreError {
-    match error.kind {
-        StoreErrorKind::NotFound => StoreError {
-            kind: StoreErrorKind::Unavailable,
-            ..error
-        }
-        .with_store_gone()
-        .with_hint(VANISHED_HINT),
-        _ => error,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Reads the remote: `lsjson` for listings and single objects, `cat` for their bytes.
 
 use super::cause::Cause;
+use super::place::vanished;
 use super::process::{self, Call, PARTIAL_SUFFIX};
-use super::{RcloneStore, unreadable, vanished};
+use super::{RcloneStore, unreadable};
 use crate::store::adapter::Adapter;
 use crate::store::hash::HashKind;
 use crate::store::{
@@ -38,12 +39,6 @@ pub(super) struct Entry {
     is_folder: bool,
     #[serde(rename = "Hashes", default)]
     hashes: Option<HashMap<String, String>>,
-}
-
-impl Entry {
-    pub(super) fn is_folder_named(&self, name: &str) -> bool {
-        self.is_folder && self.path == name
-    }
 }
 
 impl Adapter for RcloneStore {
