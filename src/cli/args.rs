@@ -22,7 +22,8 @@ Exit status:
   0    done, or nothing to do
   1    failed
   2    wrong usage or configuration
-  3    finished, but some datasets failed
+  3    finished, but some datasets failed, or an unreadable snapshot was
+       stepped over
   4    damage found
   11   another run has the lock
   130  interrupted";
