@@ -28,7 +28,7 @@ use crate::run::pool::inside::refuse_inside;
 use crate::run::pool::select::Selected;
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::store::{EvidenceTier, ObjectStore, StoreWrite};
+use crate::store::{EvidenceTier, ObjectStore, StoreInfo, StoreWrite};
 #[cfg(any(test, feature = "testing"))]
 use crate::zfs::recorded::RecordedZfs;
 use crate::zfs::{Zfs, ZfsRead};
@@ -93,7 +93,7 @@ pub(crate) async fn export_intermediate(context: &Context, kind: &Kind) -> Resul
 async fn open_other(
     setup: &Setup,
     role: StoreRole,
-    target: &dyn ObjectStore,
+    target: &dyn StoreInfo,
 ) -> Result<Option<OtherStore>, Failure> {
     if known_store(&setup.config, role)?.is_none() {
         return Ok(None);

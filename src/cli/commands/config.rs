@@ -20,7 +20,7 @@ use crate::run::backup::{estimate_full, send_flags};
 use crate::run::error_chain;
 use crate::run::pool::select::{Selected, select_datasets};
 use crate::state::probes::{ProbeNote, known_probes};
-use crate::zfs::Zfs;
+use crate::zfs::ZfsSend;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -103,7 +103,7 @@ fn split_size_advice(config: &Config) -> Vec<Advice> {
 }
 
 /// Returns the estimated fulls of the configured datasets, or `None` when ZFS cannot be read.
-fn estimate_all(zfs: &dyn Zfs, config: &Config) -> Option<Vec<(DatasetName, Option<u64>)>> {
+fn estimate_all(zfs: &dyn ZfsSend, config: &Config) -> Option<Vec<(DatasetName, Option<u64>)>> {
     let selection = select_datasets(zfs, &config.datasets, &config.state_dir).ok()?;
     let settings = backup_settings(config);
     let estimate = |Selected { dataset, .. }: Selected| {

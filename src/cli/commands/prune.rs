@@ -29,7 +29,7 @@ use crate::run::prune::{
 };
 use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
-use crate::store::{ListedObject, ObjectStore, StoreRead};
+use crate::store::{ListedObject, ObjectStore, StoreInfo, StoreRead};
 use crate::zfs::ZfsSnapshots;
 use serde::Serialize;
 use std::ops::ControlFlow;
@@ -97,7 +97,7 @@ pub(crate) async fn prune_intermediate(
 
 /// Refuses one store under two names, before anything else is read.
 fn refuse_one_place_twice(
-    store: &dyn ObjectStore,
+    store: &dyn StoreInfo,
     secondary: &SecondaryStore,
 ) -> Result<(), RunError> {
     match secondary {

@@ -2,11 +2,11 @@
 
 use super::planning::estimate_stream;
 use crate::run::error_chain;
-use crate::zfs::{Dataset, SendFlags, SendRequest, Zfs};
+use crate::zfs::{Dataset, SendFlags, SendRequest, ZfsSend};
 
 /// Estimates a full of a dataset in bytes: the stream of its newest snapshot, or without a snapshot
 /// the data that it refers to. Returns `None` when ZFS tells neither.
-pub fn estimate_full(zfs: &dyn Zfs, dataset: &Dataset, flags: SendFlags) -> Option<u64> {
+pub fn estimate_full(zfs: &dyn ZfsSend, dataset: &Dataset, flags: SendFlags) -> Option<u64> {
     let snapshots = zfs.snapshots(&dataset.name);
     let newest = snapshots
         .inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"))

@@ -5,19 +5,19 @@ use crate::catalog::read_chunks;
 use crate::manifest::Manifest;
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, ParsedKey, backup_prefix, object_name};
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::{ObjectKey, StoreDelete};
 use std::collections::BTreeSet;
 
 /// Removes the objects that only a running upload needs. Every commit must end with this call, even
 /// a commit that another run began: no later run returns to the backup to remove them. Objects that
 /// the manifest names are never touched; `verify-checksums` reports those that cannot be deleted.
-pub(in crate::run) async fn tidy(store: &dyn ObjectStore, manifest: &Manifest) {
+pub(in crate::run) async fn tidy(store: &dyn StoreDelete, manifest: &Manifest) {
     if let Err(error) = remove_spare(store, manifest).await {
         tracing::warn!(id = %manifest.id, error = error_chain(&error), "objects that the backup does not need stay");
     }
 }
 
-async fn remove_spare(store: &dyn ObjectStore, manifest: &Manifest) -> Result<(), RunError> {
+async fn remove_spare(store: &dyn StoreDelete, manifest: &Manifest) -> Result<(), RunError> {
     let Manifest { dataset, id, .. } = manifest;
     let listed = store.list(&backup_prefix(dataset, id)).await?;
     let parsed = listed
