@@ -17,18 +17,18 @@ fn until(evidence: &zfs_backup::store::Evidence) -> Timestamp {
     evidence.locked_until.as_deref().unwrap().parse().unwrap()
 }
 
+async fn create_locking_bucket(weed: &Weed, bucket: &str) {
+    let create = weed.client().create_bucket().bucket(bucket);
+    let create = create.object_lock_enabled_for_bucket(true);
+    create.send().await.unwrap();
+}
+
 pub(super) async fn s3_objects_are_locked_at_upload_and_their_locks_extended(
     weed: Arc<Weed>,
     settings: S3Settings,
 ) {
     let bucket = "locked";
-    weed.client()
-        .create_bucket()
-        .bucket(bucket)
-        .object_lock_enabled_for_bucket(true)
-        .send()
-        .await
-        .unwrap();
+    create_locking_bucket(&weed, bucket).await;
     let lock = Some(ObjectLock {
         days: 2,
         mode: LockMode::Governance,
@@ -152,13 +152,7 @@ pub(super) async fn probe_locks_an_object_that_is_sent_in_parts(
     settings: S3Settings,
 ) {
     let bucket = "locks-parts";
-    weed.client()
-        .create_bucket()
-        .bucket(bucket)
-        .object_lock_enabled_for_bucket(true)
-        .send()
-        .await
-        .unwrap();
+    create_locking_bucket(&weed, bucket).await;
     let begins = |head: &str| head.starts_with("post") && head.contains("object-lock-mode");
     let looks = |head: &str| head.starts_with("head");
     for (asks, action, result) in [

@@ -1,11 +1,11 @@
 //! Servers that answer one question oddly and everything else well: the probe reports each answer
 //! by itself, and uploads fall back to a checksum that the server accepts.
 
-use super::probe::UNDER;
+use super::probe::{UNDER, always, good_probe};
 use super::{PART, assert_empty, assert_says, below, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
 use crate::pace::Captured;
-use crate::proxy::{Action, Proxy, Rule, chain, first};
+use crate::proxy::{Action, Proxy, chain};
 use crate::weed::Weed;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,10 +24,6 @@ const PART_REFUSALS: [Action; 3] = [
     Action::Refuse(400, "InvalidRequest"),
 ];
 
-fn always(action: Action, matches: impl Fn(&str) -> bool + Send + Sync + 'static) -> Box<Rule> {
-    Box::new(first(usize::MAX, action, matches))
-}
-
 /// Settings with which refused requests are repeated at once.
 fn quick(settings: &S3Settings, name: &str) -> S3Settings {
     S3Settings {
@@ -41,21 +37,6 @@ fn is_part_with_checksum(head: &str) -> bool {
     head.contains("partnumber=") && head.contains("x-amz-checksum-")
 }
 
-fn good_probe() -> StoreProbe {
-    StoreProbe {
-        tier: EvidenceTier::Crc64nvmeFull,
-        checksum: Some(S3Checksum::Crc64nvme),
-        kept: vec![S3Checksum::Crc64nvme],
-        conditional_put: Ability::Works,
-        conditional_complete: Ability::Works,
-        list_uploads: Ability::Works,
-        abort_uploads: Ability::Works,
-        deleting: Deleting::Removes,
-        parts_max: Some(10_000),
-        ..StoreProbe::default()
-    }
-}
-
 pub(super) async fn probe_of_a_good_server_makes_no_more_requests(
     weed: Arc<Weed>,
     settings: S3Settings,
@@ -67,9 +48,9 @@ pub(super) async fn probe_of_a_good_server_makes_no_more_requests(
     assert_eq!(proxy.requests(""), PROBE_REQUESTS);
 }
 
-/// One question of the probe: its name and its requests, and what the probe finds when they are
-/// refused, when they fail, and when they are answered with a page (`None` where a client takes that
-/// for success).
+/// A question of the probe, with its name and its requests, and the result of the probe when these
+/// are refused, when they fail, and when they are answered with a page (`None` where a client takes
+/// a page for success).
 struct Question {
     name: &'static str,
     asks: fn(&str) -> bool,

@@ -16,8 +16,27 @@ use zfs_backup::store::{
 
 pub(super) const UNDER: &str = "@zfs-backup/probe/0123456789abcdef/";
 
-fn always(action: Action, matches: impl Fn(&str) -> bool + Send + Sync + 'static) -> Box<Rule> {
+pub(super) fn always(
+    action: Action,
+    matches: impl Fn(&str) -> bool + Send + Sync + 'static,
+) -> Box<Rule> {
     Box::new(first(usize::MAX, action, matches))
+}
+
+/// The probe of a good server on a bucket without versions.
+pub(super) fn good_probe() -> StoreProbe {
+    StoreProbe {
+        tier: EvidenceTier::Crc64nvmeFull,
+        checksum: Some(S3Checksum::Crc64nvme),
+        kept: vec![S3Checksum::Crc64nvme],
+        conditional_put: Ability::Works,
+        conditional_complete: Ability::Works,
+        list_uploads: Ability::Works,
+        abort_uploads: Ability::Works,
+        deleting: Deleting::Removes,
+        parts_max: Some(10_000),
+        ..StoreProbe::default()
+    }
 }
 
 pub(super) async fn probe_of_a_capable_server_reports_its_abilities(
@@ -57,17 +76,9 @@ pub(super) async fn probe_of_a_capable_server_reports_its_abilities(
             .unwrap();
         assert!(probe.clock_ahead_seconds.unwrap().abs() <= 5, "{probe:?}");
         let expected = StoreProbe {
-            tier: EvidenceTier::Crc64nvmeFull,
-            checksum: Some(S3Checksum::Crc64nvme),
-            kept: vec![S3Checksum::Crc64nvme],
-            conditional_put: Ability::Works,
-            conditional_complete: Ability::Works,
-            list_uploads: Ability::Works,
-            abort_uploads: Ability::Works,
             deleting,
-            parts_max: Some(10_000),
             clock_ahead_seconds: probe.clock_ahead_seconds,
-            ..StoreProbe::default()
+            ..good_probe()
         };
         assert_eq!(probe, expected);
         assert_empty(&store).await;
