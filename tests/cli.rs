@@ -306,6 +306,32 @@ fn an_endpoint_that_does_not_answer_is_named() {
     assert!(!stderr(&output).contains("\"b\""));
 }
 
+/// The address is reserved for documentation, so that no server gets the key if the check fails.
+#[test]
+fn customer_key_is_not_sent_in_clear_to_the_endpoint_of_a_profile() {
+    let folder = TempDir::new().unwrap();
+    let (aws, key) = (folder.path().join("aws"), folder.path().join("key"));
+    let profile = "[profile nas]\nendpoint_url = http://192.0.2.1:9\n\
+                   aws_access_key_id = a\naws_secret_access_key = b\n";
+    fs::write(&aws, profile).unwrap();
+    fs::write(&key, "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\n").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let (_keep, file) = config(
+        &format!(
+            "[main]\nzfs_fs = \"tank/a\"\nencryption_passphrase = \"x\"\nremote = \"s3:bucket\"\n\
+             [s3]\nprofile = \"nas\"\nregion = \"r\"\nsse_customer_key_file = \"{}\"\n",
+            key.display()
+        ),
+        0o600,
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
+    command
+        .args(["-c", &file, "--retry-for", "0", "key", "generate"])
+        .env("AWS_CONFIG_FILE", &aws)
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+    check(&command.output().unwrap(), 1, &["unencrypted", "https://"]);
+}
+
 #[test]
 fn profile_of_an_sso_session_is_refused_with_the_way_that_works() {
     let folder = TempDir::new().unwrap();
@@ -345,7 +371,7 @@ fn profile_of_an_sso_session_is_refused_with_the_way_that_works() {
             &["find credentials", &way, "~/.aws/config"],
         );
     }
-    // Such a profile works: the server is asked.
+    // A profile with that command works: the program asks the server.
     check(&run("exported"), 1, &["s3:bucket", "127.0.0.1:9"]);
 }
 
