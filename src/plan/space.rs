@@ -1,8 +1,8 @@
-//! [`judge_space`]: whether the data of a restore fits into the space that is left.
+//! [`judge_space`]: whether the data of a restore fits into the free space.
 //!
-//! The length of a stream is a poor measure only in one case. A stream of blocks as they lie on
-//! disk (raw, or with `send.compressed`) needs at least its length in any pool. A stream of
-//! uncompressed blocks needs at most its length, and less in a dataset that compresses.
+//! The space is estimated by the length of the streams. A stream of blocks as they lie on disk (raw,
+//! or with `send.compressed`) needs about its length in any pool. A stream of uncompressed blocks
+//! needs at most its length, and less in a dataset that compresses.
 
 use crate::model::bytes_text;
 use std::fmt;
@@ -19,7 +19,7 @@ pub struct ArrivingBytes {
     pub reserved_bytes: u64,
 }
 
-/// The space at a place, compared with what comes.
+/// The free space at a place, compared with the bytes that a restore writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fit {
     /// Everything fits.
@@ -40,9 +40,9 @@ pub enum Fit {
 pub struct Shortage {
     /// The place: a dataset or a folder.
     pub place: String,
-    /// The space that is left there.
+    /// The free space there.
     pub available_bytes: u64,
-    /// The bytes that come.
+    /// The bytes that the restore writes and reserves.
     pub arriving: ArrivingBytes,
 }
 
@@ -81,7 +81,7 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// Compares the sum of what comes with the space that is left; `None` if that is unknown.
+/// Compares the bytes of all datasets with the free space; `None` if that is unknown.
 pub fn judge_space(place: &str, arriving: &[ArrivingBytes], available_bytes: Option<u64>) -> Fit {
     let Some(available_bytes) = available_bytes else {
         return Fit::Unknown {

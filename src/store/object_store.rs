@@ -20,7 +20,7 @@ pub trait ObjectStore: StoreWrite + StoreDelete {}
 
 impl<S: StoreWrite + StoreDelete> ObjectStore for S {}
 
-/// What a store is: its names, its settings and its clock. No method changes anything.
+/// Describes a store: its names, its settings and its clock. No method changes anything.
 #[async_trait]
 pub trait StoreInfo: Send + Sync {
     /// Returns the store's name for messages: `s3:bucket/prefix`, `file:/dir`. The name never

@@ -3,8 +3,8 @@
 //! the same for the same history), receives make the kernel's checks. Faults can be injected: into
 //! the n-th call, into a stream after N bytes, into a verdict.
 //!
-//! Not simulated: quotas and space (a test sets what is available), files in mounted filesystems,
-//! the effect of delegations, and the cipher of encrypted datasets (a raw stream holds their bytes
+//! The double does not simulate quotas and space (a test sets what is available), files in mounted
+//! filesystems, the effect of delegations, and the cipher of encrypted datasets (a raw stream holds their bytes
 //! in clear).
 
 mod content;

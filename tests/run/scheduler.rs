@@ -510,7 +510,7 @@ impl StoreWrite for GatedStore {
         let writer = self
             .call(Operation::Create, key.as_str(), self.inner.create(key))
             .await?;
-        // Not within the call: when its reply is lost, nobody has a chunk that could be completed.
+        // A chunk counts as open only after the call: if its reply is lost, nobody can complete it.
         self.note_open_chunk(1);
         let inner = Some(writer);
         Ok(Box::new(GatedWriter {

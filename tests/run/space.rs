@@ -100,7 +100,7 @@ async fn an_existing_dataset_needs_only_what_comes() {
     world.zfs.set_available(&name("tank"), coming - 1);
     let judge = || fit(&world, &set, &target, &options);
     assert!(matches!(judge(), Fit::TooLarge(_)), "{:?}", judge());
-    // What a rollback destroys makes room, nobody knows how much.
+    // A rollback frees the space of what it destroys, and nobody knows how much that is.
     world.zfs.write_file(&target, 31, &[8; 50_000]);
     assert!(matches!(judge(), Fit::Doubtful(_)), "{:?}", judge());
 }

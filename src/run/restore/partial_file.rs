@@ -134,7 +134,7 @@ impl PartialFile {
         name_new(&self.path, target)?;
         self.is_named = true;
         match fsync(&File::open(folder_of(target))?) {
-            // Some network file systems cannot sync a folder, and need not.
+            // A network file system may be unable to sync a folder, and then need not.
             Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             synced => Ok(synced?),
         }
@@ -156,7 +156,7 @@ fn lock(file: &File, path: &Path) -> Result<(), RunError> {
             subject: path.display().to_string(),
             holder: holder_of(file),
         })),
-        // Some network file systems have no locks.
+        // A network file system may have no locks.
         Err(errno @ (Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS)) => {
             tracing::warn!(
                 "cannot lock {} ({errno}): run only one restore into it",

@@ -6,6 +6,7 @@ use super::{ReceiveOptions, ReceivePlan, RestoreBackup, RestoreSet, Rollback};
 use crate::model::DatasetName;
 use crate::plan::space::{ArrivingBytes, Fit, judge_space};
 use crate::run::{RunError, error_chain};
+use crate::state::dir::folder_of;
 use crate::stream::record::feature;
 use crate::zfs::{PropertyValue, ZfsRead};
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +15,7 @@ use std::path::Path;
 /// `compression=off` as the kernel keeps it.
 const COMPRESSION_OFF: u64 = 2;
 
-/// One dataset of a restore.
+/// A dataset that a restore receives.
 #[derive(Clone, Copy)]
 pub struct ArrivingDataset<'a> {
     /// The chain.
@@ -113,10 +114,7 @@ fn is_as_on_disk(backup: &RestoreBackup) -> bool {
 /// Judges whether the bare stream of a backup fits into the folder of a new file. The space that the
 /// partial file of an interrupted restore uses counts as free.
 pub fn judge_file_fit(file: &Path, backup: &RestoreBackup) -> Fit {
-    let parent = file
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let folder = parent.unwrap_or(Path::new("."));
+    let folder = folder_of(file);
     let arriving = ArrivingBytes {
         stream_bytes: backup.manifest.stream_bytes,
         ..ArrivingBytes::default()

@@ -1,7 +1,7 @@
 //! Falls back to MD5 when the store refuses the checksum of an upload.
 //!
-//! Some servers answer 400, 500 or 501 to every part that carries one of the newer checksums. Such
-//! an upload would fail night after night, so a refused part is sent again with a Content-MD5, which
+//! A server may answer 400, 500 or 501 to every part that carries one of the newer checksums. An
+//! upload there would fail night after night, so a refused part is sent again with a Content-MD5, which
 //! every server knows and checks on arrival; the ETag is then the evidence. Only the first parts of
 //! an upload can fall back: the bytes of a stored part are no longer in memory.
 //!

@@ -34,7 +34,7 @@ pub(super) async fn write_file(
     let output = &context.output;
     if partial.bytes() > 0 {
         output.note(&format!(
-            "checking the {} of {}, from which the restore resumes",
+            "checking the {} of {}, which an interrupted restore left",
             bytes(partial.bytes()),
             partial.path().display()
         ));

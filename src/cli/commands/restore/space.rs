@@ -1,4 +1,4 @@
-//! What `restore` and `drill` do about the space that is left.
+//! [`check_fit`]: refuses, or warns of, a restore that needs more space than its target has.
 
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
