@@ -41,6 +41,7 @@ const RULES: &[Rule] = &[
     ("files are short", file_lines),
     ("functions are short", function_lines),
     ("no unwrap, and few panics, outside tests", panics),
+    ("nothing branches on any refusal", refusal_branches),
     ("every file says what it holds", file_docs),
     ("no registry is named", registry_names),
     ("comments open with their subject", comment_openings),
@@ -604,6 +605,20 @@ fn function_lines(sources: &[Source]) -> Vec<Breach> {
     breaches
 }
 
+/// Only the file of `RunError` names the variant of a refusal, which a person decides about. A
+/// refusal that decides something for the program has a variant of its own.
+fn refusal_branches(sources: &[Source]) -> Vec<Breach> {
+    let mut breaches = Vec::new();
+    for (source, rust) in production(sources) {
+        if source.path != "src/run/error.rs" {
+            let lines = rust.find(&["RunError", ":", ":", "Refused"]);
+            let what = "`RunError::Refused` outside its file";
+            breaches.extend(lines.map(|line| Breach::new(source, line, what)));
+        }
+    }
+    breaches
+}
+
 fn panics(sources: &[Source]) -> Vec<Breach> {
     let (mut breaches, mut reasoned, mut line_count) = (Vec::new(), Vec::new(), 0);
     for (source, rust) in production(sources) {
@@ -969,6 +984,18 @@ fn each_rule_fails_on_a_bad_sample_and_passes_a_good_one() {
             "src/plan.rs",
             &format!("impl X {{\n{rather_long_function}}}"),
             &[2],
+        ),
+        (
+            refusal_branches,
+            "src/cli.rs",
+            "fn f() {\n    matches!(e, RunError::Refused { .. });\n}\n",
+            &[2],
+        ),
+        (
+            refusal_branches,
+            "src/run/error.rs",
+            "fn f() {\n    matches!(e, RunError::Refused { .. });\n}\n",
+            &[],
         ),
         (
             panics,

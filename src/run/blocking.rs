@@ -6,11 +6,11 @@ use super::RunError;
 /// blocking thread.
 ///
 /// # Errors
-/// [`RunError::Refused`] when the work panics.
+/// [`RunError::Defect`] when the work panics.
 pub(in crate::run) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RunError> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|_| RunError::refused("a thread panicked", "this is a defect: please report it"))
+        .map_err(|_| RunError::defect("a thread panicked"))
 }

@@ -7,7 +7,6 @@ use crate::model::{BackupId, DatasetName, ReadFault, SnapshotName};
 use crate::plan::send::SendConflict;
 use crate::sign::SignatureError;
 use crate::state::error::{StateError, full_disk_hint};
-use crate::store::key::KEYRING_PREFIX;
 use crate::store::{StoreError, StoreErrorKind};
 use crate::stream::open::OpenError;
 use crate::stream::record::StreamError;
@@ -100,6 +99,14 @@ pub enum RunError {
         /// The fault in the object.
         reason: String,
     },
+    /// The store has other bytes in the place of a list that the keyring pins.
+    #[error("{key}: {reason}")]
+    WrongTrustedList {
+        /// The key of the list.
+        key: String,
+        /// The difference.
+        reason: &'static str,
+    },
     /// The keyring could not be used.
     #[error("use the keyring in {store}")]
     Keyring {
@@ -179,6 +186,15 @@ pub enum RunError {
         /// The reason of the age library.
         reason: String,
     },
+    /// The program has a defect, such as a thread that panicked.
+    #[error("{what}")]
+    Defect {
+        /// The event that cannot happen in a program without defects.
+        what: String,
+    },
+    /// The kernel gives no random bytes.
+    #[error("the system gives no random bytes")]
+    NoRandomBytes,
     /// An expected "no" that a person must decide about. No caller branches on it: a refusal that
     /// decides something has a variant of its own.
     #[error("{what}")]
@@ -254,6 +270,12 @@ impl From<StoreError> for RunError {
     }
 }
 
+impl From<getrandom::Error> for RunError {
+    fn from(_: getrandom::Error) -> Self {
+        Self::NoRandomBytes
+    }
+}
+
 impl From<CatalogError> for RunError {
     fn from(error: CatalogError) -> Self {
         match error {
@@ -275,12 +297,25 @@ impl RunError {
         }
     }
 
+    /// Returns a refusal after which a person has nothing to do.
+    pub(in crate::run) fn refused_without_hint(what: String) -> Self {
+        Self::Refused { what, hint: None }
+    }
+
+    /// Returns the error of a program with a defect.
+    pub(in crate::run) fn defect(what: impl Into<String>) -> Self {
+        Self::Defect { what: what.into() }
+    }
+
     /// Returns whether stored data is damaged or forged: exit status 4. Objects of a later version
     /// count as neither.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Manifest { source, .. } => source.is_damage(),
-            other => matches!(other, Self::Chunk { .. } | Self::Damaged { .. }),
+            other => matches!(
+                other,
+                Self::Chunk { .. } | Self::Damaged { .. } | Self::WrongTrustedList { .. }
+            ),
         }
     }
 
@@ -288,6 +323,8 @@ impl RunError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Refused { hint, .. } => hint.clone(),
+            Self::Defect { .. } => Some("this is a defect: please report it".into()),
+            Self::NoRandomBytes => Some("check /dev/urandom".into()),
             Self::Store(error) => error.hint.clone(),
             Self::Zfs(ZfsError::Library { hint, .. }) => Some(hint.clone()),
             Self::ReadSnapshot { snapshot, .. } => Some(format!(
@@ -321,7 +358,7 @@ impl RunError {
             Self::OnePlace { .. } => Some(
                 "a link, a bind mount, a network mount or an rclone alias leads from one to the other: give remote and intermediate_basedir places of their own. If one is a copy that another program made, delete @zfs-backup/store-id in the copy, and run `zfs-backup accept-store` for it".into(),
             ),
-            Self::Damaged { key, .. } if key.starts_with(KEYRING_PREFIX) && key.contains("/believed-") => Some(format!(
+            Self::WrongTrustedList { key, .. } => Some(format!(
                 "delete {key} in the store, with all its versions: the next backup of this host puts the right list there"
             )),
             Self::TargetChanged { .. } => Some(

@@ -101,11 +101,9 @@ fn unusable(store: &dyn StoreInfo, why: &str) -> RunError {
 /// back.
 async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
     store.check_names(PROBE_PREFIX).await?;
-    let random = || getrandom::u64().map(u128::from);
-    let bits = random().and_then(|high| Ok((high << 64) | random()?));
-    let bits = bits
-        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
-    let own = StoreId::from_random(bits);
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)?;
+    let own = StoreId::from_random(u128::from_le_bytes(random));
     let id = match store.traits().conditional_put {
         true => put_store_id(store, &own).await?,
         false => settle_store_id(store, &own).await?,

@@ -216,15 +216,7 @@ async fn try_store(
     store: &dyn StoreWrite,
     endpoint: &str,
 ) -> Result<Option<ProbeNote>, Failure> {
-    let failed = |error: getrandom::Error| {
-        let source = std::io::Error::other(error.to_string());
-        RunError::File {
-            operation: "read",
-            path: "random numbers of the kernel".to_owned(),
-            source,
-        }
-    };
-    let nonce = getrandom::u64().map_err(failed)?;
+    let nonce = getrandom::u64().map_err(RunError::from)?;
     let cache = ProbeCache::new(&config.state_dir, store.url(), endpoint);
     Ok(probe_store(store, &cache, nonce, Timestamp::now()).await?)
 }

@@ -185,12 +185,7 @@ fn read_data(
     keys: Option<KeyFile>,
     context: &Context,
 ) -> Result<ReadData, Failure> {
-    let seed = getrandom::u64().map_err(|_| {
-        Failure::Run(RunError::refused(
-            "the system gives no random bytes",
-            "check /dev/urandom",
-        ))
-    })?;
+    let seed = getrandom::u64().map_err(RunError::from)?;
     let day = u64::try_from(Timestamp::now().as_second() / SECONDS_PER_DAY).unwrap_or(0);
     Ok(ReadData {
         share,

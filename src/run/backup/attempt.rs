@@ -627,8 +627,7 @@ pub(super) fn lacks_ivset(error: &RunError) -> bool {
 
 /// Returns a new, random id for an attempt.
 pub(super) fn new_id(snapshot: &Snapshot, kind: BackupKind) -> Result<BackupId, RunError> {
-    let nonce = getrandom::u64()
-        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let nonce = getrandom::u64()?;
     Ok(BackupId::new(
         snapshot.created_at,
         kind,

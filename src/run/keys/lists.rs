@@ -96,7 +96,7 @@ pub(in crate::run) async fn put_list_copies(
         };
         let bytes = content
             .to_bytes()
-            .map_err(|error| RunError::refused(error.to_string(), "report this defect"))?;
+            .map_err(|error| RunError::defect(error.to_string()))?;
         for dataset in &datasets {
             let Some(key) = ObjectKey::listed(&format!("{dataset}{}", copy_name(list))) else {
                 continue;
@@ -117,7 +117,7 @@ fn copy_name(list: &TrustedList) -> String {
 /// Puts the lists that these keys pin into a store that lacks them, and reads a new list back.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when other bytes are at its key or are read back; [`RunError::Store`].
+/// [`RunError::WrongTrustedList`] when other bytes are at its key or are read back; [`RunError::Store`].
 pub(in crate::run) async fn put_lists(
     store: &dyn StoreWrite,
     trusted: &TrustedKeys,
@@ -128,7 +128,7 @@ pub(in crate::run) async fn put_lists(
         };
         let bytes = content
             .to_bytes()
-            .map_err(|error| RunError::refused(error.to_string(), "report this defect"))?;
+            .map_err(|error| RunError::defect(error.to_string()))?;
         if store
             .head(&key)
             .await?
@@ -136,9 +136,9 @@ pub(in crate::run) async fn put_lists(
         {
             continue;
         }
-        let damaged = |reason: &str| RunError::Damaged {
+        let damaged = |reason| RunError::WrongTrustedList {
             key: key.to_string(),
-            reason: reason.to_owned(),
+            reason,
         };
         if bytes.len() as u64 > BELIEVED_BYTES_MAX {
             return Err(RunError::refused(

@@ -299,10 +299,7 @@ fn drop_culprits(
                     subject: dataset.name.to_string(),
                     source,
                 }),
-                None => RunError::Refused {
-                    what: format!("{}: {text}", dataset.name),
-                    hint: None,
-                },
+                None => RunError::refused_without_hint(format!("{}: {text}", dataset.name)),
             };
             outcome
                 .refused

@@ -44,8 +44,7 @@ async fn put_record_of(
     pruned: Vec<PrunedEntry>,
     (written_at, recorded_at): (Timestamp, Option<Timestamp>),
 ) -> Result<WrittenRecord, RunError> {
-    let nonce = getrandom::u64()
-        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let nonce = getrandom::u64()?;
     let time = written_at
         .to_zoned(TimeZone::UTC)
         .strftime("%Y%m%dT%H%M%SZ")

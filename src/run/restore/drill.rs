@@ -237,9 +237,8 @@ fn scratch_options(set: &RestoreSet) -> Result<ReceiveOptions, RunError> {
     } else {
         "canmount=off"
     };
-    let properties = PropertyChoice::new(false, &[kept_away.to_owned()], &[]).map_err(|error| {
-        RunError::refused(error.to_string(), "this is a defect: please report it")
-    })?;
+    let properties = PropertyChoice::new(false, &[kept_away.to_owned()], &[])
+        .map_err(|error| RunError::defect(error.to_string()))?;
     // A drill is never resumed, and leaves nothing behind.
     Ok(ReceiveOptions {
         properties,
@@ -249,8 +248,7 @@ fn scratch_options(set: &RestoreSet) -> Result<ReceiveOptions, RunError> {
 }
 
 fn scratch_name(parent: &DatasetName) -> Result<DatasetName, RunError> {
-    let nonce = getrandom::u32()
-        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let nonce = getrandom::u32()?;
     let name = format!("{parent}/{SCRATCH_PREFIX}{nonce:08x}");
     name.parse().map_err(|_| {
         RunError::refused(

@@ -39,12 +39,9 @@ impl RestoreToken {
     /// Makes a random token.
     ///
     /// # Errors
-    /// [`RunError::Refused`] when the system has no random bytes.
+    /// [`RunError::NoRandomBytes`].
     pub(super) fn random() -> Result<Self, RunError> {
-        let random = getrandom::u64();
-        random.map(Self).map_err(|_| {
-            RunError::refused("the system gives no random bytes", "check /dev/urandom")
-        })
+        Ok(Self(getrandom::u64()?))
     }
 
     fn parse(text: &str) -> Option<Self> {

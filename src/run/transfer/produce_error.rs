@@ -68,10 +68,9 @@ impl ProduceError {
                 format!("start the threads that seal {snapshot}: {error}"),
                 "raise the limit of threads, or run it when this host is less busy",
             ),
-            Self::Panicked => RunError::refused(
-                format!("the thread that reads {snapshot} panicked"),
-                "this is a defect: please report it",
-            ),
+            Self::Panicked => {
+                RunError::defect(format!("the thread that reads {snapshot} panicked"))
+            }
         }
     }
 }

@@ -286,8 +286,7 @@ fn ask_snapshots(tools: &[OtherTool], person: &Person, output: &Output) -> Resul
 
 fn ask_passphrase(person: &Person, output: &Output) -> Result<String, Failure> {
     let mut random = [0; 16];
-    getrandom::fill(&mut random)
-        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    getrandom::fill(&mut random).map_err(RunError::from)?;
     let proposed = passphrase_of(u128::from_le_bytes(random));
     if !person.here {
         return Ok(proposed);

@@ -503,10 +503,7 @@ impl Checker {
 }
 
 fn panicked() -> RunError {
-    RunError::refused(
-        "a thread that opens pages panicked",
-        "this is a defect: please report it",
-    )
+    RunError::defect("a thread that opens pages panicked")
 }
 
 /// Returns the ranges to read of each chunk, in order. A chunk with impossible sizes gives one
