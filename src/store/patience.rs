@@ -9,8 +9,9 @@ mod clock;
 
 pub use clock::PatienceClock;
 
-use super::work::{chain_text, random_u64};
+use super::work::random_u64;
 use super::{StoreError, StoreErrorKind, Wait};
+use crate::model::error_chain;
 use std::error::Error;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -196,7 +197,7 @@ impl Patience {
                 count.outages += 1;
                 let since_text = self.clock.time_text(Duration::ZERO);
                 tracing::warn!(
-                    error = %chain_text(error),
+                    error = %error_chain(error),
                     "{} has not answered since {since_text}; retrying until {} (retry_for = {})",
                     error.store,
                     self.clock.time_text(self.limit),
@@ -318,7 +319,7 @@ impl Attempts<'_> {
             self.is_announced = true;
             let (store, until) = (&error.store, patience.clock.time_text(until - now));
             tracing::warn!(
-                error = %chain_text(&error),
+                error = %error_chain(&error),
                 "{store} answers, but not this request; retrying until {until} (retry_for = {})",
                 length_text(patience.limit),
             );

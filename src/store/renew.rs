@@ -1,7 +1,8 @@
 //! [`Renew`]: credentials that are read again when the store refuses them, so that a key that was
 //! rotated in the meantime does not end an upload.
 
-use super::work::{chain_text, run_blocking};
+use super::work::run_blocking;
+use crate::model::error_chain;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ impl<T: Send + 'static> Renew<T> {
             Err(error) => {
                 tracing::warn!(
                     "credentials were refused and cannot be read again: {}",
-                    chain_text(&*error)
+                    error_chain(&*error)
                 );
                 None
             }

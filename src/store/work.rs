@@ -2,7 +2,6 @@
 //! random names, errors in one line.
 
 use jiff::Timestamp;
-use std::error::Error;
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -98,21 +97,6 @@ pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
     jiff::fmt::rfc2822::DateTimeParser::new()
         .parse_timestamp(text.trim())
         .ok()
-}
-
-/// Returns the texts of an error and all its sources in one line, without repetitions.
-pub(crate) fn chain_text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let link = error.to_string();
-        if !text.contains(&link) {
-            text.push_str(": ");
-            text.push_str(&link);
-        }
-        next = error.source();
-    }
-    text
 }
 
 /// Whether a server answers with this status because it, or one behind it, does not work or is

@@ -1,7 +1,8 @@
 //! [`Cause`]: the reason why a B2 call failed, in one form for all calls, and the reaction to it.
 
+use crate::model::error_chain;
 use crate::store::StoreErrorKind;
-use crate::store::work::{chain_text, is_outage_status, is_untrusted, transport_hint};
+use crate::store::work::{is_outage_status, is_untrusted, transport_hint};
 use serde::Deserialize;
 use std::error::Error;
 use std::fmt;
@@ -57,7 +58,7 @@ impl From<reqwest::Error> for Cause {
         };
         Self {
             stage,
-            text: chain_text(&error),
+            text: error_chain(&error),
             ..Self::ours(StoreErrorKind::Unavailable, "")
         }
     }
@@ -94,7 +95,7 @@ impl Cause {
 
     /// Makes the cause for a successful response with unreadable content.
     pub(super) fn unreadable(error: &dyn Error) -> Self {
-        let text = format!("the answer cannot be read: {}", chain_text(error));
+        let text = format!("the answer cannot be read: {}", error_chain(error));
         Self {
             stage: Stage::Reading,
             text,

@@ -135,7 +135,7 @@ async fn outage_longer_than_the_limit_fails_with_the_time_that_was_waited() {
         (Unavailable, Wait::IsOver, false)
     );
     assert_eq!(
-        chain_text(&error),
+        error_chain(&error),
         "get tank/@a/chunk in s3:b/p: no answer since 03:12:45, gave up after 30m (retry_for = 30m): \
          connection refused"
     );
@@ -150,7 +150,7 @@ async fn after_a_wait_in_vain_each_request_gets_one_attempt_until_one_succeeds()
     for _ in 0..5 {
         let error = patience.wait_out(|| away.request()).await.unwrap_err();
         assert!(
-            chain_text(&error).contains("no answer since 03:12:45"),
+            error_chain(&error).contains("no answer since 03:12:45"),
             "{error}"
         );
     }

@@ -1,8 +1,9 @@
 //! [`Cause`]: the reason why an S3 request failed, in one form for all requests, and the kind of
 //! the failure.
 
+use crate::model::error_chain;
 use crate::store::StoreErrorKind;
-use crate::store::work::{chain_text, http_date, is_outage_status, is_untrusted, transport_hint};
+use crate::store::work::{http_date, is_outage_status, is_untrusted, transport_hint};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
@@ -77,8 +78,8 @@ where
             Some(service) => service
                 .message()
                 .map(str::to_owned)
-                .or_else(|| service.source().map(chain_text)),
-            None => Some(chain_text(error.source().unwrap_or(&error))),
+                .or_else(|| service.source().map(error_chain)),
+            None => Some(error_chain(error.source().unwrap_or(&error))),
         };
         Self {
             stage,

@@ -4,7 +4,7 @@
 use super::keys::{Keys, Origin};
 use super::limit::AnswerLimit;
 use super::{S3Encryption, S3Settings, is_local};
-use crate::store::work::chain_text;
+use crate::model::error_chain;
 use crate::store::{StoreError, StoreErrorKind};
 use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::environment::{
@@ -246,7 +246,7 @@ async fn find_credentials(
     match chain.provide_credentials().await {
         Ok(held) => Ok(Keys::new(Origin::Chain(chain), Some(held))),
         Err(error) => {
-            let text = chain_text(&error);
+            let text = error_chain(&error);
             let hint = if text.contains(NOT_BUILT_IN) {
                 export_hint(settings)
             } else {

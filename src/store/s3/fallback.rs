@@ -10,8 +10,8 @@
 
 use super::cause::{Cause, Stage};
 use super::{S3Checksum, Shared};
+use crate::model::error_chain;
 use crate::store::hash::{ExpectedEvidence, PartHash};
-use crate::store::work::chain_text;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use std::error::Error;
@@ -248,7 +248,7 @@ impl Shared {
             "{} refuses {what} with the checksum {checksum} ({}) and accepts them with md5, which this run now uses; \
              run `zfs-backup doctor` to test which checksums the store keeps",
             self.url,
-            chain_text(reason)
+            error_chain(reason)
         );
         if self.is_expected_to_keep(checksum) {
             self.contradicts(&format!("{what} with the checksum {checksum} are refused"));
@@ -267,7 +267,7 @@ impl Shared {
     /// Removes an upload that is not used. A failure leaves it to the next clean-up.
     async fn discard(&self, key: &ObjectKey, upload: &BegunUpload) {
         if let Err(error) = self.abort_upload(key.as_str(), &upload.id).await {
-            tracing::debug!(error = %chain_text(&error), "an unused upload remains");
+            tracing::debug!(error = %error_chain(&error), "an unused upload remains");
         }
     }
 }

@@ -5,8 +5,8 @@
 //! the keys again and to retry: an upload continues through a rotation of its keys.
 
 use super::S3Credentials;
+use crate::model::error_chain;
 use crate::store::renew::Renew;
-use crate::store::work::chain_text;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::future;
 use aws_sdk_s3::config::interceptors::InterceptorContext;
@@ -144,7 +144,7 @@ impl Keys {
             Some(Err(error)) if state.held.is_none() => Err(error),
             other => {
                 if let Some(Err(error)) = other {
-                    tracing::warn!("credentials cannot be renewed: {}", chain_text(&error));
+                    tracing::warn!("credentials cannot be renewed: {}", error_chain(&error));
                 }
                 state
                     .held

@@ -493,5 +493,5 @@ impl Probing {
 
 /// Returns the store's message, without the attempted operation.
 fn said(error: &StoreError) -> String {
-    crate::store::work::chain_text(&*error.source)
+    crate::model::error_chain(&*error.source)
 }

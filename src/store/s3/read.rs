@@ -2,10 +2,11 @@
 
 use super::cause::{Cause, Stage};
 use super::{S3Checksum, Shared, leads_here};
+use crate::model::error_chain;
 use crate::store::adapter::Adapter;
 use crate::store::answer::Expected;
 use crate::store::key::PROBE_PREFIX;
-use crate::store::work::{chain_text, random_u64};
+use crate::store::work::random_u64;
 use crate::store::{Evidence, EvidenceTier, Limiter, ObjectKey, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
@@ -340,7 +341,7 @@ async fn collect(
     limiter: Option<&Limiter>,
 ) -> Result<BytesMut, Broken> {
     while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|error| Broken::Off(chain_text(&error)))?;
+        let piece = piece.map_err(|error| Broken::Off(error_chain(&error)))?;
         if let Some(limiter) = limiter {
             limiter.admit(piece.len()).await;
         }
