@@ -103,27 +103,8 @@ impl Render for Drilled {
 pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failure> {
     let output = &context.output;
     let zfs = open_zfs()?;
-    let selected = match &drill.source.remote {
-        Some(_) => Vec::new(),
-        None => {
-            select_datasets(
-                &*zfs,
-                &context.setup()?.config.datasets,
-                &context.setup()?.config.state_dir,
-            )?
-            .selected
-        }
-    };
-    let stored = match &drill.dataset {
-        Some(dataset) => dataset.clone(),
-        None if drill.source.remote.is_some() => {
-            return Err(usage(
-                "which dataset?",
-                "name it as `show --remote URL` does",
-            ));
-        }
-        None => longest_undrilled(&context.setup()?.config, &selected)?,
-    };
+    let selected = configured_datasets(context, drill, &*zfs)?;
+    let stored = dataset_to_drill(context, drill, &selected)?;
     let source = selected
         .iter()
         .find(|selected| selected.stored == stored)
@@ -140,9 +121,9 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
         .clone()
         .map_or(RestorePoint::Newest, RestorePoint::Id);
     let set = find_restore_set(&places.stores, &stored, &places.keys, &point).await?;
-    set.unasked
-        .iter()
-        .for_each(|why| output.always(&format!("a store could not be asked: {why}")));
+    for why in &set.unasked {
+        output.always(&format!("a store could not be asked: {why}"));
+    }
     let locks = lock_folder();
     see_to_leftovers(&*zfs, &parent, locks.as_deref(), context)?;
     check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
@@ -175,25 +156,57 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
         context.stop.clone(),
     )
     .await;
-    let report = match report {
-        Ok(report) => report,
-        Err(error) => {
-            if let Some(setup) = places.setup {
-                history::drill_failed(&setup.config, &stored, &error);
-            }
-            return Err(error.into());
-        }
-    };
     if let Some(setup) = places.setup {
-        let drilled = DrillNote {
-            at: Timestamp::now(),
-            id: set.newest().manifest.id.clone(),
-        };
-        history::drilled(&setup.config, &stored, &drilled);
+        note_drill(&setup.config, &stored, &set, report.as_ref().err());
     }
+    let report = report?;
     output.emit(&Drilled::new(stored, &set, report.compared, started));
     // The backup is good, but a person must remove what the drill left: the drill did not succeed.
     report.left.map_or(Ok(()), |left| Err(left.into()))
+}
+
+/// Returns the configured datasets of this host; none when the command line names the store, for
+/// which no configuration is needed.
+fn configured_datasets(
+    context: &Context,
+    drill: &Drill,
+    zfs: &dyn Zfs,
+) -> Result<Vec<Selected>, Failure> {
+    if drill.source.remote.is_some() {
+        return Ok(Vec::new());
+    }
+    let config = &context.setup()?.config;
+    Ok(select_datasets(zfs, &config.datasets, &config.state_dir)?.selected)
+}
+
+/// Returns the dataset of the command line, or the configured one that was not drilled for longest.
+fn dataset_to_drill(
+    context: &Context,
+    drill: &Drill,
+    selected: &[Selected],
+) -> Result<DatasetName, Failure> {
+    match &drill.dataset {
+        Some(dataset) => Ok(dataset.clone()),
+        None if drill.source.remote.is_some() => Err(usage(
+            "which dataset?",
+            "name it as `show --remote URL` does",
+        )),
+        None => longest_undrilled(&context.setup()?.config, selected),
+    }
+}
+
+/// Saves the result of a drill for `show` and `health`.
+fn note_drill(config: &Config, stored: &DatasetName, set: &RestoreSet, error: Option<&RunError>) {
+    match error {
+        Some(error) => history::drill_failed(config, stored, error),
+        None => {
+            let drilled = DrillNote {
+                at: Timestamp::now(),
+                id: set.newest().manifest.id.clone(),
+            };
+            history::drilled(config, stored, &drilled);
+        }
+    }
 }
 
 /// Returns the dataset below which the drill makes its scratch dataset.

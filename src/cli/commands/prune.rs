@@ -14,7 +14,8 @@ use crate::cli::open::identity::check_other_store;
 use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::open::settings::prune_env;
 use crate::cli::screen::table::bytes;
-use crate::config::RetentionRules;
+use crate::config::{Config, RetentionRules};
+use crate::manifest::Origin;
 use crate::model::DatasetName;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
@@ -25,7 +26,7 @@ use crate::run::pool::pins::unpin_if_writable;
 use crate::run::pool::select::Selected;
 use crate::run::pool::view::pool_view;
 use crate::run::prune::{
-    PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
+    PruneEnv, PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
 };
 use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
@@ -143,7 +144,8 @@ async fn prune_store(
 ) -> Result<(), Failure> {
     let setup = context.setup()?;
     let config = &setup.config;
-    let (output, PruneCall { step, rules, prune }) = (&context.output, *call);
+    let output = &context.output;
+    let PruneCall { step, rules, prune } = *call;
     let datasets = context.datasets(zfs)?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
     let mut env = prune_env(context, &store, clock).await?;
@@ -151,53 +153,32 @@ async fn prune_store(
     let carry_out = context.carries_out(prune.yes);
     let mut results = Vec::new();
     for selected in &datasets {
-        let work = async {
-            let (place, own) = (
-                (&config.state_dir, &store.known(), &selected.stored),
-                origin_of(zfs, selected)?,
-            );
-            let origins = origins_of(place.0, place.1, place.2, &own)?;
-            let pool = pool_view(
-                zfs,
-                &selected.dataset.name,
-                (place.0, place.1, place.2),
-                &own,
-            )?;
-            env.pools.insert(selected.stored.clone(), pool);
-            let (stored, rules, secondary) =
-                (selected.stored.clone(), rules.clone(), secondary.clone());
-            let task = PruneTask {
-                stored,
-                origins,
-                rules,
-                secondary,
-            };
-            if !carry_out {
-                return read_view(&env, &task).await;
+        let origin = origin_of(zfs, selected);
+        let viewed = match origin.and_then(|own| view_pool(zfs, &mut env, selected, &own)) {
+            Ok(origins) => {
+                let task = PruneTask {
+                    stored: selected.stored.clone(),
+                    origins,
+                    rules: rules.clone(),
+                    secondary: secondary.clone(),
+                };
+                if carry_out {
+                    carry_out_prune(context, zfs, &env, selected, &task).await
+                } else {
+                    read_view(&env, &task).await
+                }
             }
-            let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
-            let PruneOutcome { view, deleted } = pruned?;
-            // Release also the holds that an interrupted run left here: the record that names its
-            // backups still exists.
-            unpin_if_writable(zfs, &selected.dataset.name, |id| {
-                deleted.contains(id) || view.is_over(id)
-            })?;
-            Ok(view)
+            Err(error) => Err(error),
         };
-        match work.await {
+        match viewed {
             Ok(view) => {
                 output.line(format!("{}:", selected.stored));
-                plan_lines(&view, carry_out)
-                    .iter()
-                    .for_each(|line| output.line(line));
+                for line in plan_lines(&view, carry_out) {
+                    output.line(line);
+                }
                 finish(context, selected, &view, step, carry_out);
                 if carry_out {
-                    let doubts = &view.plan.doubts;
-                    let is_damage = doubts.iter().any(Doubt::is_damage);
-                    let doubt = doubts
-                        .first()
-                        .map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
-                    history::pruned(config, &selected.stored, step, doubt);
+                    note_prune(config, &selected.stored, &view, step);
                 }
                 let stored = selected.stored.clone();
                 results.push(PrunedDataset::new(stored, view, step, carry_out));
@@ -231,6 +212,49 @@ async fn prune_store(
         failed: context.failed_datasets(),
     });
     context.verdict()
+}
+
+/// Reads what the pool knows of a dataset into `env`. Returns the origins that count as ours.
+fn view_pool(
+    zfs: &dyn ZfsSnapshots,
+    env: &mut PruneEnv,
+    selected: &Selected,
+    own: &Origin,
+) -> Result<Vec<Origin>, RunError> {
+    let store = env.store.known();
+    let origins = origins_of(&env.state_dir, &store, &selected.stored, own)?;
+    let place = (&*env.state_dir, &store, &selected.stored);
+    let pool = pool_view(zfs, &selected.dataset.name, place, own)?;
+    env.pools.insert(selected.stored.clone(), pool);
+    Ok(origins)
+}
+
+/// Prunes a dataset, and releases the holds of the backups that are gone.
+async fn carry_out_prune(
+    context: &Context,
+    zfs: &dyn ZfsSnapshots,
+    env: &PruneEnv,
+    selected: &Selected,
+    task: &PruneTask,
+) -> Result<PruneView, RunError> {
+    let pruned = wait_for_others(context, async || prune_dataset(env, task).await).await;
+    let PruneOutcome { view, deleted } = pruned?;
+    // Release also the holds that an interrupted run left here: the record that names its
+    // backups still exists.
+    unpin_if_writable(zfs, &selected.dataset.name, |id| {
+        deleted.contains(id) || view.is_over(id)
+    })?;
+    Ok(view)
+}
+
+/// Saves the result of a prune for `health`.
+fn note_prune(config: &Config, stored: &DatasetName, view: &PruneView, step: &'static str) {
+    let doubts = &view.plan.doubts;
+    let is_damage = doubts.iter().any(Doubt::is_damage);
+    let doubt = doubts
+        .first()
+        .map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
+    history::pruned(config, stored, step, doubt);
 }
 
 /// Counts the objects under the prefix that belong to no dataset of this configuration. The

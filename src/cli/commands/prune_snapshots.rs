@@ -1,7 +1,7 @@
 //! `prune-snapshots`.
 
 use crate::cli::args::PruneByAge;
-use crate::cli::context::Context;
+use crate::cli::context::{Context, Setup};
 use crate::cli::failure::{Failure, status};
 use crate::cli::lock::wait_for_others;
 use crate::cli::open::access::Access;
@@ -11,6 +11,7 @@ use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::bytes;
 use crate::plan::snapshots::find_snapshots_doubt;
+use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::pool::prune_snapshots::{
@@ -91,31 +92,12 @@ pub(crate) async fn prune_snapshots_of(
     } else {
         Access::Read
     };
-    let mut stores = Vec::new();
-    if config.intermediate.is_some() {
-        let beside_remote = config.remote.is_some();
-        stores.push(SnapshotStore {
-            store: setup.open(StoreRole::Intermediate, access).await?,
-            beside_remote,
-        });
-    }
-    match setup.open_if_reachable(StoreRole::Remote, access).await? {
-        StoreState::None => {}
-        StoreState::Open(store) => stores.push(SnapshotStore {
-            store,
-            beside_remote: false,
-        }),
-        StoreState::Unreachable(failure) => {
-            output.always(&format!(
-                "the remote cannot be reached, so no snapshot is destroyed: {}",
-                failure.reason()
-            ));
-            datasets
-                .iter()
-                .for_each(|selected| context.done(&selected.dataset.name, 0));
-            return Ok(());
+    let Some(stores) = open_stores(setup, access, output).await? else {
+        for selected in &datasets {
+            context.done(&selected.dataset.name, 0);
         }
-    }
+        return Ok(());
+    };
     let Some(store) = stores.last().map(|store| &store.store) else {
         return Ok(());
     };
@@ -133,17 +115,10 @@ pub(crate) async fn prune_snapshots_of(
     };
     let mut results = Vec::new();
     for selected in &datasets {
-        let outcomes = match carry_out {
-            true => wait_for_others(context, async || prune_dataset(&env, selected).await).await,
-            false => judge_snapshots(&env, selected).await.map(|verdicts| {
-                verdicts
-                    .into_iter()
-                    .map(|verdict| SnapshotOutcome {
-                        verdict,
-                        refused: None,
-                    })
-                    .collect()
-            }),
+        let outcomes = if carry_out {
+            wait_for_others(context, async || prune_dataset(&env, selected).await).await
+        } else {
+            preview(&env, selected).await
         };
         match outcomes {
             Ok(outcomes) => {
@@ -172,6 +147,52 @@ pub(crate) async fn prune_snapshots_of(
         snapshots: results,
     });
     context.verdict()
+}
+
+/// Opens every configured store. Returns `None`, with a message, when the remote cannot be reached:
+/// what it needs is unknown then.
+async fn open_stores(
+    setup: &Setup,
+    access: Access,
+    output: &Output,
+) -> Result<Option<Vec<SnapshotStore>>, Failure> {
+    let mut stores = Vec::new();
+    if setup.config.intermediate.is_some() {
+        stores.push(SnapshotStore {
+            store: setup.open(StoreRole::Intermediate, access).await?,
+            beside_remote: setup.config.remote.is_some(),
+        });
+    }
+    match setup.open_if_reachable(StoreRole::Remote, access).await? {
+        StoreState::None => {}
+        StoreState::Open(store) => stores.push(SnapshotStore {
+            store,
+            beside_remote: false,
+        }),
+        StoreState::Unreachable(failure) => {
+            output.always(&format!(
+                "the remote cannot be reached, so no snapshot is destroyed: {}",
+                failure.reason()
+            ));
+            return Ok(None);
+        }
+    }
+    Ok(Some(stores))
+}
+
+/// Returns the outcomes that a run with -y would have, if ZFS destroys every snapshot.
+async fn preview(
+    env: &SnapshotsEnv,
+    selected: &Selected,
+) -> Result<Vec<SnapshotOutcome>, RunError> {
+    let mut outcomes = Vec::new();
+    for verdict in judge_snapshots(env, selected).await? {
+        outcomes.push(SnapshotOutcome {
+            verdict,
+            refused: None,
+        });
+    }
+    Ok(outcomes)
 }
 
 /// Counts a dataset as done, or reports why none of its snapshots is destroyed. With -y the result

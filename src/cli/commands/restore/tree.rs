@@ -9,12 +9,15 @@ use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
+use crate::run::RunError;
 use crate::run::restore::{
     ArrivingDataset, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed,
     check_target, is_makeshift, judge_fit, restore_to_dataset,
 };
 use crate::run::runner::Runner;
+use crate::zfs::Zfs;
 use serde::Serialize;
+use std::sync::Arc;
 
 /// A dataset of a tree, with its target.
 struct Placed<'a> {
@@ -74,26 +77,7 @@ pub(crate) async fn restore_tree(
         properties: options.properties.below(),
         ..options.clone()
     };
-    let mut placed = Vec::new();
-    for TreeMember {
-        dataset,
-        below,
-        set,
-        ..
-    } in &tree.members
-    {
-        let options = if below.is_empty() {
-            options
-        } else {
-            &below_root
-        };
-        placed.push(Placed {
-            dataset,
-            target: place_of(target, below)?,
-            set,
-            options,
-        });
-    }
+    let placed = place_members(&tree.members, target, options, &below_root)?;
     // The lock of the root covers all datasets below it.
     let _lock = if context.global.dry_run {
         None
@@ -102,44 +86,31 @@ pub(crate) async fn restore_tree(
     };
     check_all_allowed(&placed, context)?;
     check_all_fit(&placed, target, restore, context)?;
-    let (mut done, mut received_all) = (Vec::new(), Vec::new());
+    let mut done = Vec::new();
+    let mut received_all = Vec::new();
     for place in &placed {
-        let Placed {
-            dataset,
-            target,
-            set,
-            options,
-        } = place;
         if context.global.dry_run {
-            output.line(format!("{target}:"));
-            let plan = output.printed(PlannedRestore::new(set, None));
+            output.line(format!("{}:", place.target));
+            let plan = output.printed(PlannedRestore::new(place.set, None));
             done.push(place.result(Some(plan), None));
             continue;
         }
-        let received = match is_there(set, target)? {
-            true => Ok(Vec::new()),
-            false => restore_to_dataset(
-                set,
-                keys,
-                open_zfs()?,
-                target,
-                options,
-                context.stop.clone(),
-            )
-            .await
-            .map(|received| received.snapshots),
+        let received = if is_there(place.set, &place.target)? {
+            Ok(Vec::new())
+        } else {
+            restore_member(place, open_zfs()?, keys, context).await
         };
         match received {
             Ok(snapshots) => {
                 match snapshots.last() {
                     Some(newest) => output.line(format!("received {newest}")),
-                    None => output.line(format!("{target} has that snapshot already")),
+                    None => output.line(format!("{} has that snapshot already", place.target)),
                 }
                 done.push(place.result(None, Some(snapshots)));
-                context.done(dataset, 0);
-                received_all.push(target);
+                context.done(place.dataset, 0);
+                received_all.push(&place.target);
             }
-            Err(error) => context.failed(dataset, &Failure::Run(error)),
+            Err(error) => context.failed(place.dataset, &Failure::Run(error)),
         }
         if *context.stop.borrow() {
             break;
@@ -154,6 +125,42 @@ pub(crate) async fn restore_tree(
         failed: context.failed_datasets(),
     });
     context.verdict()
+}
+
+/// Gives each dataset of a tree its target below `target`, and its options.
+fn place_members<'a>(
+    members: &'a [TreeMember],
+    target: &DatasetName,
+    of_root: &'a ReceiveOptions,
+    below_root: &'a ReceiveOptions,
+) -> Result<Vec<Placed<'a>>, Failure> {
+    let mut placed = Vec::new();
+    for member in members {
+        placed.push(Placed {
+            dataset: &member.dataset,
+            target: place_of(target, &member.below)?,
+            set: &member.set,
+            options: if member.below.is_empty() {
+                of_root
+            } else {
+                below_root
+            },
+        });
+    }
+    Ok(placed)
+}
+
+/// Restores one dataset of a tree. Returns the received snapshots.
+async fn restore_member(
+    place: &Placed<'_>,
+    zfs: Arc<dyn Zfs>,
+    keys: &KeyFile,
+    context: &Context,
+) -> Result<Vec<SnapshotName>, RunError> {
+    let stop = context.stop.clone();
+    let received =
+        restore_to_dataset(place.set, keys, zfs, &place.target, place.options, stop).await?;
+    Ok(received.snapshots)
 }
 
 /// Prints the commands that make the restored datasets visible, and returns them.
