@@ -3,8 +3,9 @@
 use super::pins::pinned;
 use super::select::Selected;
 use super::snapshot::{has_own_name, is_marked};
-use crate::catalog::read_catalog;
 use crate::catalog::usable::UsableCatalog;
+use crate::catalog::{Catalog, read_catalog};
+use crate::model::DatasetName;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
 use crate::run::clock::{ClockCheck, store_clocks};
@@ -12,7 +13,8 @@ use crate::run::identity::refuse_one_place;
 use crate::run::prune::read_leftovers;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
-use crate::state::dataset_lock::lock_dataset;
+use crate::state::StateError;
+use crate::state::dataset_lock::{KernelLock, lock_dataset};
 use crate::state::journal::{never_committing, unended};
 use crate::store::{StoreInfo, StoreRead};
 use crate::zfs::{Snapshot, ZfsSnapshots};
@@ -79,7 +81,8 @@ async fn judge_with_clock(
 ) -> Result<(Vec<SnapshotVerdict>, Result<ClockTrust, ClockDoubt>), RunError> {
     let Selected { dataset, stored } = selected;
     refuse_one_store_twice(env)?;
-    let (mut journal, mut known) = (BTreeSet::new(), BTreeSet::new());
+    let mut journal = BTreeSet::new();
+    let mut known = BTreeSet::new();
     for SnapshotStore { store, .. } in &env.stores {
         journal.extend(never_committing(&env.state_dir, &store.known(), stored)?);
         known.extend(unended(&env.state_dir, &store.known(), stored)?);
@@ -93,37 +96,15 @@ async fn judge_with_clock(
     let pinned = pinned(&*env.zfs, &dataset.name)?;
     known.extend(pinned.iter().cloned());
     let mut views = Vec::new();
-    for (
-        SnapshotStore {
-            store,
-            beside_remote,
-        },
-        mut catalog,
-    ) in env.stores.iter().zip(catalogs)
-    {
+    for (store, mut catalog) in env.stores.iter().zip(catalogs) {
         catalog
             .attempts
             .retain(|attempt| known.contains(&attempt.id));
-        let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
-        let seen = UsableCatalog::check(&**store, catalog).await?;
-        views.push(StoreView {
-            store: store.url().to_owned(),
-            facts: if *beside_remote {
-                seen.own_facts()
-            } else {
-                seen.facts(None)
-            },
-            attempts: leftovers
-                .into_iter()
-                .map(|leftover| (leftover.id, leftover.started))
-                .collect(),
-        });
+        views.push(view_store(store, catalog, &env.trusted).await?);
     }
     // Read ZFS last, so that snapshots and bookmarks made in the meantime count.
-    let (snapshots, bookmarks) = (
-        env.zfs.snapshots(&dataset.name)?,
-        env.zfs.bookmarks(&dataset.name)?,
-    );
+    let snapshots = env.zfs.snapshots(&dataset.name)?;
+    let bookmarks = env.zfs.bookmarks(&dataset.name)?;
     let marked = snapshots
         .iter()
         .filter(|snapshot| is_marked(snapshot, dataset.guid))
@@ -162,6 +143,31 @@ async fn judge_with_clock(
     Ok((verdicts, clock))
 }
 
+/// Reads what the backups and attempts of one store need.
+async fn view_store(
+    SnapshotStore {
+        store,
+        beside_remote,
+    }: &SnapshotStore,
+    catalog: Catalog,
+    trusted: &TrustedKeys,
+) -> Result<StoreView, RunError> {
+    let leftovers = read_leftovers(&**store, &catalog, trusted).await?;
+    let seen = UsableCatalog::check(&**store, catalog).await?;
+    Ok(StoreView {
+        store: store.url().to_owned(),
+        facts: if *beside_remote {
+            seen.own_facts()
+        } else {
+            seen.facts(None)
+        },
+        attempts: leftovers
+            .into_iter()
+            .map(|leftover| (leftover.id, leftover.started))
+            .collect(),
+    })
+}
+
 /// Refuses a store that is configured twice, before anything is locked: its two locks would block
 /// each other.
 fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
@@ -170,6 +176,17 @@ fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
         others.try_for_each(|other| refuse_one_place(&one.store.known(), &other.store.known()))?;
     }
     Ok(())
+}
+
+fn lock_in_all_stores(
+    env: &SnapshotsEnv,
+    stored: &DatasetName,
+) -> Result<Vec<KernelLock>, StateError> {
+    let mut locks = Vec::new();
+    for SnapshotStore { store, .. } in &env.stores {
+        locks.push(lock_dataset(&env.state_dir, &store.known(), stored)?);
+    }
+    Ok(locks)
 }
 
 /// Destroys the snapshots that may be destroyed, one at a time. A snapshot that ZFS refuses to
@@ -183,10 +200,7 @@ pub async fn prune_snapshots(
     selected: &Selected,
 ) -> Result<Vec<SnapshotOutcome>, RunError> {
     refuse_one_store_twice(env)?;
-    let lock = |store: &SnapshotStore| {
-        lock_dataset(&env.state_dir, &store.store.known(), &selected.stored)
-    };
-    let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
+    let _locks = lock_in_all_stores(env, &selected.stored)?;
     let mut outcomes = Vec::new();
     let (verdicts, clock) = judge_with_clock(env, selected).await?;
     env.clock.keep_note(&env.state_dir, &clock)?;

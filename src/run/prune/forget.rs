@@ -6,11 +6,11 @@ use super::delete::delete_backup;
 use super::record::put_record;
 use super::view::{newest_records, read_leftovers};
 use crate::catalog::usable::UsableCatalog;
-use crate::catalog::{read_catalog, read_prune_records};
+use crate::catalog::{StoredAttempt, StoredBackup, read_catalog, read_prune_records};
 use crate::manifest::{PruneRecord, PrunedEntry};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
-use crate::plan::prune::{SecondaryBackups, StartedFact, follower, waiting_follower};
+use crate::plan::prune::{Leftover, SecondaryBackups, StartedFact, follower, waiting_follower};
 use crate::plan::retention::in_order;
 use crate::run::RunError;
 use crate::state::dataset_lock::lock_dataset;
@@ -53,10 +53,6 @@ pub async fn plan_forget(
 ) -> Result<Forgotten, RunError> {
     let store = &*env.store;
     let catalog = read_catalog(store, dataset, &env.trusted).await?;
-    let depends = |other: &BackupId| {
-        let what = format!("{other} builds on {id}; nothing was deleted");
-        RunError::refused(what, forget_first(other))
-    };
     let records = read_prune_records(store, dataset, &env.trusted, None).await?;
     let own = OwnRecords::read(env, dataset)?;
     own.note_future(env, &records)?;
@@ -73,55 +69,73 @@ pub async fn plan_forget(
     // is the base.
     let facts = seen.facts(None);
     if let Some(other) = follower(&facts, &leftovers, id) {
-        return Err(depends(other));
+        return Err(RunError::refused(
+            format!("{other} builds on {id}; nothing was deleted"),
+            forget_first(other),
+        ));
     }
     if let Some(intermediate) = intermediate {
         check_waiting(env, intermediate, (dataset, id), &facts, &records).await?;
     }
-    for leftover in leftovers.iter().filter(|leftover| leftover.id != *id) {
-        match &leftover.started {
-            StartedFact::Unreadable(unreadable) if seen.catalog.backup(id).is_some() => {
-                let what = format!(
-                    "the base of {} is unknown: {}",
-                    leftover.id, unreadable.reason
-                );
-                return Err(RunError::refused(what, forget_first(&leftover.id)));
-            }
-            _ => {}
-        }
+    let backup = seen.catalog.backup(id);
+    if backup.is_some() {
+        refuse_unknown_bases(&leftovers, id)?;
     }
-    if let Some(attempt) = seen
-        .catalog
-        .attempts
-        .iter()
-        .find(|attempt| attempt.id == *id)
-    {
-        let mut warnings = Vec::new();
-        if attempt.untrusted.is_some() {
-            warnings.push(
-                "its manifest is invalid or untrusted; an older version may be valid".to_owned(),
-            );
-        } else if attempt.was_committed {
-            warnings.push(
-                "the signature of its manifest exists: it was a backup, or nearly one".to_owned(),
-            );
-        }
-        let (objects, bytes) = (attempt.objects, attempt.bytes);
-        return Ok(Forgotten {
-            id: id.clone(),
-            objects,
-            bytes,
-            manifest_blake3: None,
-            warnings,
-        });
+    let mut attempts = seen.catalog.attempts.iter();
+    if let Some(attempt) = attempts.find(|attempt| attempt.id == *id) {
+        return Ok(forgotten_attempt(attempt));
     }
-    let Some(backup) = seen.catalog.backup(id) else {
-        return Err(RunError::refused(
+    match backup {
+        Some(backup) => Ok(forgotten_backup(backup, dataset, &facts)),
+        None => Err(RunError::refused(
             format!("{} has nothing of {id} under {dataset}", store.url()),
             "zfs-backup show --include-remote lists what there is",
-        ));
-    };
-    let newest_usable = in_order(&facts)
+        )),
+    }
+}
+
+/// Refuses to forget a backup while the base of another attempt is unknown: it may be the backup.
+fn refuse_unknown_bases(leftovers: &[Leftover], id: &BackupId) -> Result<(), RunError> {
+    for leftover in leftovers.iter().filter(|leftover| leftover.id != *id) {
+        if let StartedFact::Unreadable(unreadable) = &leftover.started {
+            let what = format!(
+                "the base of {} is unknown: {}",
+                leftover.id, unreadable.reason
+            );
+            return Err(RunError::refused(what, forget_first(&leftover.id)));
+        }
+    }
+    Ok(())
+}
+
+/// Describes the leftovers of an attempt, with a warning when it may be a backup.
+fn forgotten_attempt(attempt: &StoredAttempt) -> Forgotten {
+    let mut warnings = Vec::new();
+    if attempt.untrusted.is_some() {
+        warnings
+            .push("its manifest is invalid or untrusted; an older version may be valid".to_owned());
+    } else if attempt.was_committed {
+        warnings.push(
+            "the signature of its manifest exists: it was a backup, or nearly one".to_owned(),
+        );
+    }
+    Forgotten {
+        id: attempt.id.clone(),
+        objects: attempt.objects,
+        bytes: attempt.bytes,
+        manifest_blake3: None,
+        warnings,
+    }
+}
+
+/// Describes a backup, with a warning when it is the newest that can be restored.
+fn forgotten_backup(
+    backup: &StoredBackup,
+    dataset: &DatasetName,
+    facts: &[BackupFacts],
+) -> Forgotten {
+    let id = &backup.manifest.id;
+    let newest_usable = in_order(facts)
         .into_iter()
         .rev()
         .find(|other| other.is_usable());
@@ -132,13 +146,13 @@ pub async fn plan_forget(
             "THIS IS THE NEWEST BACKUP OF {dataset} THAT CAN BE RESTORED; {left} older ones would be left"
         ));
     }
-    Ok(Forgotten {
+    Forgotten {
         id: id.clone(),
         objects: backup.objects.len(),
         bytes: backup.stored_bytes(),
         manifest_blake3: Some(backup.manifest_blake3),
         warnings,
-    })
+    }
 }
 
 /// Refuses to forget a backup that a backup or an attempt in the intermediate directory needs.
