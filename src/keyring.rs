@@ -243,7 +243,9 @@ impl KeyFile {
             trusted: TrustedKeys::default(),
             signing: None,
         };
-        let (mut verifying, mut kept, mut retired) = (Vec::new(), Vec::new(), Vec::new());
+        let mut verifying = Vec::new();
+        let mut kept = Vec::new();
+        let mut retired = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let malformed = |reason: String| KeyringError::Malformed {
                 line: number + 1,

@@ -99,7 +99,8 @@ pub async fn read_prune_records_through(
         })
         .collect();
     let mut reads = stream::iter(reads).buffered(RECORDS_MAX);
-    let (mut records, mut untrusted) = (Vec::new(), 0);
+    let mut records = Vec::new();
+    let mut untrusted = 0;
     while let Some((key, record)) = reads.next().await {
         match record {
             Ok(record) => records.push((key, record)),
@@ -132,7 +133,8 @@ async fn read_record(
     let parse = |bytes: &[u8], signature: &[u8]| -> Result<PruneRecord, ManifestError> {
         parse_prune_record(trusted, dataset, key.as_str(), bytes, signature)
     };
-    let (kept_bytes, kept_signature) = (cache.get(listed), cache.get(listed_signature));
+    let kept_bytes = cache.get(listed);
+    let kept_signature = cache.get(listed_signature);
     if let (Some(bytes), Some(signature)) = (&kept_bytes, &kept_signature)
         && let Ok(record) = parse(bytes, signature)
     {
@@ -147,7 +149,8 @@ async fn read_record(
             (signature, is_kept)
         }
     };
-    let (signed_type, limit_bytes) = (SignedType::PruneRecord, PRUNE_RECORD_BYTES_MAX);
+    let signed_type = SignedType::PruneRecord;
+    let limit_bytes = PRUNE_RECORD_BYTES_MAX;
     let bytes =
         get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
     let record = parse(&bytes, &signature).map_err(|source| CatalogError::Manifest {

@@ -90,13 +90,15 @@ pub(crate) fn recall(
     if !files.exist()? {
         return Ok(None);
     }
-    let (mut backups, mut untrusted) = (Vec::new(), 0);
+    let mut backups = Vec::new();
+    let mut untrusted = 0;
     for id in files.ids()? {
         let bytes = files.read(&id, Part::Manifest)?.unwrap_or_default();
         let signature = files.read(&id, Part::Signature)?.unwrap_or_default();
         match parse_manifest(trusted, dataset, &id, &bytes, &signature) {
             Ok(manifest) => {
-                let (manifest_blake3, objects) = (Digest::of(&bytes), Default::default());
+                let manifest_blake3 = Digest::of(&bytes);
+                let objects = Default::default();
                 backups.push(StoredBackup {
                     manifest,
                     manifest_blake3,

@@ -78,8 +78,10 @@ impl UsableCatalog {
     /// `other` too. Base and full are the ones that a restore would receive: if a twin replaces
     /// the base in the manifest, a prune must keep the twin.
     pub fn facts(&self, other: Option<&Self>) -> Vec<BackupFacts> {
-        let (known, bases) = (manifests(self, other), bases(self, other));
-        let (flaws, fulls) = (self.chain_flaws(other, &bases), fulls(&bases));
+        let known = manifests(self, other);
+        let bases = bases(self, other);
+        let flaws = self.chain_flaws(other, &bases);
+        let fulls = fulls(&bases);
         let facts = |backup: &StoredBackup| {
             let id = &backup.manifest.id;
             let flaw = flaws.get(id).cloned().flatten();

@@ -23,7 +23,8 @@ use std::time::Instant;
 
 pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
     let config = &context.setup()?.config;
-    let (started_at, started) = (Timestamp::now(), Instant::now());
+    let started_at = Timestamp::now();
+    let started = Instant::now();
     let mut report = RunReport {
         host: host_name(),
         config_file: config.file.clone(),

@@ -73,7 +73,8 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let (seed, mut values) = (self.deeper()?, Vec::new());
+        let seed = self.deeper()?;
+        let mut values = Vec::new();
         while let Some(value) = seq.next_element_seed(seed)? {
             values.push(value);
         }
@@ -81,7 +82,8 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let (seed, mut map) = (self.deeper()?, Map::new());
+        let seed = self.deeper()?;
+        let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             let value = entries.next_value_seed(seed)?;
             if map.contains_key(&key) {

@@ -109,12 +109,10 @@ impl FromStr for BackupId {
 
 fn parse(text: &str) -> Option<BackupId> {
     let mut fields = text.split('-');
-    let (time, kind, guid, nonce) = (
-        fields.next()?,
-        fields.next()?,
-        fields.next()?,
-        fields.next()?,
-    );
+    let time = fields.next()?;
+    let kind = fields.next()?;
+    let guid = fields.next()?;
+    let nonce = fields.next()?;
     let kind = match kind {
         "full" => BackupKind::Full,
         "incr" => BackupKind::Incr,

@@ -88,7 +88,8 @@ fn count_of<S: Serializer>(ids: &BTreeSet<BackupId>, serializer: S) -> Result<S:
 
 impl Holding {
     fn new(holder: Holder, origin: Origin, at: Timestamp) -> Self {
-        let (hosts, ids) = (BTreeSet::new(), BTreeSet::new());
+        let hosts = BTreeSet::new();
+        let ids = BTreeSet::new();
         Self {
             holder,
             origin,
@@ -143,7 +144,8 @@ pub fn find_holdings(
     // The newest comes first, and names the time line.
     for backup in strays.iter().map(|stray| stray.backup) {
         let host = backup.made.host.as_ref();
-        let (holder, at) = (Holder::Line(backup.id.clone()), backup.snapshot.created_at);
+        let holder = Holder::Line(backup.id.clone());
+        let at = backup.snapshot.created_at;
         let line = lines
             .entry(host)
             .or_insert_with(|| Holding::new(holder, backup.origin.clone(), at));

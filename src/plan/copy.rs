@@ -263,7 +263,8 @@ impl<'a> Planner<'a> {
         let Some(parent) = &facts.base else {
             return Ok(None);
         };
-        let (of, remote) = (facts.id.clone(), self.input.remote);
+        let of = facts.id.clone();
+        let remote = self.input.remote;
         if let Some(there) = remote.iter().find(|there| there.id == *parent) {
             return match there.flaw.clone() {
                 None => Ok(Some(parent.clone())),

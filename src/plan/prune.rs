@@ -332,7 +332,8 @@ fn leave_all(doomed: Vec<DoomedLeftover>, mut left: Vec<LeftAlone>) -> Vec<LeftA
 }
 
 fn sort_leftovers(input: &PruneInput<'_>) -> (Vec<DoomedLeftover>, Vec<LeftAlone>) {
-    let (mut doomed, mut left) = (Vec::new(), Vec::new());
+    let mut doomed = Vec::new();
+    let mut left = Vec::new();
     for leftover in input.leftovers {
         let Leftover {
             id, objects, bytes, ..
@@ -433,6 +434,17 @@ pub struct SecondaryBackups<'a> {
     pub leftovers: &'a [Leftover],
 }
 
+/// Whether, of the possible bases in both stores, `id` in the remote is the only usable one.
+fn is_only_base<'a>(
+    id: &BackupId,
+    mut waiting: impl Iterator<Item = &'a BackupFacts>,
+    remote: impl Iterator<Item = &'a BackupFacts>,
+) -> bool {
+    let mut remote = remote.filter(|backup| backup.is_usable()).peekable();
+    let has_one = remote.peek().is_some();
+    has_one && remote.all(|backup| backup.id == *id) && !waiting.any(|backup| backup.is_usable())
+}
+
 /// Returns a backup or an attempt that waits in the intermediate directory and can be received only
 /// after `id` in the remote: no other backup in either store can be its base.
 pub fn waiting_follower<'a>(
@@ -441,25 +453,16 @@ pub fn waiting_follower<'a>(
     pruned: &BTreeMap<BackupId, Pruned>,
     id: &BackupId,
 ) -> Option<&'a BackupId> {
-    let is_only = |here: Vec<&BackupFacts>, there: Vec<&BackupFacts>| {
-        let mut there = there
-            .into_iter()
-            .filter(|backup| backup.is_usable())
-            .peekable();
-        let has_one = there.peek().is_some();
-        has_one
-            && there.all(|backup| backup.id == *id)
-            && !here.iter().any(|backup| backup.is_usable())
-    };
     let follows = |backup: &&BackupFacts| {
         let Some(base) = &backup.base else {
             return false;
         };
         let serves =
             |other: &&BackupFacts| other.id == *base || facts_stand_in_as_base(backup, base, other);
-        is_only(
-            waiting.facts.iter().filter(serves).collect(),
-            remote.iter().filter(serves).collect(),
+        is_only_base(
+            id,
+            waiting.facts.iter().filter(serves),
+            remote.iter().filter(serves),
         )
     };
     let mut backups = waiting
@@ -469,9 +472,10 @@ pub fn waiting_follower<'a>(
     let attempt_follows = |attempt: &&Leftover| match &attempt.started {
         StartedFact::Signed {
             base: Some(base), ..
-        } => is_only(
-            attempt_bases(waiting.facts, base).collect(),
-            attempt_bases(remote, base).collect(),
+        } => is_only_base(
+            id,
+            attempt_bases(waiting.facts, base),
+            attempt_bases(remote, base),
         ),
         _ => false,
     };

@@ -142,7 +142,8 @@ fn check_base<'a>(
     manifest: &'a Manifest,
     blake3: Digest,
 ) -> Result<&'a Manifest, RestoreGap> {
-    let (place, before) = (&of.chain, &manifest.chain);
+    let place = &of.chain;
+    let before = &manifest.chain;
     let follows =
         before.full_id == place.full_id && before.position.checked_add(1) == Some(place.position);
     if blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid || !follows {

@@ -53,7 +53,8 @@ pub fn choose_chunks(chunks: &[Candidate<'_>], share: ReadShare, day: u64, seed:
 fn choose_at_random(chunks: &[Candidate<'_>], wanted_bytes: u64, seed: u64) -> Vec<bool> {
     let mut order: Vec<usize> = (0..chunks.len()).collect();
     order.sort_by_key(|index| (number_of(chunks[*index].name, seed), *index));
-    let (mut chosen, mut bytes) = (vec![false; chunks.len()], 0u64);
+    let mut chosen = vec![false; chunks.len()];
+    let mut bytes = 0u64;
     for (place, index) in order.into_iter().enumerate() {
         if place > 0 && bytes >= wanted_bytes {
             break;

@@ -181,38 +181,40 @@ pub struct SnapshotsInput<'a> {
 
 /// Decides about the own snapshots of one dataset.
 pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
-    let verdict = |snapshot: &Snapshot| {
+    let own = input.own.iter().map(|snapshot| input.judge_own(snapshot));
+    let marked = input
+        .marked
+        .iter()
+        .map(|snapshot| input.keep_marked(snapshot));
+    own.chain(marked).collect()
+}
+
+impl SnapshotsInput<'_> {
+    fn judge_own(&self, snapshot: &Snapshot) -> SnapshotVerdict {
+        let mut need = self.need(snapshot);
         // The clock matters only if something is destroyed.
-        let doubtful = || {
-            input
-                .clock
-                .map(|doubt| SnapshotReason::ClockDoubtful(doubt.clone()))
-        };
-        let need = input.need(snapshot).or_else(doubtful);
+        if let (None, Some(doubt)) = (&need, self.clock) {
+            need = Some(SnapshotReason::ClockDoubtful(doubt.clone()));
+        }
         SnapshotVerdict {
             name: snapshot.name.clone(),
             destroy: need.is_none(),
             used_bytes: snapshot.used_bytes,
             reason: need.unwrap_or(SnapshotReason::Old),
         }
-    };
-    let misnamed = |snapshot: &Snapshot| SnapshotVerdict {
-        name: snapshot.name.clone(),
-        destroy: false,
-        used_bytes: snapshot.used_bytes,
-        reason: SnapshotReason::NotOurName {
-            prefix: input.prefix.to_owned(),
-        },
-    };
-    input
-        .own
-        .iter()
-        .map(verdict)
-        .chain(input.marked.iter().map(misnamed))
-        .collect()
-}
+    }
 
-impl SnapshotsInput<'_> {
+    fn keep_marked(&self, snapshot: &Snapshot) -> SnapshotVerdict {
+        SnapshotVerdict {
+            name: snapshot.name.clone(),
+            destroy: false,
+            used_bytes: snapshot.used_bytes,
+            reason: SnapshotReason::NotOurName {
+                prefix: self.prefix.to_owned(),
+            },
+        }
+    }
+
     /// Returns the reason why the snapshot is needed, if there is one.
     fn need(&self, snapshot: &Snapshot) -> Option<SnapshotReason> {
         if snapshot.holds > 0 {

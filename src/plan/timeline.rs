@@ -180,7 +180,8 @@ impl<'a> Timeline<'a> {
 
     /// Returns the snapshots from which these follow, including these.
     fn line_of(&self, heads: impl IntoIterator<Item = Guid>) -> BTreeSet<Guid> {
-        let (mut line, mut waiting) = (BTreeSet::new(), heads.into_iter().collect::<Vec<_>>());
+        let mut line = BTreeSet::new();
+        let mut waiting = heads.into_iter().collect::<Vec<_>>();
         while let Some(guid) = waiting.pop() {
             if line.insert(guid) {
                 waiting.extend(
@@ -321,7 +322,8 @@ impl<'a> Timeline<'a> {
             let Some(by) = self.skipped_by(&line, &line, missed) else {
                 continue;
             };
-            let (one, other) = (by.hosts(), missed.hosts());
+            let one = by.hosts();
+            let other = missed.hosts();
             let are_two_hosts = !one.is_empty() && !other.is_empty() && one.is_disjoint(&other);
             if are_two_hosts || self.skips_any_of(missed, &line) {
                 let known = newest.entry(backup.made.host.as_ref()).or_insert(backup);

@@ -228,7 +228,8 @@ pub async fn upload_dataset(
         .filter_map(|step| from.backup(&step.id))
         .map(StoredBackup::stored_bytes)
         .sum();
-    let (progress, mut done) = ((env.progress)(total_bytes), Progress::default());
+    let progress = (env.progress)(total_bytes);
+    let mut done = Progress::default();
     for CopyStep { id, parent } in plan.copy {
         let Some(backup) = from.backup(&id) else {
             continue;

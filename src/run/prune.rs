@@ -202,7 +202,8 @@ fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneView) -> Result<
     if let Some(doubt) = second.plan.doubts.first() {
         return Err(format!("it changed while the prune was planned: {doubt}"));
     }
-    let (before, now) = (first.doomed_ids(), second.plan.doomed_ids());
+    let before = first.doomed_ids();
+    let now = second.plan.doomed_ids();
     if let Some(id) = before.difference(&now).next() {
         return Err(format!(
             "it changed while the prune was planned, and {id} must now be kept"

@@ -257,7 +257,8 @@ pub async fn transfer(
             .collect();
         let resume = begin.clone().zip(resume_point(&confirmed));
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let (source, plan_of_producer) = (Arc::clone(&source), Arc::clone(&plan));
+        let source = Arc::clone(&source);
+        let plan_of_producer = Arc::clone(&plan);
         let producer = Producer {
             source,
             plan: plan_of_producer,
@@ -413,10 +414,8 @@ impl Uploader<'_> {
                 while self.confirming.len() >= CONFIRMING_MAX {
                     self.join_one().await?;
                 }
-                let (name, key) = (
-                    object_name(&object),
-                    ObjectKey::backup(&self.plan.dataset, &self.plan.id, &object),
-                );
+                let name = object_name(&object);
+                let key = ObjectKey::backup(&self.plan.dataset, &self.plan.id, &object);
                 self.log.begins(&name).map_err(UploadError::Log)?;
                 let writer = self.store.create(&key).await?;
                 if let Some(upload_id) = writer.upload_id() {

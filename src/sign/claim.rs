@@ -26,10 +26,8 @@ impl TrustedKeys {
                 trusted: self.len(),
             });
         };
-        let (expected, actual) = (
-            trusted_comment(signed_type, key),
-            signature.comment.to_owned(),
-        );
+        let expected = trusted_comment(signed_type, key);
+        let actual = signature.comment.to_owned();
         if expected != actual {
             return Err(SignatureError::Elsewhere { expected, actual });
         }

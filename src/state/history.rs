@@ -348,7 +348,8 @@ impl Records {
         let made = create_folder(&self.folder);
         made.map_err(|source| failed("create", &self.folder, source))?;
         let path = self.path(event);
-        let (dataset, store) = (self.dataset.clone(), self.store.id.to_string());
+        let dataset = self.dataset.clone();
+        let store = self.store.id.to_string();
         let written = || -> std::io::Result<()> {
             let bytes = serde_json::to_vec_pretty(&StoredEvent {
                 format: FORMAT,

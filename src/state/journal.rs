@@ -127,7 +127,8 @@ impl AttemptJournal {
     /// # Errors
     /// [`StateError::File`]; then the manifest may not be put.
     pub fn committing(&self) -> Result<(), StateError> {
-        let (file, committing) = (self.file(BEGUN), self.file(COMMITTING));
+        let file = self.file(BEGUN);
+        let committing = self.file(COMMITTING);
         if !committing
             .try_exists()
             .map_err(|source| failed("inspect", &committing, source))?

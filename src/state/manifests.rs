@@ -173,7 +173,8 @@ impl ObjectCache {
             .lock()
             .filter(|file| file.writes && listed.bytes == bytes.len() as u64)
         {
-            let (key, blake3) = (listed.key.clone(), Digest::of(bytes));
+            let key = listed.key.clone();
+            let blake3 = Digest::of(bytes);
             file.append(
                 &CacheLine {
                     key,
@@ -244,7 +245,8 @@ impl CacheFile {
             CacheMode::ReadWrite => open_locked(path)?,
             CacheMode::ReadOnly => (File::open(path)?, false),
         };
-        let (dead_bytes, entries) = (0, BTreeMap::new());
+        let dead_bytes = 0;
+        let entries = BTreeMap::new();
         let mut cache = Self {
             path: path.to_owned(),
             file,
@@ -283,7 +285,8 @@ impl CacheFile {
             blake3,
         }) = next_line(&mut reader, &mut text)?
         {
-            let (line_at, body_at) = (self.end, self.end + text.len() as u64);
+            let line_at = self.end;
+            let body_at = self.end + text.len() as u64;
             let entry = CacheEntry {
                 bytes,
                 modified_at,
@@ -329,7 +332,8 @@ impl CacheFile {
     fn try_append(&mut self, line: &CacheLine, bytes: &[u8]) -> Result<()> {
         let mut record = serde_json::to_vec(line)?;
         record.push(b'\n');
-        let (line_at, body_at) = (self.end, self.end + record.len() as u64);
+        let line_at = self.end;
+        let body_at = self.end + record.len() as u64;
         record.extend_from_slice(bytes);
         record.push(b'\n');
         if self.end + record.len() as u64 > FILE_BYTES_MAX || line.bytes > CHUNK_LIST_BYTES_MAX {

@@ -134,7 +134,8 @@ impl Shared {
     /// Makes the error for a failure of the call `api`, with a hint.
     fn failed(&self, operation: &str, api: &str, subject: &str, cause: Cause) -> StoreError {
         let hint = cause.hint(api, self.settings.endpoint());
-        let (kind, is_outage) = (cause.kind(), cause.is_outage());
+        let kind = cause.kind();
+        let is_outage = cause.is_outage();
         StoreError::new(kind, operation, subject, &self.url, cause)
             .with_hint_of(hint)
             .with_outage(is_outage)

@@ -354,7 +354,8 @@ impl StoreRead for DirStore {
         range: Range<u64>,
         buffer: BytesMut,
     ) -> Result<BytesMut, StoreError> {
-        let (owned, limit_bytes) = (key.clone(), range.end.saturating_sub(range.start));
+        let owned = key.clone();
+        let limit_bytes = range.end.saturating_sub(range.start);
         self.run("get", key.as_str(), move |shared| {
             shared.read(&owned, Some(range), limit_bytes, buffer)
         })
@@ -475,7 +476,8 @@ impl PartWriter for DirWriter {
             .accept(part.len())
             .map_err(|text| self.invalid(text))?;
         let offset = self.written.take().ok_or_else(|| self.broken())?;
-        let (temp, len) = (Arc::clone(&self.temp), part.len() as u64);
+        let temp = Arc::clone(&self.temp);
+        let len = part.len() as u64;
         run_for(&self.shared, "write", self.key.as_str(), move |_| {
             temp.write_at(&part, offset)
         })
@@ -490,7 +492,8 @@ impl PartWriter for DirWriter {
             self.abort().await?;
             return Err(broken);
         };
-        let (temp, key) = (Arc::clone(&self.temp), self.key.clone());
+        let temp = Arc::clone(&self.temp);
+        let key = self.key.clone();
         run_for(&self.shared, "complete", self.key.as_str(), move |shared| {
             shared.finish(&key, &temp, bytes)
         })
@@ -498,7 +501,8 @@ impl PartWriter for DirWriter {
     }
 
     async fn abort(self: Box<Self>) -> Result<(), StoreError> {
-        let (temp, key) = (Arc::clone(&self.temp), self.key.clone());
+        let temp = Arc::clone(&self.temp);
+        let key = self.key.clone();
         run_for(&self.shared, "abort", self.key.as_str(), move |shared| {
             shared.discard(&key, &temp)
         })

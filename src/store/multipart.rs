@@ -222,7 +222,8 @@ impl<S: MultipartStore> MultipartWriter<S> {
         self.in_flight.stop().await;
         if let Some(upload) = &self.upload {
             if self.store.patience().is_store_silent() {
-                let (kind, key) = (StoreErrorKind::Unavailable, self.key.as_str());
+                let kind = StoreErrorKind::Unavailable;
+                let key = self.key.as_str();
                 let text = "the store does not answer";
                 return Err(self.store.wrong(kind, "abort upload of", key, text));
             }

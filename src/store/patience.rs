@@ -317,7 +317,8 @@ impl Attempts<'_> {
         self.pause_next = (self.pause_next * 2).min(PAUSE_MAX);
         if self.pause_next == PAUSE_MAX && !self.is_announced && !is_silent {
             self.is_announced = true;
-            let (store, until) = (&error.store, patience.clock.time_text(until - now));
+            let store = &error.store;
+            let until = patience.clock.time_text(until - now);
             tracing::warn!(
                 error = %error_chain(&error),
                 "{store} answers, but not this request; retrying until {until} (retry_for = {})",

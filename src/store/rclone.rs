@@ -217,7 +217,8 @@ impl RcloneStore {
             &self.settings.remote,
             &self.settings.conf.display().to_string(),
         );
-        let (kind, is_outage) = (cause.kind(), cause.is_outage());
+        let kind = cause.kind();
+        let is_outage = cause.is_outage();
         StoreError::new(kind, operation, subject, &self.url, cause)
             .with_hint_of(hint)
             .with_outage(is_outage)

@@ -183,7 +183,8 @@ impl Shared {
 
     /// Returns the same connection with other settings, and without learned facts.
     fn with_settings(&self, settings: S3Settings) -> Self {
-        let (client, objects) = (self.client.clone(), self.objects.clone());
+        let client = self.client.clone();
+        let objects = self.objects.clone();
         let connected = Connected {
             client,
             objects,
@@ -213,7 +214,8 @@ impl Shared {
         let encryption = self.settings.encryption.as_ref();
         let hint = encryption_hint(&cause, api, bucket, encryption)
             .or_else(|| cause.hint(api, bucket, &self.endpoint));
-        let (kind, is_outage) = (cause.kind(), cause.is_outage());
+        let kind = cause.kind();
+        let is_outage = cause.is_outage();
         StoreError::new(kind, operation, subject, &self.url, cause)
             .with_hint_of(hint)
             .with_outage(is_outage)

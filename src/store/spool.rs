@@ -138,7 +138,9 @@ impl SpoolFile {
     /// Reads one part, counted from 0, as often as the store needs. Fails if the bytes differ from
     /// those written.
     pub async fn read_part(&self, index: usize) -> Result<Bytes, SpoolError> {
-        let (file, part, dir) = (Arc::clone(&self.file), self.parts[index], self.dir.clone());
+        let file = Arc::clone(&self.file);
+        let part = self.parts[index];
+        let dir = self.dir.clone();
         run_blocking(move || {
             let mut bytes = vec![0; part.bytes];
             file.read_exact_at(&mut bytes, part.offset)
@@ -173,7 +175,9 @@ impl SpoolFile {
 
     /// Appends the next part.
     async fn append(&mut self, bytes: Bytes) -> Result<(), SpoolError> {
-        let (file, offset, dir) = (Arc::clone(&self.file), self.bytes(), self.dir.clone());
+        let file = Arc::clone(&self.file);
+        let offset = self.bytes();
+        let dir = self.dir.clone();
         let part = run_blocking(move || {
             file.write_all_at(&bytes, offset)
                 .map_err(|error| SpoolError::io(&dir, "write", error))?;

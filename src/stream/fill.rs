@@ -157,7 +157,8 @@ enum Place {
 
 impl PartFiller {
     pub(super) fn new(head: Vec<u8>, key: PageKey, pool: PartPool) -> Self {
-        let (bridge, ahead) = (SidePage::new(), SidePage::new());
+        let bridge = SidePage::new();
+        let ahead = SidePage::new();
         Self {
             key: Arc::new(key),
             pool,
@@ -210,7 +211,9 @@ impl PartFiller {
             .as_mut()
             .map(|(buffer, _)| buffer.space())
             .unwrap_or_default();
-        let (mut bridge, mut ahead, mut at) = (Some(&mut bridge.bytes), Some(&mut ahead.bytes), 0);
+        let mut bridge = Some(&mut bridge.bytes);
+        let mut ahead = Some(&mut ahead.bytes);
+        let mut at = 0;
         let mut places = Vec::with_capacity(ranges.len());
         for (place, range) in ranges {
             let side = match place {
@@ -282,11 +285,14 @@ impl PartFiller {
     /// Returns the destinations of the next bytes, in order: pages in place, then the bridge; ahead
     /// only when all of these are full.
     fn ranges(&self, bytes_max: usize) -> Vec<(Place, Range<usize>)> {
-        let (mut ranges, mut left) = (Vec::new(), bytes_max);
+        let mut ranges = Vec::new();
+        let mut left = bytes_max;
         if let Some((_, pages)) = &self.part {
-            let (mut plain_bytes, mut room) = (pages.plain_bytes, pages.room());
+            let mut plain_bytes = pages.plain_bytes;
+            let mut room = pages.room();
             while left > 0 && room > 0 {
-                let (page, within) = (plain_bytes / PAGE_BYTES, plain_bytes % PAGE_BYTES);
+                let page = plain_bytes / PAGE_BYTES;
+                let within = plain_bytes % PAGE_BYTES;
                 let at = pages.start + page * SEALED_PAGE_BYTES + within;
                 let taken = (PAGE_BYTES - within).min(left);
                 ranges.push((Place::Part, at..at + taken));

@@ -96,7 +96,8 @@ impl Fletcher4 {
             1 => wrap(pairs).wrapping_mul(wrap(n.div_ceil(3))),
             _ => wrap(pairs / 3).wrapping_mul(wrap(n + 2)),
         };
-        let (n, pairs) = (next_words, wrap(pairs));
+        let n = next_words;
+        let pairs = wrap(pairs);
         let times = u64::wrapping_mul;
         let add = u64::wrapping_add;
         Self {

@@ -90,7 +90,8 @@ pub fn piece_ranges_from(
     pages: u32,
 ) -> Result<impl Iterator<Item = Range<u64>> + use<>, OpenError> {
     check_sizes(chunk)?;
-    let (head, sealed_bytes) = (u64::from(chunk.head.bytes), chunk.sealed_bytes);
+    let head = u64::from(chunk.head.bytes);
+    let sealed_bytes = chunk.sealed_bytes;
     let step = u64::from(pages.max(1)) * SEALED_PAGE_BYTES as u64;
     let begin = page_offset(chunk, page);
     if begin >= sealed_bytes {
@@ -120,7 +121,8 @@ fn page_offset(chunk: &SealedChunk, page: u64) -> u64 {
 }
 
 fn check_sizes(chunk: &SealedChunk) -> Result<(), OpenError> {
-    let (head_bytes, sealed_bytes) = (chunk.head.bytes, chunk.sealed_bytes);
+    let head_bytes = chunk.head.bytes;
+    let sealed_bytes = chunk.sealed_bytes;
     let body_bytes = sealed_bytes.checked_sub(u64::from(head_bytes));
     match head_bytes as usize > HEAD_BYTES_MAX
         || body_bytes.is_none_or(|bytes| bytes < TAG_BYTES as u64)
@@ -379,7 +381,8 @@ impl ChunkPlain {
         last: bool,
         stream: &mut Vec<u8>,
     ) -> Result<usize, OpenError> {
-        let (before, mut taken) = (stream.len(), 0);
+        let before = stream.len();
+        let mut taken = 0;
         match &mut self.decompressor {
             None => {
                 stream.extend_from_slice(page);
@@ -427,7 +430,8 @@ impl ChunkPlain {
 
     fn count(&mut self, bytes: usize) -> Result<(), OpenError> {
         self.stream_bytes += bytes as u64;
-        let (expected, actual) = (self.expected_bytes, self.stream_bytes);
+        let expected = self.expected_bytes;
+        let actual = self.stream_bytes;
         if actual > expected {
             Err(OpenError::StreamLength { expected, actual })
         } else {

@@ -160,30 +160,32 @@ enum Stage {
     Continuing,
 }
 
+/// Returns the facts of a BEGIN that a resumed stream repeats, each with its name.
+fn begin_facts(begin: &BeginRecord) -> [(&'static str, String); 6] {
+    [
+        ("byte order", format!("{:?}", begin.order)),
+        ("snapshot guid", begin.snapshot_guid.to_string()),
+        (
+            "base guid",
+            begin
+                .base_guid
+                .map_or_else(|| "none".to_owned(), |guid| guid.to_string()),
+        ),
+        ("dataset type", format!("{:?}", begin.dataset_type)),
+        ("flags", format!("{:#x}", begin.flags)),
+        ("feature flags", format!("{:#x}", begin.feature_flags)),
+    ]
+}
+
 impl Splice {
     /// Returns the difference of the resumed stream's BEGIN. The name may differ: a dataset can be
     /// renamed in between.
     fn difference(&self, found: &BeginRecord) -> Option<SpliceError> {
-        let facts = |begin: &BeginRecord| {
-            [
-                ("byte order", format!("{:?}", begin.order)),
-                ("snapshot guid", begin.snapshot_guid.to_string()),
-                (
-                    "base guid",
-                    begin
-                        .base_guid
-                        .map_or_else(|| "none".to_owned(), |guid| guid.to_string()),
-                ),
-                ("dataset type", format!("{:?}", begin.dataset_type)),
-                ("flags", format!("{:#x}", begin.flags)),
-                ("feature flags", format!("{:#x}", begin.feature_flags)),
-            ]
-        };
         let expected = BeginRecord {
             feature_flags: self.begin.feature_flags | feature::RESUMING,
             ..self.begin.clone()
         };
-        let pairs = facts(&expected).into_iter().zip(facts(found));
+        let pairs = begin_facts(&expected).into_iter().zip(begin_facts(found));
         pairs
             .map(|((what, expected), (_, found))| (what, expected, found))
             .find(|(_, expected, found)| expected != found)

@@ -226,7 +226,8 @@ impl Libraries {
         flags: u32,
         resume: Option<(u64, u64)>,
     ) -> i32 {
-        let (from, fd) = (from.map_or(ptr::null(), CStr::as_ptr), pipe.as_raw_fd());
+        let from = from.map_or(ptr::null(), CStr::as_ptr);
+        let fd = pipe.as_raw_fd();
         match resume {
             // SAFETY: the names live and the descriptor stays open through the call; nothing is
             // kept of them.
@@ -268,7 +269,8 @@ impl Libraries {
         // SAFETY: both types have 312 bytes, and any bytes make a record, which has only numbers
         // and bytes in it.
         let begin: dmu_replay_record = unsafe { std::mem::transmute(call.begin) };
-        let (mut read_bytes, mut error_flags) = (0_u64, 0_u64);
+        let mut read_bytes = 0_u64;
+        let mut error_flags = 0_u64;
         let outcome = self.with_list(|slot| {
             // SAFETY: names, list, record and numbers live and the descriptor stays open through
             // the call; nothing is kept of them; an absent argument is null; the slot takes a list
@@ -301,7 +303,8 @@ impl Libraries {
     /// Makes a filesystem.
     #[doc(alias = "lzc_create")]
     pub(super) fn create_filesystem(&self, name: &CStr, properties: &NvList) -> i32 {
-        let (kind, key) = (sys::LZC_DATSET_TYPE_ZFS, ptr::null_mut());
+        let kind = sys::LZC_DATSET_TYPE_ZFS;
+        let key = ptr::null_mut();
         // SAFETY: name and list live through the call and are only read; no key is given.
         unsafe {
             self.core

@@ -113,7 +113,8 @@ impl FakeZfs {
     pub fn copy_pools(&self) -> Self {
         let copy = Self::new();
         {
-            let (original, mut shared) = (self.lock(), copy.lock());
+            let original = self.lock();
+            let mut shared = copy.lock();
             shared.state = original.state.copy();
             shared.module_version.clone_from(&original.module_version);
         }

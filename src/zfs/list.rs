@@ -127,7 +127,8 @@ impl<'a> Lister<'a> {
     ) -> Result<Vec<T>, ZfsError> {
         let attempt = Attempt::new(operation, dataset);
         let before = self.guid(&attempt, dataset)?;
-        let (mut found, mut cursor) = (Vec::new(), 0);
+        let mut found = Vec::new();
+        let mut cursor = 0;
         loop {
             match self.ask(request, dataset.as_str(), cursor) {
                 Ok(()) => found.push(convert(self.entry()?)?),
@@ -217,24 +218,25 @@ fn text_of(bytes: &[u8]) -> String {
 /// Reads `{name: {value, source}}`. Values that are lists or arrays are not needed here and are
 /// skipped.
 fn to_properties(list: NvMap) -> BTreeMap<String, Property> {
-    let property = |value: NvValue| {
-        let NvValue::Map(mut fields) = value else {
-            return None;
-        };
-        let value = match fields.remove("value")? {
-            NvValue::Number(number) => PropertyValue::Number(number),
-            NvValue::Text(text) => PropertyValue::Text(text),
-            _ => return None,
-        };
-        let source = match fields.remove("source") {
-            Some(NvValue::Text(source)) => Some(source),
-            _ => None,
-        };
-        Some(Property { value, source })
-    };
     list.into_iter()
-        .filter_map(|(name, value)| Some((name, property(value)?)))
+        .filter_map(|(name, value)| Some((name, to_property(value)?)))
         .collect()
+}
+
+fn to_property(value: NvValue) -> Option<Property> {
+    let NvValue::Map(mut fields) = value else {
+        return None;
+    };
+    let value = match fields.remove("value")? {
+        NvValue::Number(number) => PropertyValue::Number(number),
+        NvValue::Text(text) => PropertyValue::Text(text),
+        _ => return None,
+    };
+    let source = match fields.remove("source") {
+        Some(NvValue::Text(source)) => Some(source),
+        _ => None,
+    };
+    Some(Property { value, source })
 }
 
 impl Entry {
@@ -360,14 +362,16 @@ pub(crate) fn read_kernel_list(subject: &[u8], mut byte: impl FnMut() -> u8) {
     (stats.dds_type, stats.dds_inconsistent, stats.dds_guid) =
         (u32::from(byte() % 5), byte() & 1, u64::from(byte()));
     stats.dds_origin.fill_with(&mut byte);
-    let (list, name) = (list_of(&mut byte, 0), text_of(subject));
+    let list = list_of(&mut byte, 0);
+    let name = text_of(subject);
     let _ = delegations(&Attempt::new("read the permissions on", &name), &list);
     let entry = || Entry {
         name: name.clone(),
         stats: command.zc_objset_stats,
         properties: to_properties(list.clone()),
     };
-    let (dataset, snapshot) = (to_dataset(entry()), to_snapshot(entry()));
+    let dataset = to_dataset(entry());
+    let snapshot = to_snapshot(entry());
     for error in [dataset.err(), snapshot.err()].into_iter().flatten() {
         assert!(
             error.to_string().contains(&name),

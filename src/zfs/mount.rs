@@ -44,9 +44,11 @@ fn parse_line(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ').skip(2);
     let (major, minor) = left.next()?.split_once(':')?;
-    let (place, options) = (left.nth(1)?, left.next()?);
+    let place = left.nth(1)?;
+    let options = left.next()?;
     let mut right = right.split(' ');
-    let (file_system, source) = (right.next()?, right.next()?);
+    let file_system = right.next()?;
+    let source = right.next()?;
     let is_readonly = |options: &str| options.split(',').any(|option| option == "ro");
     Some(Mount {
         device: (major.parse().ok()?, minor.parse().ok()?),

@@ -121,7 +121,8 @@ impl NvList {
     /// Adds a string.
     #[doc(alias = "nvlist_add_string")]
     pub(super) fn add_text(&mut self, name: &str, value: &str) -> Result<(), i32> {
-        let (name, value) = (c_string(name)?, c_string(value)?);
+        let name = c_string(name)?;
+        let value = c_string(value)?;
         // SAFETY: the list is ours and live, both strings live through the call, and the library
         // copies them.
         status(unsafe {

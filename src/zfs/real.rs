@@ -102,7 +102,9 @@ fn to_bookmark(
         Some(NvValue::Number(number)) => Ok(*number),
         _ => Err(attempt.malformed(format!("no number in property {property} of {name}"))),
     };
-    let (guid, createtxg, creation) = (number("guid")?, number("createtxg")?, number("creation")?);
+    let guid = number("guid")?;
+    let createtxg = number("createtxg")?;
+    let creation = number("creation")?;
     let redacted = properties.get(REDACTION_LIST).is_some();
     let ivset_guid = number(IVSET_GUID).ok();
     Ok(Bookmark {

@@ -126,27 +126,8 @@ fn receive_here(
     input: OwnedFd,
 ) -> Received {
     core::block_signals();
-    let called = || {
-        let snapshot = c_string(&request.target.to_string())?;
-        let properties = match request.properties.is_empty() {
-            true => None,
-            false => Some(NvList::of_properties(
-                libraries.nvpair(),
-                &request.properties,
-            )?),
-        };
-        let call = ReceiveCall {
-            snapshot: &snapshot,
-            local_properties: properties.as_ref(),
-            resumable: request.resumable,
-            raw,
-            input: input.as_fd(),
-            begin,
-        };
-        Ok(libraries.receive(&call))
-    };
-    let (outcome, error_flags) =
-        called().unwrap_or_else(|errno| (Outcome { errno, list: None }, 0));
+    let (outcome, error_flags) = call_receive(libraries, request, raw, begin, &input)
+        .unwrap_or_else(|errno| (Outcome { errno, list: None }, 0));
     // The kernel stops reading at END. Any bytes left in the pipe once the source has ended are
     // excess.
     let trailing = outcome.errno == 0 && !matches!(File::from(input).read(&mut [0]), Ok(0));
@@ -156,6 +137,35 @@ fn receive_here(
         failures: failures(outcome.list),
         trailing,
     }
+}
+
+/// Calls the kernel with the stream on `input`. Fails without a call when the request does not fit
+/// into the call's arguments.
+fn call_receive(
+    libraries: &'static Libraries,
+    request: &ReceiveRequest,
+    raw: bool,
+    begin: [u8; RECORD_BYTES],
+    input: &OwnedFd,
+) -> Result<(Outcome, u64), i32> {
+    let snapshot = c_string(&request.target.to_string())?;
+    let properties = if request.properties.is_empty() {
+        None
+    } else {
+        Some(NvList::of_properties(
+            libraries.nvpair(),
+            &request.properties,
+        )?)
+    };
+    let call = ReceiveCall {
+        snapshot: &snapshot,
+        local_properties: properties.as_ref(),
+        resumable: request.resumable,
+        raw,
+        input: input.as_fd(),
+        begin,
+    };
+    Ok(libraries.receive(&call))
 }
 
 /// Copies all of the source into the pipe and closes it.

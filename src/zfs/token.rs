@@ -47,10 +47,8 @@ impl ResumeToken {
     /// Parses a token. Returns `None` unless it is an intact token of version 1.
     pub fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split('-');
-        let (version, sum) = (
-            fields.next()?,
-            u64::from_str_radix(fields.next()?, 16).ok()?,
-        );
+        let version = fields.next()?;
+        let sum = u64::from_str_radix(fields.next()?, 16).ok()?;
         let list_bytes = usize::from_str_radix(fields.next()?, 16)
             .ok()
             .filter(|bytes| *bytes <= LIST_BYTES_MAX)?;

@@ -28,11 +28,9 @@ pub(super) fn series(version: &str) -> &str {
     let Some((first, second)) = dots.next().zip(dots.next()) else {
         return version;
     };
-    let (major, minor, rest) = (
-        &version[..first],
-        &version[first + 1..second],
-        &version[second + 1..],
-    );
+    let major = &version[..first];
+    let minor = &version[first + 1..second];
+    let rest = &version[second + 1..];
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let revision = rest
         .split(|letter: char| !letter.is_ascii_digit())

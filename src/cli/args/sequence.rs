@@ -18,7 +18,9 @@ pub(crate) struct Step {
 
 /// Returns all steps, or all problems of the steps.
 pub(crate) fn parse_steps(config: &Config) -> Result<Vec<Step>, ConfigError> {
-    let (mut steps, mut problems, mut locked) = (Vec::new(), Vec::new(), false);
+    let mut steps = Vec::new();
+    let mut problems = Vec::new();
+    let mut locked = false;
     for step in &config.sequence {
         let parsed = parse_step(step).and_then(|args| {
             match args.command {

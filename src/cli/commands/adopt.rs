@@ -299,7 +299,9 @@ fn read_pool(
 ) -> Result<(PoolView, Vec<Origin>), Failure> {
     let mut found: Option<(PoolView, Vec<Origin>)> = None;
     for store in stores {
-        let (state_dir, store, stored) = (&config.state_dir, &store.known(), &selected.stored);
+        let state_dir = &config.state_dir;
+        let store = &store.known();
+        let stored = &selected.stored;
         let origins = origins_of(state_dir, store, stored, own)?;
         let pool = pool_view(zfs, &selected.dataset.name, (state_dir, store, stored), own)?;
         match &mut found {
@@ -319,7 +321,8 @@ async fn read_holdings(
     pool: &PoolView,
     origins: &[Origin],
 ) -> Result<Vec<Holding>, Failure> {
-    let (mut backups, mut attempts) = (Vec::new(), Vec::new());
+    let mut backups = Vec::new();
+    let mut attempts = Vec::new();
     for store in stores {
         let (_, trusted) = keys_for_pruning(setup, &**store).await?;
         let catalog = read_catalog(&**store, stored, &trusted).await?;

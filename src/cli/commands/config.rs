@@ -177,7 +177,8 @@ fn describe(note: &ProbeNote) -> String {
                 .join(" and ")
         ),
     };
-    let (put, complete) = (probe.conditional_put, probe.conditional_complete);
+    let put = probe.conditional_put;
+    let complete = probe.conditional_complete;
     format!(
         "{} was tried on {}: {kept}; create-only put {put}, upload {complete}; unfinished uploads: listing {}, removing {}",
         note.endpoint,

@@ -106,20 +106,21 @@ pub(crate) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
 /// Releases the holds of this upload in the pool. On a host without that pool there is nothing to
 /// release; the next prune, which reads the record of deleted backups, releases what fails here.
 fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
-    let release = || -> Result<(), Failure> {
-        let zfs = open_zfs()?;
-        for selected in context
-            .datasets(&*zfs)?
-            .iter()
-            .filter(|selected| selected.stored == *stored)
-        {
-            unpin_if_writable(&*zfs, &selected.dataset.name, |held| held == id)?;
-        }
-        Ok(())
-    };
-    if let Err(failure) = release() {
+    if let Err(failure) = unpin(context, stored, id) {
         tracing::warn!(%id, "its holds and bookmarks in the pool were not released: {}", failure.reason());
     }
+}
+
+fn unpin(context: &Context, stored: &DatasetName, id: &BackupId) -> Result<(), Failure> {
+    let zfs = open_zfs()?;
+    for selected in context
+        .datasets(&*zfs)?
+        .iter()
+        .filter(|selected| selected.stored == *stored)
+    {
+        unpin_if_writable(&*zfs, &selected.dataset.name, |held| held == id)?;
+    }
+    Ok(())
 }
 
 /// Returns the configured dataset that has objects of this id.

@@ -10,7 +10,7 @@ use crate::cli::open::identity::known_stores;
 use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::table::age;
 use crate::config::{Config, DatasetSelection};
-use crate::model::DatasetName;
+use crate::model::{DatasetName, KnownStore};
 use crate::plan::health::{Health, HealthLimits, Level, judge_health};
 use crate::run::error_chain;
 use crate::run::identity::refuse_one_place;
@@ -43,7 +43,8 @@ pub(crate) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
         verify: args.max_verify_age.duration(),
         drill: args.max_drill_age.duration(),
     };
-    let (output, now) = (&*context.output, Timestamp::now());
+    let output = &*context.output;
+    let now = Timestamp::now();
     let judged = context
         .setup()
         .and_then(|setup| judge_all(&setup.config, &limits, now));
@@ -90,8 +91,19 @@ fn judge_all(
         .first()
         .ok_or_else(|| usage("the configuration names no store", "set main.remote"))?;
     let names = stored_names(config)?;
-    let judge = |dataset: DatasetName| match Records::new(&config.state_dir, store, &dataset).read()
-    {
+    let judge = |dataset| judge_dataset(dataset, config, store, limits, now);
+    Ok(names.into_iter().map(judge).collect())
+}
+
+/// Judges a dataset by its record. An unreadable record makes its health unknown.
+fn judge_dataset(
+    dataset: DatasetName,
+    config: &Config,
+    store: &KnownStore,
+    limits: &HealthLimits,
+    now: Timestamp,
+) -> Judged {
+    match Records::new(&config.state_dir, store, &dataset).read() {
         Ok(record) => {
             let health = judge_health(&facts_of(&record, record.newest_at()), limits, now);
             Judged {
@@ -112,8 +124,7 @@ fn judge_all(
                 health,
             }
         }
-    };
-    Ok(names.into_iter().map(judge).collect())
+    }
 }
 
 /// Returns the datasets' names in the store. Without ZFS these are the configured names: datasets

@@ -27,14 +27,16 @@ use std::sync::Arc;
 pub(crate) async fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
     let output = &context.output;
     let config = &context.setup()?.config;
-    let (zfs, stores) = (open_zfs()?, known_stores(config)?);
+    let zfs = open_zfs()?;
+    let stores = known_stores(config)?;
     let act = matches!(command, Holds::Release(release) if context.carries_out(release.yes));
     let datasets = context.datasets(&*zfs)?;
     let witnesses = match command {
         Holds::List => None,
         Holds::Release(release) => Some(Witnesses::open(context, release, &*zfs, &datasets).await?),
     };
-    let (mut all, mut halves) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
+    let mut halves = Vec::new();
     for left_out in select_datasets(&*zfs, &config.datasets, &config.state_dir)?.left_out {
         halves.extend(left_half(&left_out.dataset)?);
     }

@@ -17,7 +17,8 @@ type Section = BTreeMap<String, Option<String>>;
 /// Reads the sections of the page, by their headings.
 fn sections(page: &str) -> BTreeMap<String, Section> {
     let mut sections: BTreeMap<String, Section> = BTreeMap::new();
-    let (mut heading, mut above) = (String::new(), String::new());
+    let mut heading = String::new();
+    let mut above = String::new();
     for line in page.lines() {
         if let Some(text) = line.strip_prefix("## ") {
             heading = text.replace('`', "");
@@ -105,7 +106,8 @@ fn collect(value: &Value, path: &str, all: &mut BTreeSet<String>, filled: &mut B
 
 /// Returns what differs between a section of the page and the documents that it describes.
 fn differences(page: &str, heading: &str, documents: &[Value]) -> Vec<String> {
-    let (mut all, mut filled) = (BTreeSet::new(), BTreeSet::new());
+    let mut all = BTreeSet::new();
+    let mut filled = BTreeSet::new();
     for document in documents {
         collect(document, "", &mut all, &mut filled);
     }

@@ -203,7 +203,8 @@ fn finish(
     outcomes: &[PrunedSnapshot],
     carried_out: bool,
 ) -> Result<(), Failure> {
-    let (config, name) = (&context.setup()?.config, &selected.dataset.name);
+    let config = &context.setup()?.config;
+    let name = &selected.dataset.name;
     let verdicts: Vec<_> = outcomes
         .iter()
         .map(|pruned| pruned.outcome.verdict.clone())

@@ -50,7 +50,8 @@ pub(crate) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
     }
     let options = receive_options(restore)?;
     let places = open_places(context, &restore.source, restore.from.as_ref(), false).await?;
-    let (stores, keys) = (&places.stores, &places.keys);
+    let stores = &places.stores;
+    let keys = &places.keys;
     match &restore.to {
         Some(target) if restore.recursive => {
             let tree = find_restore_tree(stores, &dataset, keys, &point).await?;
@@ -119,8 +120,10 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), 
             "a store could not be asked, and may have something newer: {why}"
         ));
     }
-    let (newest, now) = (set.newest(), Timestamp::now());
-    let (id, at) = (&newest.manifest.id, newest.manifest.snapshot.created_at);
+    let newest = set.newest();
+    let now = Timestamp::now();
+    let id = &newest.manifest.id;
+    let at = newest.manifest.snapshot.created_at;
     output.always(&format!(
         "{} is from {at}, {} ago",
         restore.what,
@@ -324,7 +327,8 @@ fn words_of(resumed: &ResumedReceive) -> String {
         stream_bytes,
         fetch_bytes,
     } = resumed;
-    let (position, stream) = (bytes(*position), bytes(*stream_bytes));
+    let position = bytes(*position);
+    let stream = bytes(*stream_bytes);
     format!(
         "interrupted before; {id} resumes at {position} of {stream}, and {} are fetched",
         bytes(*fetch_bytes)
@@ -358,7 +362,8 @@ fn say_lost(rollback: &Rollback, yes: bool, output: &Output) {
     } else {
         ("would be", "would be")
     };
-    let (target, base) = (rollback.base.dataset(), &rollback.base);
+    let target = rollback.base.dataset();
+    let base = &rollback.base;
     output.always(&format!(
         "{target} {is} rolled back to {base}; these {are} destroyed:"
     ));
@@ -435,7 +440,9 @@ impl Render for PlannedRestore<'_> {
         let plan = receive.and_then(|receive| receive.plan);
         let resumed = receive.and_then(|receive| receive.resumed.as_ref());
         let skipped = plan.map_or(0, |plan| plan.skipped);
-        let (mut objects, mut stored, mut requests) = (0, 0, 0);
+        let mut objects = 0;
+        let mut stored = 0;
+        let mut requests = 0;
         for (number, backup) in self.set.backups.iter().enumerate() {
             let sealed: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
             let name = backup
@@ -453,7 +460,8 @@ impl Render for PlannedRestore<'_> {
                 output.line(format!("  of {name}: there already"));
                 continue;
             }
-            let (count, from) = (backup.chunks.len(), backup.store.url());
+            let count = backup.chunks.len();
+            let from = backup.store.url();
             let stream = bytes(backup.manifest.stream_bytes);
             output.line(format!(
                 "  of {name}: {count} chunks, {} from {from}, {stream} of stream",
@@ -505,7 +513,8 @@ async fn restore_stream(
     point: &RestorePoint,
     places: &Places<'_>,
 ) -> Result<(), Failure> {
-    let (stores, keys) = (&places.stores, &places.keys);
+    let stores = &places.stores;
+    let keys = &places.keys;
     let set = match point {
         // A bare stream needs no backup before it.
         RestorePoint::Id(id) => {

@@ -45,7 +45,8 @@ pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     // Check this before keys are put anywhere.
     refuse_one_place(&from.known(), &to.known())?;
     let datasets = datasets_to_change(context, &*from).await?;
-    let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
+    let lifecycle = &config.lifecycle_remote;
+    let now = Timestamp::now();
     let would_be_pruned =
         |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
     let rules = UploadRules {
@@ -195,11 +196,9 @@ impl ShownProgress {
     }
 
     fn begin(&self) -> Arc<dyn Fn(u64) -> ProgressSink + Send + Sync> {
-        let (output, name, shown) = (
-            Arc::clone(&self.output),
-            self.name.clone(),
-            Arc::clone(&self.shown),
-        );
+        let output = Arc::clone(&self.output);
+        let name = self.name.clone();
+        let shown = Arc::clone(&self.shown);
         Arc::new(move |total_bytes| {
             let progress = UploadProgress::new(&output, &name);
             progress.expect(total_bytes);

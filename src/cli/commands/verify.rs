@@ -235,22 +235,10 @@ fn sources_here(
     named: &NamedDataset,
     report: &VerifyReport,
 ) -> BTreeMap<BackupId, bool> {
-    let guids = || -> Option<Vec<Guid>> {
-        side.setup?;
-        let zfs: Arc<dyn Zfs> = open_zfs().ok()?;
-        zfs.dataset(&named.in_pool).ok()??;
-        Some(
-            zfs.snapshots(&named.in_pool)
-                .ok()?
-                .into_iter()
-                .map(|snapshot| snapshot.guid)
-                .collect(),
-        )
-    };
     if report.broken.is_empty() {
         return BTreeMap::new();
     }
-    let Some(guids) = guids() else {
+    let Some(guids) = guids_in_pool(side, named) else {
         return BTreeMap::new();
     };
     report
@@ -258,6 +246,15 @@ fn sources_here(
         .iter()
         .map(|broken| (broken.id.clone(), guids.contains(&broken.snapshot)))
         .collect()
+}
+
+/// Returns the guids of the dataset's snapshots, or `None` where the pool cannot be read.
+fn guids_in_pool(side: &ReadSide<'_>, named: &NamedDataset) -> Option<Vec<Guid>> {
+    side.setup?;
+    let zfs: Arc<dyn Zfs> = open_zfs().ok()?;
+    zfs.dataset(&named.in_pool).ok()??;
+    let snapshots = zfs.snapshots(&named.in_pool).ok()?;
+    Some(snapshots.iter().map(|snapshot| snapshot.guid).collect())
 }
 
 /// The document of `verify-checksums`.

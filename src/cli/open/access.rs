@@ -70,7 +70,8 @@ pub(crate) fn read_credentials<T: Send + 'static>(
     env: &Environment,
     make: fn(&str, &str) -> T,
 ) -> Result<Credentials<T>, Failure> {
-    let (files, env) = (files.clone(), env.clone());
+    let files = files.clone();
+    let env = env.clone();
     let read = move || {
         let (id, secret) = files.read(&env)?;
         Ok::<T, crate::config::SecretError>(make(id.expose(), secret.expose()))

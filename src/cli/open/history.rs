@@ -80,7 +80,9 @@ pub(crate) fn failed(
     ) {
         return;
     }
-    let (step, reason, damage) = (step.to_owned(), error_chain(error), error.is_damage());
+    let step = step.to_owned();
+    let reason = error_chain(error);
+    let damage = error.is_damage();
     warn_if_unsaved(records(config, store, stored).note_failure(&FailureNote {
         at: Timestamp::now(),
         step,
@@ -98,7 +100,8 @@ pub(crate) fn verified(
     report: &VerifyReport,
     read_data: Option<&str>,
 ) {
-    let (at, records) = (Timestamp::now(), records(config, store, stored));
+    let at = Timestamp::now();
+    let records = records(config, store, stored);
     let reason = match (report.damage.first(), report.backups) {
         (Some(first), _) => format!(
             "{} objects damaged, first {}: {}",
@@ -144,7 +147,9 @@ pub(crate) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunErr
     if let Some(records) =
         first_records(config, stored).filter(|_| !matches!(error, RunError::Interrupted))
     {
-        let (step, reason, damage) = ("drill".to_owned(), error_chain(error), error.is_damage());
+        let step = "drill".to_owned();
+        let reason = error_chain(error);
+        let damage = error.is_damage();
         warn_if_unsaved(records.note_failure(&FailureNote {
             at: Timestamp::now(),
             step,

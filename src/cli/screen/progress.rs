@@ -26,7 +26,8 @@ pub(crate) struct UploadProgress {
 impl UploadProgress {
     /// Makes the display for one dataset.
     pub(crate) fn new(output: &Output, name: &str) -> Self {
-        let (bar, shown) = (ProgressBar::no_length(), output.shows_progress());
+        let bar = ProgressBar::no_length();
+        let shown = output.shows_progress();
         let moving = shown && std::io::stderr().is_terminal();
         bar.set_draw_target(if moving {
             ProgressDrawTarget::stderr_with_hz(4)
@@ -54,19 +55,15 @@ impl UploadProgress {
         if !self.shown {
             return Arc::new(|_| {});
         }
-        let (bar, name, estimate) = (
-            self.bar.clone(),
-            self.name.clone(),
-            Arc::clone(&self.estimate_bytes),
-        );
-        let (every, began) = (
-            if bar.is_hidden() {
-                LINE_EVERY
-            } else {
-                DRAW_EVERY
-            },
-            Instant::now(),
-        );
+        let bar = self.bar.clone();
+        let name = self.name.clone();
+        let estimate = Arc::clone(&self.estimate_bytes);
+        let every = if bar.is_hidden() {
+            LINE_EVERY
+        } else {
+            DRAW_EVERY
+        };
+        let began = Instant::now();
         let state = Mutex::new((Meter::default(), began));
         Arc::new(move |progress: Progress| {
             if let Some(bytes) = progress.estimate_bytes {

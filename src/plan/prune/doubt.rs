@@ -395,7 +395,8 @@ fn order(input: &PruneInput<'_>, strays: &BTreeSet<&BackupId>, doubts: &mut Vec<
         )
     });
     for pair in ordered.windows(2) {
-        let (earlier, later) = (&pair[0], &pair[1]);
+        let earlier = &pair[0];
+        let later = &pair[1];
         let same_txg = earlier.snapshot.createtxg == later.snapshot.createtxg;
         let contradict = match same_txg {
             true => earlier.snapshot.created_at != later.snapshot.created_at,

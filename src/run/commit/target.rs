@@ -251,7 +251,8 @@ impl CommitTarget<'_> {
         earlier_records: &BTreeMap<ObjectKey, PruneRecord>,
         needed: &[&BackupId],
     ) -> Result<(), CommitError> {
-        let (store, dataset) = (self.store, self.dataset);
+        let store = self.store;
+        let dataset = self.dataset;
         let cache = ObjectCache::open(
             self.state_dir,
             &store.known(),

@@ -251,7 +251,8 @@ impl Copy<'_> {
 
     /// Returns the error of this copy for a failed commit.
     fn failed_commit(&self, error: CommitError) -> RunError {
-        let (id, to) = (&self.manifest().id, self.env.to.url());
+        let id = &self.manifest().id;
+        let to = self.env.to.url();
         let plan_again = "run the command again: it plans the copy again";
         match error {
             CommitError::Taken(error) => RunError::refused(
@@ -412,7 +413,8 @@ impl Copy<'_> {
 
     /// Returns the ancestors of the copy in the remote.
     async fn ancestors(&self) -> Result<Vec<BackupId>, RunError> {
-        let (to, dataset) = (&*self.env.to, &self.manifest().dataset);
+        let to = &*self.env.to;
+        let dataset = &self.manifest().dataset;
         let mut ancestors = Vec::new();
         let mut next = self.parent.map(|parent| parent.id.clone());
         while let Some(id) = next {
@@ -459,7 +461,8 @@ impl Copy<'_> {
             return Ok((receipt, signature));
         }
         let key = self.key(&BackupObject::Receipt);
-        let (trusted, limit_bytes) = (&self.env.keys.trusted, self.manifest().receipt_bytes_max());
+        let trusted = &self.env.keys.trusted;
+        let limit_bytes = self.manifest().receipt_bytes_max();
         match get_signed(
             &*self.env.to,
             &key,

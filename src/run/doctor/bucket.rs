@@ -373,7 +373,8 @@ fn object_lock(fact: &Fact<bool>, locks: Ability, wanted: &Wanted) -> Option<Che
             )
         });
     };
-    let (days, mode) = (lock.days, lock.mode);
+    let days = lock.days;
+    let mode = lock.mode;
     Some(match (fact, locks) {
         (Fact::Known(false), _) => Check::bad(
             subject,

@@ -191,7 +191,8 @@ pub fn check_permissions(zfs: &dyn ZfsHost, selected: &[Selected], runner: &Runn
         };
         let missing = missing_permissions(dataset, &given, &runner.identity);
         let advice = || {
-            let (uid, permissions) = (runner.identity.uid, missing.all().join(","));
+            let uid = runner.identity.uid;
+            let permissions = missing.all().join(",");
             let quoted = shell_words::quote(dataset.as_str());
             format!("zfs allow -u {uid} {permissions} {quoted}")
         };
@@ -232,7 +233,8 @@ pub fn check_permissions(zfs: &dyn ZfsHost, selected: &[Selected], runner: &Runn
 /// Returns a note on the permissions that a drill lacks, or `None` when it has all of them. A drill
 /// restores a chain below the pool's own dataset.
 fn check_drills(zfs: &dyn ZfsHost, pool: &str, runner: &Runner) -> Option<Check> {
-    let (subject, pool) = ("permissions", pool.parse().ok()?);
+    let subject = "permissions";
+    let pool = pool.parse().ok()?;
     let needs = RestoreNeeds {
         above: &pool,
         is_new: true,

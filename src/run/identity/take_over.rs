@@ -62,7 +62,8 @@ pub(super) async fn take_over(
             }
         }
         for kind in ["records", "remote"] {
-            let (from, to) = (folder(kind, &old), folder(kind, store));
+            let from = folder(kind, &old);
+            let to = folder(kind, store);
             if proofs.has_any(&named_backups(&from)?).await? {
                 for (name, _) in files_of(&from)? {
                     move_file(&name, &from, &to)?;

@@ -54,7 +54,8 @@ impl CachedKeys {
                 .map(|key| key.parse())
                 .collect::<Result<Vec<VerifyingKey>, _>>()
         };
-        let (kept, retired) = (parse(&self.kept_keys)?, parse(&self.retired_keys)?);
+        let kept = parse(&self.kept_keys)?;
+        let retired = parse(&self.retired_keys)?;
         let mut trusted = TrustedKeys::default();
         for key in parse(&self.verifying_keys)?
             .into_iter()
@@ -147,10 +148,8 @@ impl KeyCache {
     /// # Errors
     /// [`RunError`] when the cache exists and cannot be read or used: never reported as `None`.
     pub fn load(&self) -> Result<Option<WriterKeys>, RunError> {
-        let (path, keyring_path) = (
-            self.folder.join("writer.json"),
-            self.folder.join("keyring.age"),
-        );
+        let path = self.folder.join("writer.json");
+        let keyring_path = self.folder.join("keyring.age");
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -50,7 +50,9 @@ pub struct KeptConfig {
 impl KeptConfig {
     /// Makes the object for this host's configuration.
     pub fn new(host: &str, file: &str, text: &str, now: Timestamp) -> Self {
-        let (host, file, text) = (host.to_owned(), file.to_owned(), text.to_owned());
+        let host = host.to_owned();
+        let file = file.to_owned();
+        let text = text.to_owned();
         Self {
             format: FORMAT,
             object_type: SignedType::Config.as_str().to_owned(),

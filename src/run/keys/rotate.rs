@@ -192,7 +192,8 @@ impl Rekey<'_> {
         &self,
         trusted: &TrustedKeys,
     ) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
-        let (mut believed, mut collected) = (trusted.believed(), Vec::new());
+        let mut believed = trusted.believed();
+        let mut collected = Vec::new();
         let own = self
             .stores
             .iter()

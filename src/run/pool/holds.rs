@@ -81,7 +81,8 @@ pub fn our_holds(zfs: &dyn ZfsRead, dataset: &DatasetName) -> Result<Vec<OurHold
             let Some(id) = tag.strip_prefix(HOLD_PREFIX).and_then(|id| id.parse().ok()) else {
                 continue;
             };
-            let (used_bytes, holds) = (snapshot.used_bytes, snapshot.holds);
+            let used_bytes = snapshot.used_bytes;
+            let holds = snapshot.holds;
             ours.push(OurHold {
                 snapshot: snapshot.name.clone(),
                 tag,

@@ -60,7 +60,8 @@ fn lies_in(mount: &Mount, dataset: &DatasetName) -> bool {
 
 /// Matches `/dev/zd16` and `/dev/zd16p1`, but not `/dev/zd160`.
 fn is_device_or_partition(source: &Path, device: &Path) -> bool {
-    let (source, device) = (source.to_string_lossy(), device.to_string_lossy());
+    let source = source.to_string_lossy();
+    let device = device.to_string_lossy();
     let rest = source.strip_prefix(&*device);
     rest.is_some_and(|rest| {
         rest.is_empty()

@@ -202,7 +202,8 @@ fn refuse_shared_places(selection: &mut Selection) {
         match owner(&selected.stored).filter(|owner| owner.guid != selected.dataset.guid) {
             None => selection.selected.push(selected.clone()),
             Some(owner) => {
-                let (name, stored) = (&selected.dataset.name, &selected.stored);
+                let name = &selected.dataset.name;
+                let stored = &selected.stored;
                 let what = format!(
                     "{name} would be stored under {stored}, where {} has its backups",
                     owner.name

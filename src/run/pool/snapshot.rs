@@ -162,7 +162,8 @@ pub struct SnapshotRun<'a> {
 pub async fn snapshot_between_hooks(run: &SnapshotRun<'_>) -> SnapshotsTaken {
     let mut outcome = SnapshotsTaken::default();
     if let Some(command) = &run.hooks.pre_snapshot {
-        let (time_max, variables) = (run.hooks.timeout, run.variables.clone());
+        let time_max = run.hooks.timeout;
+        let variables = run.variables.clone();
         let call = HookCall {
             key: "main.pre_snapshot",
             command,

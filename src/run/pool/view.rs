@@ -29,10 +29,8 @@ pub fn pool_view(
         .bookmarks(dataset)?
         .into_iter()
         .map(|bookmark| bookmark.guid);
-    let (known, adopted) = (
-        snapshots.chain(bookmarks).collect(),
-        adopted_backups(state_dir, store, stored, own)?,
-    );
+    let known = snapshots.chain(bookmarks).collect();
+    let adopted = adopted_backups(state_dir, store, stored, own)?;
     Ok(PoolView {
         origin: own.clone(),
         known,

@@ -104,7 +104,8 @@ impl OwnRecords {
                 .map(|entry| &entry.id)
                 .find(is_there)?
                 .clone();
-            let (at, put_at) = (record.put_at(), self.put_at(known).min(env.now));
+            let at = record.put_at();
+            let put_at = self.put_at(known).min(env.now);
             Some(OtherPrune {
                 id,
                 at,

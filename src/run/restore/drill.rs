@@ -163,7 +163,8 @@ pub async fn drill(
     locks: Option<&Path>,
     stop: Stop,
 ) -> Result<DrillReport, RunError> {
-    let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
+    let scratch = scratch_name(parent)?;
+    let options = scratch_options(set)?;
     let _lock = locks
         .map(|locks| lock_target(locks, &scratch))
         .transpose()?;
@@ -213,7 +214,8 @@ pub fn check_drill_allowed(
     parent: &DatasetName,
     runner: &Runner,
 ) -> Result<(), RunError> {
-    let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
+    let scratch = scratch_name(parent)?;
+    let options = scratch_options(set)?;
     check_allowed(
         zfs,
         &scratch,

@@ -70,7 +70,9 @@ impl Shelves {
         dataset: &DatasetName,
         keys: &KeyFile,
     ) -> Result<Self, RunError> {
-        let (mut shelves, mut unasked, mut first) = (Vec::new(), Vec::new(), None);
+        let mut shelves = Vec::new();
+        let mut unasked = Vec::new();
+        let mut first = None;
         for store in stores {
             match read_catalog(&**store, dataset, &keys.trusted).await {
                 Ok(catalog) => shelves.push((Arc::clone(store), catalog)),
@@ -151,7 +153,8 @@ impl Shelves {
     /// snapshots with the same name.
     async fn named(&self, keys: &KeyFile, short: &str) -> Result<BackupId, RunError> {
         let dataset = &self.dataset;
-        let (mut seen, mut named) = (BTreeSet::new(), BTreeSet::new());
+        let mut seen = BTreeSet::new();
+        let mut named = BTreeSet::new();
         for (store, catalog) in &self.shelves {
             for StoredBackup { manifest, .. } in &catalog.backups {
                 if seen.contains(&manifest.id) {
@@ -448,19 +451,23 @@ async fn load_backup(
     })
 }
 
+fn candidate_text(backup: &BackupFacts) -> String {
+    let host = backup.made.host.as_ref().map_or_else(
+        || "a host without mark".to_owned(),
+        |host| format!("host {host}"),
+    );
+    format!(
+        "{} (snapshot of {}, by {host})",
+        backup.id, backup.snapshot.created_at
+    )
+}
+
 /// Returns the error that lists the candidates, between which only a person can choose.
 fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
-    let words = |backup: &&BackupFacts| {
-        let host = backup.made.host.as_ref().map_or_else(
-            || "a host without mark".to_owned(),
-            |host| format!("host {host}"),
-        );
-        format!(
-            "{} (snapshot of {}, by {host})",
-            backup.id, backup.snapshot.created_at
-        )
-    };
-    let candidates: Vec<String> = candidates.iter().map(words).collect();
+    let candidates: Vec<String> = candidates
+        .iter()
+        .map(|backup| candidate_text(backup))
+        .collect();
     RunError::refused(
         format!(
             "{dataset}: backups of two time lines are stored (from a cloned machine, a copied pool \

@@ -201,7 +201,9 @@ impl Receiving<'_> {
             made.push(parent.clone());
         }
         if let Some(rollback) = &self.plan.rollback {
-            let (zfs, rollback, mark) = (Arc::clone(self.zfs), rollback.clone(), self.mark.clone());
+            let zfs = Arc::clone(self.zfs);
+            let rollback = rollback.clone();
+            let mark = self.mark.clone();
             blocking(move || rollback.carry_out(&*zfs, &mark)).await??;
         }
         Ok(())
@@ -283,7 +285,8 @@ impl Receiving<'_> {
             inner: reader,
             hasher: blake3::Hasher::new(),
         };
-        let (receiver, asked) = (Arc::clone(self.zfs), request.clone());
+        let receiver = Arc::clone(self.zfs);
+        let asked = request.clone();
         let (result, digest) = blocking(move || {
             let result = receiver.receive(&asked, &mut reader);
             (result, Digest::from(reader.hasher.finalize()))
@@ -357,10 +360,8 @@ impl Receiving<'_> {
         backup: &RestoreBackup,
         error: &ZfsError,
     ) -> Result<RunError, RunError> {
-        let (then, now) = (
-            &backup.manifest.send.zfs_version,
-            self.zfs.module_version()?,
-        );
+        let then = &backup.manifest.send.zfs_version;
+        let now = self.zfs.module_version()?;
         let quoted_pool = shell_words::quote(self.target.pool());
         Ok(RunError::refused(
             format!(
@@ -377,7 +378,8 @@ impl Receiving<'_> {
     /// Returns the properties to set with the receive of one backup. The kernel sets them when the
     /// receive begins.
     fn properties(&self, number: usize) -> BTreeMap<String, PropertyValue> {
-        let (first, last) = (self.plan.skipped, self.set.backups.len() - 1);
+        let first = self.plan.skipped;
+        let last = self.set.backups.len() - 1;
         let mut properties = BTreeMap::new();
         if number == last {
             // A new dataset is not mounted, so nothing writes into it. An existing dataset stays
@@ -413,16 +415,6 @@ impl Receiving<'_> {
     /// Removes the marks of the restore after everything was received. A scratch dataset keeps its
     /// mark until it is destroyed.
     fn end(&self, made: &[DatasetName]) {
-        let warn_if_left = |name: &DatasetName, property: &str, ended: Result<(), ZfsError>| {
-            if let Err(error) = ended {
-                let quoted = shell_words::quote(name.as_str());
-                let quoted_property = shell_words::quote(property);
-                tracing::warn!(
-                    error = error_chain(&error),
-                    "received; one step remains: zfs inherit {quoted_property} {quoted}"
-                );
-            }
-        };
         for parent in made {
             warn_if_left(
                 parent,
@@ -462,7 +454,9 @@ impl Receiving<'_> {
 
     /// Destroys the data that an earlier run received.
     async fn abandon(&self) -> Result<(), RunError> {
-        let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
+        let zfs = Arc::clone(self.zfs);
+        let target = self.target.clone();
+        let guids = self.guids();
         let begun = self.plan.begun.as_ref().and_then(|begun| begun.token);
         let whole = self.plan.given_up;
         tracing::warn!("{target}: destroying what an interrupted restore received");
@@ -483,12 +477,10 @@ impl Receiving<'_> {
 
     /// Cleans up after a failed restore, or keeps the data that a later run can resume.
     async fn leave(&self, error: &RunError, made: Vec<DatasetName>) -> Result<(), RunError> {
-        let (zfs, target, guids, mark) = (
-            Arc::clone(self.zfs),
-            self.target.clone(),
-            self.guids(),
-            self.mark.clone(),
-        );
+        let zfs = Arc::clone(self.zfs);
+        let target = self.target.clone();
+        let guids = self.guids();
+        let mark = self.mark.clone();
         let is_rollback = self.plan.rollback.is_some();
         let resumed = self.plan.begun.is_some() || self.plan.unfinished.is_some();
         let stays = self.options.resume != ResumeChoice::Never && (resumed || may_resume(error));
@@ -545,8 +537,10 @@ async fn find_in(
     token: &ResumeToken,
     stop: &Stop,
 ) -> Result<(FoundStart, ResumedReceive), RunError> {
-    let (searched, identities) = (backup.clone(), keys.identities.clone());
-    let (token, stop) = (token.clone(), stop.clone());
+    let searched = backup.clone();
+    let identities = keys.identities.clone();
+    let token = token.clone();
+    let stop = stop.clone();
     let found = blocking(move || find_start(&searched, &identities, &token, stop)).await??;
     let resumed = ResumedReceive {
         id: backup.manifest.id.clone(),
@@ -659,4 +653,16 @@ fn check_received(
         key: snapshot.to_string(),
         reason,
     })
+}
+
+/// Warns that a property of the restore is left when its removal failed.
+fn warn_if_left(name: &DatasetName, property: &str, ended: Result<(), ZfsError>) {
+    if let Err(error) = ended {
+        let quoted = shell_words::quote(name.as_str());
+        let quoted_property = shell_words::quote(property);
+        tracing::warn!(
+            error = error_chain(&error),
+            "received; one step remains: zfs inherit {quoted_property} {quoted}"
+        );
+    }
 }

@@ -102,7 +102,8 @@ pub fn check_target(
     if options.resume == ResumeChoice::Never && !options.rollback {
         return Err(exists(target));
     }
-    let (token, begun) = (dataset.resume_token()?, Begun::of(&dataset));
+    let token = dataset.resume_token()?;
+    let begun = Begun::of(&dataset);
     let snapshots = zfs.snapshots(target)?;
     let place = ExistingTarget {
         zfs,

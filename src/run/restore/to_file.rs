@@ -105,7 +105,9 @@ async fn find_proven(
     stop: &Stop,
 ) -> Result<Option<ProvenPart>, RunError> {
     let mut file = file.try_clone().map_err(failed("read", path))?;
-    let (backup, path, stop) = (backup.clone(), path.to_owned(), stop.clone());
+    let backup = backup.clone();
+    let path = path.to_owned();
+    let stop = stop.clone();
     blocking(move || {
         file.rewind()
             .and_then(|()| prove(&backup, &mut file, &stop))
@@ -128,7 +130,8 @@ fn prove(
     // END is fetched from the store in any case.
     let is_before_end = |position| position + HEADER_BYTES as u64 <= stream_bytes;
     let mut parser = StreamParser::new(expected_stream(backup));
-    let (mut proven, mut unproven) = (None, VecDeque::<ProvenPart>::new());
+    let mut proven = None;
+    let mut unproven = VecDeque::<ProvenPart>::new();
     let mut next = ReadPoint(1);
     let mut buffer = vec![0; READ_BYTES];
     loop {

@@ -83,7 +83,8 @@ pub async fn find_restore_tree(
         moment: &moment,
     };
     let (below, elsewhere) = stored_datasets(stores, root).await?;
-    let (mut found, mut accounted) = (Vec::new(), BTreeSet::new());
+    let mut found = Vec::new();
+    let mut accounted = BTreeSet::new();
     for dataset in below {
         let shelves = match search.read(&dataset).await {
             Ok(shelves) => shelves,
@@ -258,7 +259,8 @@ impl TreeSearch<'_> {
 /// Whether both manifests are of one atomic snapshot. Two time lines of a pool may reach the same
 /// transaction group, but not at the same time.
 fn is_of_moment(manifest: &Manifest, moment: &Manifest) -> bool {
-    let (one, other) = (&manifest.snapshot, &moment.snapshot);
+    let one = &manifest.snapshot;
+    let other = &moment.snapshot;
     manifest.origin.pool_guid == moment.origin.pool_guid
         && (one.createtxg, one.created_at) == (other.createtxg, other.created_at)
 }
@@ -330,7 +332,8 @@ impl Then {
             if taken.insert(member.below.clone()) {
                 tree.members.push(member);
             } else {
-                let (dataset, below) = (&member.dataset, &member.below);
+                let dataset = &member.dataset;
+                let below = &member.below;
                 let what = format!(
                     "{dataset} and another dataset would both be restored to {}{below}",
                     self.root

@@ -130,7 +130,8 @@ struct Cutter<'a> {
 impl<'a> Cutter<'a> {
     /// Begins at the parser's position, which may be inside a chunk that is already confirmed.
     fn new(producer: &'a Producer, line: &'a SealLine, parser: StreamParser) -> Self {
-        let (split_bytes, position) = (producer.plan.split_bytes, parser.position());
+        let split_bytes = producer.plan.split_bytes;
+        let position = parser.position();
         let index = u32::try_from(position / split_bytes).unwrap_or(u32::MAX);
         let mut cutter = Self {
             producer,

@@ -67,28 +67,29 @@ pub(super) fn broken(catalog: &Catalog, damage: &[Damage]) -> Vec<BrokenBackup> 
         .filter(|(_, lineage)| is_whole(lineage))
         .map(|(id, _)| *id)
         .collect();
-    let cost = |id: &&BackupId| {
-        let id = *id;
-        let depends = |(other, lineage): (&&BackupId, &Vec<&BackupId>)| {
-            (*other != id && lineage.contains(&id)).then(|| (*other).clone())
-        };
-        BrokenBackup {
-            id: id.clone(),
-            snapshot: id.snapshot_guid(),
-            dependents: lineages.iter().filter_map(depends).collect(),
-            restorable_up_to: whole
-                .iter()
-                .filter(|other| **other < id)
-                .max()
-                .map(|other| (*other).clone()),
-            restorable_again_from: whole
-                .iter()
-                .filter(|other| **other > id)
-                .min()
-                .map(|other| (*other).clone()),
-        }
+    ids.iter()
+        .map(|id| broken_backup(id, &lineages, &whole))
+        .collect()
+}
+
+/// Describes a damaged backup by the backups that need it and the nearest `whole` ones.
+fn broken_backup(
+    id: &BackupId,
+    lineages: &BTreeMap<&BackupId, Vec<&BackupId>>,
+    whole: &[&BackupId],
+) -> BrokenBackup {
+    let depends = |(other, lineage): (&&BackupId, &Vec<&BackupId>)| {
+        (*other != id && lineage.contains(&id)).then(|| (*other).clone())
     };
-    ids.iter().map(cost).collect()
+    let before = whole.iter().filter(|other| **other < id).max();
+    let after = whole.iter().filter(|other| **other > id).min();
+    BrokenBackup {
+        id: id.clone(),
+        snapshot: id.snapshot_guid(),
+        dependents: lineages.iter().filter_map(depends).collect(),
+        restorable_up_to: before.map(|other| (*other).clone()),
+        restorable_again_from: after.map(|other| (*other).clone()),
+    }
 }
 
 fn bases(catalog: &Catalog) -> Bases<'_> {
@@ -104,24 +105,26 @@ fn bases(catalog: &Catalog) -> Bases<'_> {
 /// is broken, follows the bases by name down to the missing one.
 fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
     let bases = bases(catalog);
-    let by_name = |from: &'_ BackupId| {
-        let mut lineage: Vec<&BackupId> = Vec::new();
-        let mut next = catalog.backup(from).map(|backup| &backup.manifest.id);
-        while let Some(id) = next.filter(|id| !lineage.contains(id)) {
-            lineage.push(id);
-            next = catalog
-                .backup(id)
-                .and_then(|backup| Some(&backup.manifest.base.as_ref()?.backup_id));
-        }
-        lineage
-    };
     let of = |id| match bases.chain(id) {
         Ok(chain) => chain.into_iter().map(|manifest| &manifest.id).collect(),
-        Err(_) => by_name(id),
+        Err(_) => lineage_by_name(catalog, id),
     };
     catalog
         .backups
         .iter()
         .map(|backup| (&backup.manifest.id, of(&backup.manifest.id)))
         .collect()
+}
+
+/// Returns the backup and its bases as their manifests name them, down to the first missing one.
+fn lineage_by_name<'a>(catalog: &'a Catalog, from: &BackupId) -> Vec<&'a BackupId> {
+    let mut lineage: Vec<&BackupId> = Vec::new();
+    let mut next = catalog.backup(from).map(|backup| &backup.manifest.id);
+    while let Some(id) = next.filter(|id| !lineage.contains(id)) {
+        lineage.push(id);
+        next = catalog
+            .backup(id)
+            .and_then(|backup| Some(&backup.manifest.base.as_ref()?.backup_id));
+    }
+    lineage
 }

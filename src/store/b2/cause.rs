@@ -67,7 +67,8 @@ impl From<reqwest::Error> for Cause {
 impl Cause {
     /// Makes the cause for a fault that this program found, not the store.
     pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
-        let (stage, text) = (Stage::Ours(kind), text.into());
+        let stage = Stage::Ours(kind);
+        let text = text.into();
         Self {
             stage,
             status: None,
@@ -82,7 +83,8 @@ impl Cause {
     /// between.
     pub(super) fn refused(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
         let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
-        let (stage, status) = (Stage::Refused, Some(status));
+        let stage = Stage::Refused;
+        let status = Some(status);
         Self {
             stage,
             status,

@@ -214,7 +214,8 @@ impl Shared {
             .unwrap_or_default();
         let (account_id, token, storage, rights) = authorized.into_storage()?;
         if (self.settings.part_bytes as u64) < storage.absolute_minimum_part_size {
-            let (have, min) = (self.settings.part_bytes, storage.absolute_minimum_part_size);
+            let have = self.settings.part_bytes;
+            let min = storage.absolute_minimum_part_size;
             let text = format!(
                 "parts of {have} bytes are below the smallest that this account takes, {min}"
             );
@@ -549,7 +550,8 @@ fn is_as_safe(endpoint: &str, address: &str) -> bool {
 
 /// Reads an error response. If the body is too long to be B2's, only the status counts.
 pub(super) async fn read_refusal(answer: Response) -> Cause {
-    let (status, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
+    let status = answer.status().as_u16();
+    let retry_after = retry_after(answer.headers());
     match read_at_most(answer, REFUSAL_BYTES_MAX).await {
         Ok(Ok(body) | Err(TooLong(body))) => Cause::refused(status, &body, retry_after),
         Err(error) => error.into(),

@@ -29,7 +29,8 @@ impl Shared {
     ) -> Result<Vec<FileVersion>, StoreError> {
         let failed = |cause| self.failed(operation, LIST, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
-        let (mut versions, mut counted) = (Vec::new(), Ok(()));
+        let mut versions = Vec::new();
+        let mut counted = Ok(());
         let exact = |file: &FileVersion| file.file_name == name;
         self.turn_pages(&name, VERSIONS_PAGE, failed, |files| {
             let beyond = files.iter().any(|file| !exact(file));
@@ -166,10 +167,8 @@ impl Shared {
             )
         })?;
         let upload = |file: FileVersion| {
-            let (key, started_at) = (
-                file.file_name[self.prefix.len()..].to_owned(),
-                file.uploaded_at(),
-            );
+            let key = file.file_name[self.prefix.len()..].to_owned();
+            let started_at = file.uploaded_at();
             Some(UnfinishedUpload {
                 key,
                 upload_id: file.file_id?,

@@ -100,10 +100,8 @@ impl Shared {
                 std::mem::take(&mut *buffer.lock().unwrap_or_else(PoisonError::into_inner));
             let expected = Expected::new(answer.content_length(), came, range, limit_bytes, buffer)
                 .map_err(wrong)?;
-            let (announced, limit) = (
-                expected.bytes(),
-                self.settings.receive_limit(expected.bytes()),
-            );
+            let announced = expected.bytes();
+            let limit = self.settings.receive_limit(expected.bytes());
             let limiter = self.settings.limiter_down.as_deref();
             let late = |_| {
                 cut_off(format!(

@@ -63,7 +63,8 @@ impl MultipartStore for Shared {
     ) -> Result<PartHash, StoreError> {
         let operation = format!("upload part {number} of");
         let hash = HashKind::Sha1.hash_blocking(part.clone()).await;
-        let (bytes, sha1) = (hash.bytes, hash.hex());
+        let bytes = hash.bytes;
+        let sha1 = hash.hex();
         let mut retries = Retries::new(&self.settings, UPLOAD_TRIES_MAX);
         loop {
             match self.try_part(large, number, &part, &sha1).await {

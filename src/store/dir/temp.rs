@@ -150,7 +150,8 @@ impl TempFile {
             let how = naming.current();
             let taken = match how {
                 CreateOnly::Rename => {
-                    let (fd, flags) = (&self.folder.fd, RenameFlags::NOREPLACE);
+                    let fd = &self.folder.fd;
+                    let flags = RenameFlags::NOREPLACE;
                     renameat_with(fd, &self.name, fd, &self.object, flags)
                 }
                 CreateOnly::Link => self.link(),

@@ -258,7 +258,8 @@ struct LogLine {
 /// Forwards rclone's lines to our log as they come, and returns the last of them.
 fn listen(stderr: ChildStderr, quiet: bool) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
-    let (mut reader, mut line) = (BufReader::new(stderr), Vec::new());
+    let mut reader = BufReader::new(stderr);
+    let mut line = Vec::new();
     while matches!(next_line(&mut reader, &mut line), Ok(true)) {
         let text = String::from_utf8_lossy(&line);
         let line = parse_line(&text);

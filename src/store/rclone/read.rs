@@ -174,7 +174,8 @@ impl RcloneStore {
             arguments.extend(["--hash".to_owned(), hash_flag(kind)]);
         }
         let places = vec![self.settings.place_of(folder)];
-        let (output_bytes_max, limit) = (LISTING_BYTES_MAX, LISTING_LIMIT);
+        let output_bytes_max = LISTING_BYTES_MAX;
+        let limit = LISTING_LIMIT;
         let call = Call {
             arguments,
             places,
@@ -292,10 +293,8 @@ impl RcloneStore {
                 .admit(usize::try_from(len).unwrap_or(usize::MAX))
                 .await;
         }
-        let (offset, count) = (
-            format!("--offset={}", range.start),
-            format!("--count={len}"),
-        );
+        let offset = format!("--offset={}", range.start);
+        let count = format!("--count={len}");
         let call = Call {
             arguments: vec!["cat".to_owned(), offset, count],
             places: vec![self.settings.place_of(key.as_str())],

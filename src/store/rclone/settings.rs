@@ -238,7 +238,8 @@ fn check_flag(argument: &str, word_follows: bool) -> Result<(), String> {
             "{name} could hide objects, and what seems to be missing may be made again or deleted"
         ));
     }
-    let (named, has_value) = (format!("{name}="), argument.contains('=') || word_follows);
+    let named = format!("{name}=");
+    let has_value = argument.contains('=') || word_follows;
     if has_value && SECRETS.iter().any(|secret| named.contains(secret)) {
         return Err(format!(
             "{name} may be a secret, and every user of this host can read it: put it into rclone.conf"

@@ -94,10 +94,8 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
         .unwrap_or_else(|| format!("Amazon S3 in {region}"));
     let config = build_config(settings, &shared, keys, endpoint);
     let with_limit = |limit| Client::from_conf(config.clone().interceptor(limit).build());
-    let (client, objects) = (
-        with_limit(AnswerLimit::Everything),
-        with_limit(AnswerLimit::Refusals),
-    );
+    let client = with_limit(AnswerLimit::Everything);
+    let objects = with_limit(AnswerLimit::Refusals);
     Ok(Connected {
         client,
         objects,

@@ -58,7 +58,8 @@ impl Shared {
                 if self.head(key).await?.is_some() {
                     return Ok(true);
                 }
-                let (kind, text) = (StoreErrorKind::Denied, cause.to_string());
+                let kind = StoreErrorKind::Denied;
+                let text = cause.to_string();
                 Err(self.wrong(kind, "list versions of", key.as_str(), text))
             }
             Versions::Listed(_) | Versions::Unknown(_) => Ok(self.head(key).await?.is_some()),
@@ -124,7 +125,8 @@ impl Shared {
         let full = self.full_key(key);
         let mut ids = Vec::new();
         let mut marks = Marks::default();
-        let (mut key_mark, mut id_mark) = (None, None);
+        let mut key_mark = None;
+        let mut id_mark = None;
         loop {
             let call = self
                 .client

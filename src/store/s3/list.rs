@@ -94,7 +94,8 @@ impl Shared {
         let failed = |text: &str| self.wrong(StoreErrorKind::Corrupt, operation, prefix, text);
         let mut uploads = Vec::new();
         let mut marks = Marks::default();
-        let (mut key, mut id) = (None, None);
+        let mut key = None;
+        let mut id = None;
         loop {
             let call = self
                 .client

@@ -213,10 +213,8 @@ impl Shared {
             .map(str::to_owned);
         let full = found.checksum_type() != Some(&ChecksumType::Composite);
         let whole = |text: &&str| full && !text.contains('-');
-        let (crc64, crc32c) = (
-            found.checksum_crc64_nvme().filter(whole),
-            found.checksum_crc32_c().filter(whole),
-        );
+        let crc64 = found.checksum_crc64_nvme().filter(whole);
+        let crc32c = found.checksum_crc32_c().filter(whole);
         let md5 = etag
             .as_deref()
             .filter(|etag| is_md5_etag(etag) && has_plain_etag(found));
@@ -301,10 +299,8 @@ impl Shared {
             .and_then(|bytes| u64::try_from(bytes).ok());
         let expected = Expected::new(length, answer.content_range(), range, limit_bytes, buffer);
         let expected = expected.map_err(Broken::Wrong)?;
-        let (announced, limit) = (
-            expected.bytes(),
-            self.settings.receive_limit(expected.bytes()),
-        );
+        let announced = expected.bytes();
+        let limit = self.settings.receive_limit(expected.bytes());
         let limiter = self.settings.limiter_down.as_deref();
         match timeout(limit, collect(answer.body, expected, limiter)).await {
             Ok(body) => body,

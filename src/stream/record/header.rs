@@ -168,7 +168,8 @@ impl RecordHeader {
             return Err(StreamFault::Checksum { expected, found });
         }
         if self.record_type() == RecordType::End {
-            let (expected, found) = (before.into(), self.sum_at(END_SUM_AT));
+            let expected = before.into();
+            let found = self.sum_at(END_SUM_AT);
             if found != expected {
                 return Err(StreamFault::EndChecksum { expected, found });
             }

@@ -260,10 +260,8 @@ impl Walker {
     fn feed_opaque(&mut self, bytes: &[u8]) -> usize {
         self.position += bytes.len() as u64;
         let leaving = (self.held_bytes + bytes.len()).saturating_sub(HEADER_BYTES);
-        let (of_held, of_bytes) = (
-            leaving.min(self.held_bytes),
-            leaving.saturating_sub(self.held_bytes),
-        );
+        let of_held = leaving.min(self.held_bytes);
+        let of_bytes = leaving.saturating_sub(self.held_bytes);
         self.sum.feed(&self.held[..of_held]);
         self.sum.feed(&bytes[..of_bytes]);
         self.held.copy_within(of_held..self.held_bytes, 0);

@@ -82,7 +82,8 @@ impl Gather {
 impl Pick {
     fn takes(&mut self, header: &RecordHeader) -> bool {
         let kind = header.record_type();
-        let (object, count) = (header.u64(8), header.u64(16));
+        let object = header.u64(8);
+        let count = header.u64(16);
         if self.wanted == Wanted::Range {
             let covers = |first: u64| first <= self.object && self.object - first < count;
             let takes = kind == RecordType::ObjectRange && covers(object);

@@ -150,7 +150,8 @@ impl Scout {
 
     /// Returns the offset of the header in `held`; bytes that cannot be a header are dropped.
     fn find_header(&mut self) -> Option<usize> {
-        let (guid, order) = (self.begin.snapshot_guid.0, self.begin.order);
+        let guid = self.begin.snapshot_guid.0;
+        let order = self.begin.order;
         let is_header = |bytes: &[u8; HEADER_BYTES]| {
             let header = RecordHeader::new(*bytes, order);
             header.snapshot_guid() == Some(guid) && header.payload_bytes().is_ok()

@@ -132,7 +132,8 @@ impl Records<'_> {
 
 impl Target {
     fn apply(&mut self, record: &Record) -> Result<(), Stop> {
-        let (object, invalid) = (record.number(8), || Stop::Errno(libc::EINVAL));
+        let object = record.number(8);
+        let invalid = || Stop::Errno(libc::EINVAL);
         let size = |bytes: u64| usize::try_from(bytes).map_err(|_| invalid());
         match record.kind() {
             OBJECT => {
@@ -289,7 +290,8 @@ fn failed(attempt: &Attempt, request: &ReceiveRequest, stop: Stop) -> ZfsError {
 /// applied.
 fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<Target, i32> {
     let name = request.target.dataset().as_str();
-    let (to_guid, from_guid) = (begin.number(40), begin.number(48));
+    let to_guid = begin.number(40);
+    let from_guid = begin.number(48);
     let txg = state.next_txg();
     let points_at_objects = state.points_at_objects;
     let target = |content, point, onto| Target {

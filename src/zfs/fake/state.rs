@@ -363,7 +363,8 @@ impl State {
         if !failures.is_empty() {
             return Err(Ok(failures));
         }
-        let (createtxg, created) = (self.next_txg(), self.seconds());
+        let createtxg = self.next_txg();
+        let created = self.seconds();
         for name in names {
             let guid = self.next_guid();
             let Ok(dataset) = self.get_mut(name.dataset()) else {

@@ -225,7 +225,8 @@ impl Writer {
     }
 
     fn object(&mut self, object: u64, file: &FakeFile) {
-        let (guid, blocks) = (self.to_guid, file.blocks() as u64);
+        let guid = self.to_guid;
+        let blocks = file.blocks() as u64;
         // The bonus holds the length of the file, for which no record has a field.
         self.record(OBJECT, &(file.bytes() as u64).to_le_bytes(), |header| {
             header
@@ -248,7 +249,8 @@ impl Writer {
     }
 
     fn write(&mut self, object: u64, offset: u64, block: &[u8], raw: bool) {
-        let (guid, bytes) = (self.to_guid, block.len() as u64);
+        let guid = self.to_guid;
+        let bytes = block.len() as u64;
         self.record(WRITE, block, |header| {
             header
                 .number(8, object)
@@ -265,7 +267,8 @@ impl Writer {
     }
 
     fn end(&mut self) {
-        let (sum, guid) = (self.sum.to_bytes(), self.to_guid);
+        let sum = self.sum.to_bytes();
+        let guid = self.to_guid;
         self.record(END, &[], |header| header.put(8, sum).number(40, guid));
     }
 

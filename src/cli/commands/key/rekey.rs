@@ -269,19 +269,8 @@ fn typed_twice() -> Result<SecretString, Failure> {
             "name a file with --new-passphrase-file",
         ));
     }
-    let ask = |prompt| {
-        rpassword::prompt_password(prompt)
-            .map(Zeroizing::new)
-            .map_err(|source| match source.kind() {
-                std::io::ErrorKind::Interrupted => RunError::Interrupted,
-                _ => RunError::File {
-                    operation: "read the passphrase from",
-                    path: "the terminal".into(),
-                    source,
-                },
-            })
-    };
-    let (first, second) = (ask("new passphrase: ")?, ask("once more: ")?);
+    let first = ask_passphrase("new passphrase: ")?;
+    let second = ask_passphrase("once more: ")?;
     match *first == *second && !first.is_empty() {
         true => Ok(SecretString::from(first.as_str().to_owned())),
         false => Err(usage(
@@ -289,6 +278,19 @@ fn typed_twice() -> Result<SecretString, Failure> {
             "run it again: nothing was changed",
         )),
     }
+}
+
+fn ask_passphrase(prompt: &str) -> Result<Zeroizing<String>, RunError> {
+    rpassword::prompt_password(prompt)
+        .map(Zeroizing::new)
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::Interrupted => RunError::Interrupted,
+            _ => RunError::File {
+                operation: "read the passphrase from",
+                path: "the terminal".into(),
+                source,
+            },
+        })
 }
 
 #[cfg(test)]

@@ -221,7 +221,8 @@ fn unfinished_lines(place: &str, view: &StoreView, now: Timestamp) -> Vec<String
         ]);
     }
     if view.unknown_objects > 0 {
-        let (count, size) = (view.unknown_objects, bytes(view.unknown_bytes));
+        let count = view.unknown_objects;
+        let size = bytes(view.unknown_bytes);
         lines.push(format!(
             "  {place}: {count} objects that are not of this format ({size}), left alone"
         ));

@@ -62,7 +62,8 @@ pub(crate) fn lines(overview: &Overview) -> Vec<Line> {
 
 fn row(overview: &Overview, dataset: &DatasetView, state: &str) -> Vec<String> {
     let now = overview.now;
-    let (newest, record) = (dataset.newest(), dataset.record.as_ref());
+    let newest = dataset.newest();
+    let record = dataset.record.as_ref();
     let last = newest.as_ref().map(|newest| {
         format!(
             "{} {}",
@@ -204,7 +205,8 @@ fn remarks(dataset: &DatasetView) -> Vec<Line> {
 }
 
 fn footer(overview: &Overview) -> Vec<String> {
-    let (now, mut lines) = (overview.now, Vec::new());
+    let now = overview.now;
+    let mut lines = Vec::new();
     // The store was not read for these datasets, so the age of the table is that of the oldest
     // record.
     let remembered = overview
@@ -324,7 +326,9 @@ fn orphans(overview: &Overview) -> String {
             "remote" => dataset.remote.as_ref(),
             _ => dataset.intermediate.as_ref(),
         });
-        let (mut count, mut size, mut uploads) = (0, 0_u64, 0);
+        let mut count = 0;
+        let mut size = 0_u64;
+        let mut uploads = 0;
         for view in views {
             count += view.unfinished.len();
             size = view

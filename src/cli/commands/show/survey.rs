@@ -437,7 +437,8 @@ async fn store_view(
         deep || Some(&backup.manifest.chain.full_id) == newest_chain.as_ref()
     };
     let seen = UsableCatalog::check_wanted(store, catalog, cache, wanted).await?;
-    let (catalog, flaws) = (&seen.catalog, seen.flaws());
+    let catalog = &seen.catalog;
+    let flaws = seen.flaws();
     let mut backups = Vec::new();
     for (number, backup) in catalog.backups.iter().enumerate() {
         let manifest = &backup.manifest;

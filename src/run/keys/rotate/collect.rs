@@ -40,7 +40,8 @@ pub struct CollectedDataset {
 
 impl CollectedDataset {
     fn new(store: &dyn StoreRead, dataset: &DatasetName) -> Self {
-        let (store, dataset) = (store.url().to_owned(), dataset.clone());
+        let store = store.url().to_owned();
+        let dataset = dataset.clone();
         Self {
             store,
             dataset,

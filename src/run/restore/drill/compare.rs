@@ -32,7 +32,8 @@ pub(super) async fn compare_all(
                 continue;
             }
         };
-        let (sender, stopping) = (Arc::clone(zfs), stop.clone());
+        let sender = Arc::clone(zfs);
+        let stopping = stop.clone();
         let hashed = blocking(move || hash_send(&*sender, &request, &stopping)).await?;
         compared.push(match hashed {
             _ if *stop.borrow() => return Err(RunError::Interrupted),
@@ -52,7 +53,8 @@ fn differs(
     own: Digest,
     restored: Digest,
 ) -> Result<Comparison, RunError> {
-    let (then, now) = (&backup.manifest.send.zfs_version, zfs.module_version()?);
+    let then = &backup.manifest.send.zfs_version;
+    let now = zfs.module_version()?;
     if *then != now {
         return Ok(Comparison::Not(format!(
             "the backup was sent by ZFS {then}, and ZFS {now} on this host sends a different stream"
@@ -133,7 +135,8 @@ fn send_again(
 /// Hashes a send stream. Blocking. A stop ends the send early; the digest is then meaningless.
 fn hash_send(zfs: &dyn ZfsSend, request: &SendRequest, stop: &Stop) -> Result<Digest, ZfsError> {
     let mut stream = zfs.send(request)?;
-    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; READ_BYTES]);
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; READ_BYTES];
     let failed = |source| ZfsError::System {
         operation: "read the stream of",
         subject: request.snapshot.to_string(),

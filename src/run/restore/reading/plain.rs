@@ -268,7 +268,8 @@ impl PlainStream {
         };
         let fetch = tokio::spawn(fetch.run(asked, sender, stop)).abort_handle();
         let (opening, opened) = sync_channel(pace.opened - 1);
-        let (runtime, demanded) = (Handle::current(), Arc::clone(&demand));
+        let runtime = Handle::current();
+        let demanded = Arc::clone(&demand);
         let checker = Checker {
             pieces,
             opening,
@@ -335,7 +336,8 @@ impl PlainStream {
                 }
                 continue;
             };
-            let (rest, last) = (&page[piece.within..], piece.pages.is_last(piece.page));
+            let rest = &page[piece.within..];
+            let last = piece.pages.is_last(piece.page);
             let rest_bytes = rest.len();
             let taken = plain
                 .take(rest, last, stream)
@@ -465,14 +467,13 @@ impl Checker {
 
     /// Returns the sealed pages of a piece, or `None` when the piece is a head alone.
     fn take(&mut self, piece: Piece) -> Result<Option<SealedPages>, RunError> {
-        let (number, shared) = (piece.chunk, Arc::clone(&self.shared));
+        let number = piece.chunk;
+        let shared = Arc::clone(&self.shared);
         let failed = |source| shared.damaged(number, source);
         if piece.first {
             self.end()?;
-            let (expected, identities) = (
-                shared.chunks[number].sealed(),
-                Arc::clone(&shared.identities),
-            );
+            let expected = shared.chunks[number].sealed();
+            let identities = Arc::clone(&shared.identities);
             let page = shared.page_of(number);
             if page > 0 {
                 let pieces = ChunkPieces::from_page(expected, &piece.bytes, page, identities)

@@ -204,7 +204,9 @@ impl RestoreReader {
                 .unwrap_or(usize::MAX)
                 .min(self.opened.len());
             self.skip_bytes -= skipped as u64;
-            let (snapshot, bytes, plain) = (&self.id, &self.opened[skipped..], &mut self.plain);
+            let snapshot = &self.id;
+            let bytes = &self.opened[skipped..];
+            let plain = &mut self.plain;
             match &mut self.passage {
                 Some(Passage::Whole(parser)) => {
                     let snapshot = snapshot.clone();

@@ -215,8 +215,10 @@ impl RecordSearch<'_> {
     /// Returns the last entry whose first following record is at or before that place. The place
     /// lies after that entry.
     fn seek(&mut self, place: Place, hint: ReadPoint) -> Result<ReadPoint, RunError> {
-        let (mut low, mut high) = (0, self.entries.count);
-        let (mut guess, mut guesses) = (hint.0.max(1), GUESSES);
+        let mut low = 0;
+        let mut high = self.entries.count;
+        let mut guess = hint.0.max(1);
+        let mut guesses = GUESSES;
         while high - low > 1 {
             let halved = low + (high - low) / 2;
             let at = if guesses > 0 && low < guess && guess < high {
