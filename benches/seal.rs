@@ -7,7 +7,7 @@ use measure::measure;
 use std::hint::black_box;
 use zfs_backup::stream::open::{ChunkPieces, piece_ranges};
 use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::{Compression, SealedChunk};
+use zfs_backup::stream::seal::{ChunkCompression, SealedChunk};
 
 #[allow(
     dead_code,
@@ -32,7 +32,7 @@ fn noise() -> Vec<u8> {
 fn seal_chunk(
     stream: &[u8],
     to: &[age::x25519::Recipient],
-    compression: Compression,
+    compression: ChunkCompression,
     pool: &PartPool,
 ) -> SealedChunk {
     let mut drop_part = |part| drop(black_box(part));
@@ -49,14 +49,14 @@ fn seal_chunk(
 fn seal() {
     let to = [age::x25519::Identity::generate().to_public()];
     let pool = PartPool::new(2, PART_BYTES);
-    let zstd = Compression::Zstd {
+    let zstd = ChunkCompression::Zstd {
         level: 1,
         long: None,
     };
     let noise = noise();
     let zeros = vec![0; CHUNK_BYTES];
     for (name, stream, compression) in [
-        ("plain", &noise, Compression::None),
+        ("plain", &noise, ChunkCompression::None),
         ("zstd 1, incompressible", &noise, zstd),
         ("zstd 1, zeros", &zeros, zstd),
     ] {
@@ -77,7 +77,7 @@ fn open() {
     let sealed = chunk::seal_chunk(
         [&stream[..]],
         &[identity.to_public()],
-        Compression::None,
+        ChunkCompression::None,
         &pool,
         &mut keep,
     );

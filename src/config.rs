@@ -38,7 +38,7 @@ pub use keys::KeySource;
 pub use lifecycle::{BackupLifecycle, Percent, RetentionRules};
 pub(crate) use main_section::parse_retry_for;
 pub use main_section::{
-    DatasetSelection, Hooks, Intermediate, Pace, RcloneSettings, SnapshotSettings, SnapshotSource,
+    DatasetSelection, Hooks, Intermediate, Pace, RcloneSection, SnapshotSettings, SnapshotSource,
 };
 pub use paths::{Environment, default_config_file, default_lock_file, default_state_dir};
 pub use problem::{ConfigError, Notice, Problem};
@@ -84,7 +84,7 @@ pub struct Config {
     /// Limits of speed and time.
     pub pace: Pace,
     /// Settings for `rclone:` remotes only.
-    pub rclone: RcloneSettings,
+    pub rclone: RcloneSection,
     /// Programs to run around a backup.
     pub hooks: Hooks,
     /// The lockfile of `lock` and `unlock`.
@@ -184,7 +184,7 @@ impl Config {
             remote: None,
             split_size: Size(1 << 30),
             pace: Pace::default(),
-            rclone: RcloneSettings::default(),
+            rclone: RcloneSection::default(),
             hooks: Hooks::default(),
             lock_file: default_lock_file(file, &state_dir),
             state_dir,

@@ -98,7 +98,7 @@ pub use strict::parse_strict;
 
 use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid, HostMark};
 use crate::store::{Evidence, decimal};
-use crate::stream::seal::{ChunkHead, Compression, SealedChunk};
+use crate::stream::seal::{ChunkCompression, ChunkHead, SealedChunk};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -487,7 +487,7 @@ impl PruneRecord {
 /// The progress of an upload, for a resume by another host or after the journal was lost. Fields
 /// that would reveal content are sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct ProgressObject {
     /// [`FORMAT`].
     pub format: u32,
     /// Always "progress".
@@ -558,11 +558,11 @@ pub struct ZfsKey {
     pub raw: bool,
 }
 
-impl From<Compression> for CompressionName {
-    fn from(compression: Compression) -> Self {
+impl From<ChunkCompression> for CompressionName {
+    fn from(compression: ChunkCompression) -> Self {
         match compression {
-            Compression::None => Self::None,
-            Compression::Zstd { .. } => Self::Zstd,
+            ChunkCompression::None => Self::None,
+            ChunkCompression::Zstd { .. } => Self::Zstd,
         }
     }
 }

@@ -47,7 +47,7 @@ pub use object_store::{ObjectStore, PageVisitor, StoreDelete, StoreInfo, StoreRe
 pub use pace::Limiter;
 pub use patience::{Patience, PatienceClock};
 pub use patient::PatientStore;
-pub use probe::{BucketFacts, Doubt, StoreProbe};
+pub use probe::{BucketFacts, ProbeDoubt, StoreProbe};
 pub use proof::ContentCheck;
 pub use rclone::{RcloneSettings, RcloneStore};
 pub use renew::Renew;

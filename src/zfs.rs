@@ -325,7 +325,7 @@ impl ZfsErrno {
     }
 }
 
-mod attempt;
+mod call;
 mod core;
 mod delegation;
 mod errno;
@@ -346,7 +346,7 @@ mod sys;
 mod token;
 mod version;
 
-use attempt::Attempt;
+use call::ZfsCall;
 
 pub use core::is_clock_synchronised;
 pub use delegation::{Delegation, Who};

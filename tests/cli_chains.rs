@@ -17,7 +17,7 @@ use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::store::{DirSettings, DirStore};
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, SendBase, SendFlags, SendRequest, ZfsRead, ZfsSend};
 
@@ -93,7 +93,7 @@ fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
         keys,
         settings: BackupSettings {
             split_bytes: 1 << 16,
-            compression: Compression::None,
+            compression: ChunkCompression::None,
             raw: RawMode::Auto,
             compressed: true,
             embedded: false,

@@ -14,7 +14,7 @@ use zfs_backup::stream::age_file::{NONCE_BYTES, PAGE_BYTES, TAG_BYTES};
 use zfs_backup::stream::fill::FilledPart;
 use zfs_backup::stream::open::{ChunkPieces, ChunkPlain, OpenError, RUN_BYTES, piece_ranges};
 use zfs_backup::stream::part::{PartBuffer, PartPool};
-use zfs_backup::stream::seal::{ChunkFiller, ChunkHasher, Compression, SealedChunk};
+use zfs_backup::stream::seal::{ChunkCompression, ChunkFiller, ChunkHasher, SealedChunk};
 
 #[path = "support/chunk.rs"]
 mod chunk;
@@ -23,7 +23,7 @@ use chunk::{ChunkOpener, seal_chunk};
 fn seal(
     plain: &[u8],
     to: &age::x25519::Identity,
-    compression: Compression,
+    compression: ChunkCompression,
     part_bytes: usize,
 ) -> (Vec<Bytes>, SealedChunk) {
     let pool = PartPool::new(4096, part_bytes);
@@ -109,7 +109,7 @@ fn sealed_chunk_of_any_length_opens_with_the_age_crate() {
             1 << 20,
         ] {
             let plain = pattern(bytes);
-            let (parts, chunk) = seal(&plain, &identity, Compression::None, part_bytes);
+            let (parts, chunk) = seal(&plain, &identity, ChunkCompression::None, part_bytes);
             let sealed: Vec<u8> = parts.concat();
             assert!(
                 parts
@@ -171,7 +171,7 @@ fn compressed_chunk_round_trips_and_opens_with_age_and_zstd_alone() {
     let (parts, chunk) = seal(
         &plain,
         &identity,
-        Compression::Zstd {
+        ChunkCompression::Zstd {
             level: 3,
             long: None,
         },
@@ -195,7 +195,7 @@ fn repetitions_far_apart_are_found_in_a_long_window() {
         seal(
             &plain,
             &identity,
-            Compression::Zstd { level: 1, long },
+            ChunkCompression::Zstd { level: 1, long },
             1 << 20,
         )
         .1
@@ -208,7 +208,7 @@ fn repetitions_far_apart_are_found_in_a_long_window() {
     let (parts, chunk) = seal(
         &plain,
         &identity,
-        Compression::Zstd {
+        ChunkCompression::Zstd {
             level: 1,
             long: Some(24),
         },
@@ -220,7 +220,7 @@ fn repetitions_far_apart_are_found_in_a_long_window() {
     let (parts, chunk) = seal(
         &plain,
         &identity,
-        Compression::Zstd {
+        ChunkCompression::Zstd {
             level: 1,
             long: Some(27),
         },
@@ -239,7 +239,7 @@ fn highly_compressed_chunk_is_decompressed_in_bounded_pieces() {
     let (parts, chunk) = seal(
         &plain,
         &identity,
-        Compression::Zstd {
+        ChunkCompression::Zstd {
             level: 1,
             long: None,
         },
@@ -282,7 +282,7 @@ fn many_threads_of_zstd_make_a_frame_that_zstd_alone_opens() {
     };
     let mut filler = ChunkFiller::new(
         &[identity.to_public()],
-        Compression::Zstd {
+        ChunkCompression::Zstd {
             level: 3,
             long: None,
         },
@@ -305,8 +305,8 @@ fn many_threads_of_zstd_make_a_frame_that_zstd_alone_opens() {
 fn a_self_sealed_chunk_is_refused_before_its_key_is_tried() {
     let identity = age::x25519::Identity::generate();
     let plain = pattern(200_000);
-    let (_, genuine) = seal(&plain, &identity, Compression::None, 1 << 20);
-    let (planted, _) = seal(&plain, &identity, Compression::None, 1 << 20);
+    let (_, genuine) = seal(&plain, &identity, ChunkCompression::None, 1 << 20);
+    let (planted, _) = seal(&plain, &identity, ChunkCompression::None, 1 << 20);
     let (error, stream) = open(&planted.concat(), genuine, &identity, false, 65_536).unwrap_err();
     assert!(matches!(error, OpenError::Head), "{error}");
     assert!(stream.is_empty(), "bytes of a planted chunk went on");
@@ -318,7 +318,7 @@ fn chunk_does_not_open_with_another_identity() {
     let (parts, chunk) = seal(
         &plain,
         &age::x25519::Identity::generate(),
-        Compression::None,
+        ChunkCompression::None,
         1 << 20,
     );
     let (error, _) = open(
@@ -335,7 +335,7 @@ fn chunk_does_not_open_with_another_identity() {
 #[test]
 fn a_signed_stream_length_that_is_wrong_is_found() {
     let identity = age::x25519::Identity::generate();
-    let (parts, chunk) = seal(&pattern(10), &identity, Compression::None, 1 << 20);
+    let (parts, chunk) = seal(&pattern(10), &identity, ChunkCompression::None, 1 << 20);
     for stream_bytes in [9, 11] {
         let wrong = SealedChunk {
             stream_bytes,
@@ -355,7 +355,7 @@ fn seal_in_place(
     reads: &[usize],
 ) -> Vec<u8> {
     let pool = PartPool::new(4096, part_bytes);
-    let mut filler = ChunkFiller::new(&[to.to_public()], Compression::None, 1, &pool).unwrap();
+    let mut filler = ChunkFiller::new(&[to.to_public()], ChunkCompression::None, 1, &pool).unwrap();
     let (mut filled, mut left, mut sizes) = (Vec::new(), plain, reads.iter().cycle());
     let sink = &mut |part| {
         filled.push(part);
@@ -414,7 +414,7 @@ proptest! {
     fn pieces_opened_in_any_order_are_the_stream(bytes in 0usize..400_000, pages in 1u32..5, level in prop::option::of(1i32..3)) {
         let identity = age::x25519::Identity::generate();
         let plain = pattern(bytes);
-        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level, long: None });
+        let compression = level.map_or(ChunkCompression::None, |level| ChunkCompression::Zstd { level, long: None });
         let (parts, chunk) = seal(&plain, &identity, compression, 100_000);
         let sealed = parts.concat();
         let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
@@ -441,7 +441,7 @@ proptest! {
     ) {
         let identity = age::x25519::Identity::generate();
         let plain = pattern(bytes);
-        let (parts, chunk) = seal(&plain, &identity, Compression::None, 1 << 16);
+        let (parts, chunk) = seal(&plain, &identity, ChunkCompression::None, 1 << 16);
         let mut sealed = parts.concat();
         let at = at.index(sealed.len());
         if cut { sealed.truncate(at) } else { sealed[at] ^= xor }
@@ -454,7 +454,7 @@ proptest! {
     fn opening_is_the_inverse_of_sealing(bytes in 0usize..400_000, part in 1000usize..200_000, piece in 1usize..200_000, level in prop::option::of(1i32..4)) {
         let identity = age::x25519::Identity::generate();
         let plain = pattern(bytes);
-        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level, long: None });
+        let compression = level.map_or(ChunkCompression::None, |level| ChunkCompression::Zstd { level, long: None });
         let (parts, chunk) = seal(&plain, &identity, compression, part);
         let opened = open(&parts.concat(), chunk, &identity, level.is_some(), piece);
         prop_assert!(opened.is_ok_and(|opened| opened == plain));

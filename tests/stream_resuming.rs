@@ -11,7 +11,7 @@ use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{BeginRecord, HEADER_BYTES, RecordHeader, RecordType, feature};
 use zfs_backup::stream::resuming::{ResumeStart, Resumer, ResumingError};
 use zfs_backup::stream::resync::{
-    Boundary, Gather, Place, Record, Scout, Wanted, Within, boundary_after_begin,
+    Boundary, Gather, GatheredRecord, Scout, StreamPlace, Wanted, Within, boundary_after_begin,
 };
 
 /// The stream fed from that byte on, in slices of a few hundred bytes.
@@ -62,7 +62,8 @@ fn the_first_record_after_any_word_is_found() {
                 .filter(|((_, end), _)| *end >= start);
             assert_eq!(
                 place,
-                next.map(|(_, (header, _))| header).find_map(Place::of),
+                next.map(|(_, (header, _))| header)
+                    .find_map(StreamPlace::of),
                 "at {from}"
             );
         }
@@ -93,7 +94,7 @@ fn stream_stored_inside_a_block_is_not_taken_for_records() {
         assert_eq!(at(boundary), layout(&bytes)[2].1);
         assert_eq!(
             place,
-            Some(Place {
+            Some(StreamPlace {
                 object: 5,
                 within: Within::Block(1 << 20)
             })
@@ -239,7 +240,7 @@ fn resuming_stream_equals_that_of_a_resumed_send() {
             .iter()
             .position(|record| matches!(record, Rec::Object(o, _) if *o == object))
             .unwrap();
-        let prologue: Vec<Record> = (head..head + 2)
+        let prologue: Vec<GatheredRecord> = (head..head + 2)
             .map(|index| {
                 let (header, end) = layout(&bytes)[index + 1];
                 let start = layout(&bytes)[index].1 + HEADER_BYTES;
@@ -263,7 +264,7 @@ fn resuming_stream_equals_that_of_a_resumed_send() {
                 payload: payload.clone(),
                 prologue: prologue.clone(),
                 from: boundary_before(&bytes, from),
-                first: Some(Place {
+                first: Some(StreamPlace {
                     object,
                     within: Within::Block(offset),
                 }),
@@ -281,15 +282,15 @@ fn missing_resume_place_is_an_error() {
     let bytes = stream(&begin(ByteOrder::Little), &[], &objects());
     let (begin, from) = opening(&bytes);
     for place in [
-        Place {
+        StreamPlace {
             object: 9,
             within: Within::Object,
         },
-        Place {
+        StreamPlace {
             object: 8,
             within: Within::Block(5),
         },
-        Place {
+        StreamPlace {
             object: 99,
             within: Within::Block(0),
         },
@@ -326,26 +327,26 @@ proptest! {
 fn blank_headers_have_ordered_places() {
     let header = RecordHeader::blank(RecordType::Write, ByteOrder::Little);
     assert_eq!(
-        Place::of(&header),
-        Some(Place {
+        StreamPlace::of(&header),
+        Some(StreamPlace {
             object: 0,
             within: Within::Block(0)
         })
     );
     assert!(
-        Place {
+        StreamPlace {
             object: 1,
             within: Within::Range
-        } < Place {
+        } < StreamPlace {
             object: 1,
             within: Within::Object
         }
     );
     assert!(
-        Place {
+        StreamPlace {
             object: 1,
             within: Within::Object
-        } < Place {
+        } < StreamPlace {
             object: 1,
             within: Within::Block(0)
         }

@@ -7,7 +7,7 @@ use crate::manifest::{MANIFEST_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest, KnownStore, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::manifests::{CacheMode, ObjectCache};
-use crate::state::remembered::{Part, RememberedManifests};
+use crate::state::remembered::{ManifestPart, RememberedManifests};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, StoreRead};
 use std::collections::BTreeSet;
@@ -34,8 +34,8 @@ pub(crate) async fn remember(
     for backup in whole {
         let id = &backup.manifest.id;
         let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
-        let kept = files.read(id, Part::Manifest)?;
-        let signed = files.is_there(id, Part::Signature);
+        let kept = files.read(id, ManifestPart::Manifest)?;
+        let signed = files.is_there(id, ManifestPart::Signature);
         if signed && kept.is_some_and(|bytes| Digest::of(&bytes) == backup.manifest_blake3) {
             continue;
         }
@@ -47,8 +47,8 @@ pub(crate) async fn remember(
                 get_signature(store, &key).await?,
             ),
         };
-        files.write(id, Part::Signature, &signature)?;
-        files.write(id, Part::Manifest, &manifest)?;
+        files.write(id, ManifestPart::Signature, &signature)?;
+        files.write(id, ManifestPart::Manifest, &manifest)?;
     }
     Ok(())
 }
@@ -68,8 +68,8 @@ pub(crate) fn remember_commit(
 ) -> Result<(), CatalogError> {
     let files = RememberedManifests::new(state_dir, store, dataset);
     if files.exist()? {
-        files.write(id, Part::Signature, signature)?;
-        files.write(id, Part::Manifest, manifest)?;
+        files.write(id, ManifestPart::Signature, signature)?;
+        files.write(id, ManifestPart::Manifest, manifest)?;
     }
     Ok(())
 }
@@ -93,8 +93,10 @@ pub(crate) fn recall(
     let mut backups = Vec::new();
     let mut untrusted = 0;
     for id in files.ids()? {
-        let bytes = files.read(&id, Part::Manifest)?.unwrap_or_default();
-        let signature = files.read(&id, Part::Signature)?.unwrap_or_default();
+        let bytes = files.read(&id, ManifestPart::Manifest)?.unwrap_or_default();
+        let signature = files
+            .read(&id, ManifestPart::Signature)?
+            .unwrap_or_default();
         match parse_manifest(trusted, dataset, &id, &bytes, &signature) {
             Ok(manifest) => {
                 let manifest_blake3 = Digest::of(&bytes);

@@ -11,7 +11,7 @@ use crate::run::hooks::RunningHook;
 use crate::run::pool::select::{LeftOut, Selected, Selection, select_datasets};
 use crate::run::transfer::Stop;
 use crate::state::StateError;
-use crate::state::lockfile::{HeldLock, Holder};
+use crate::state::lockfile::{HeldLock, LockHolder};
 use crate::state::process::host_name;
 use crate::store::Patience;
 use crate::zfs::ZfsRead;
@@ -349,7 +349,7 @@ impl Leftovers {
     }
 
     /// Returns whether that holder is this run.
-    pub(crate) fn has_lock_of(&self, holder: &Holder) -> bool {
+    pub(crate) fn has_lock_of(&self, holder: &LockHolder) -> bool {
         self.lock().as_ref().is_some_and(|lock| lock.is_of(holder))
     }
 

@@ -9,7 +9,7 @@ use crate::config::{Config, TimeLimit};
 use crate::run::RunError;
 use crate::state::StateError;
 use crate::state::lockfile::{
-    Holder, LockKind, LockState, TakeOutcome, read_lock, remove_lock, take_lock,
+    LockHolder, LockKind, LockState, TakeOutcome, read_lock, remove_lock, take_lock,
 };
 use crate::state::process::HostBoot;
 use jiff::Timestamp;
@@ -173,7 +173,7 @@ pub(crate) async fn lock(context: &Context) -> Result<(), Failure> {
     };
     let mut waiting = LockWait::new(context);
     let (lock, replaced) = loop {
-        let holder = Holder::current(kind, Timestamp::now())?;
+        let holder = LockHolder::current(kind, Timestamp::now())?;
         match take_lock(&config.lock_file, &holder)? {
             TakeOutcome::Taken(lock, replaced) => break (lock, replaced),
             TakeOutcome::Busy(state) if context.global.ignore_lock && context.is_step() => {
@@ -302,8 +302,8 @@ impl<'a> LockWait<'a> {
 
 /// Describes the owner and the age of the lock, on one line.
 fn describe(state: &LockState, config: &Config, now: Timestamp) -> String {
-    let place = |holder: &Holder| format!("by {} on {}", holder.user, holder.here.host);
-    let since = |holder: &Holder| {
+    let place = |holder: &LockHolder| format!("by {} on {}", holder.user, holder.here.host);
+    let since = |holder: &LockHolder| {
         let begun = holder.locked_at.strftime("%Y-%m-%d %H:%M:%S UTC");
         format!("{} ago, {begun}", age(now, holder.locked_at))
     };
@@ -348,7 +348,7 @@ fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -
         }
         None => format!("`zfs-backup{option} unlock`"),
     };
-    let is_here = |holder: &Holder| holder.here.is_same_host(&HostBoot::current());
+    let is_here = |holder: &LockHolder| holder.here.is_same_host(&HostBoot::current());
     let hint = match state {
         LockState::Held(holder) if holder.kind == LockKind::Manual => {
             format!("{} removes it", unlock(""))

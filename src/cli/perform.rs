@@ -3,7 +3,7 @@
 pub(crate) mod report;
 
 use crate::cli::args::Global;
-use crate::cli::args::sequence::{Step, parse_steps};
+use crate::cli::args::sequence::{ParsedStep, parse_steps};
 use crate::cli::commands::run_command;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
@@ -80,7 +80,7 @@ pub(crate) async fn perform(context: &Context) -> Result<(), Failure> {
     }
 }
 
-async fn run_steps(context: &Context, steps: &[Step], report: &mut RunReport) {
+async fn run_steps(context: &Context, steps: &[ParsedStep], report: &mut RunReport) {
     let mut skip = BTreeSet::new();
     let mut continues = true;
     for step in steps {
@@ -102,7 +102,11 @@ fn lets_others_run(status: u8) -> bool {
     matches!(status, status::DONE | status::PARTIAL)
 }
 
-async fn run_step(context: &Context, step: &Step, skip: &BTreeSet<DatasetName>) -> StepReport {
+async fn run_step(
+    context: &Context,
+    step: &ParsedStep,
+    skip: &BTreeSet<DatasetName>,
+) -> StepReport {
     let own = &step.args.global;
     let global = Global {
         dry_run: context.global.dry_run || own.dry_run,

@@ -63,7 +63,7 @@ pub struct Intermediate {
 
 /// Settings for `rclone:` remotes only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RcloneSettings {
+pub struct RcloneSection {
     /// The path of the rclone.conf.
     pub conf: Option<PathBuf>,
     /// The bandwidth limit, passed to rclone unchanged.
@@ -288,7 +288,7 @@ pub(super) fn check_split_size(file: &Document<'_>, split_size: Size) {
     }
 }
 
-impl RcloneSettings {
+impl RcloneSection {
     fn declare(&mut self, visitor: &mut impl KeyVisitor) {
         // The rclone.conf contains the secrets of the remote, and may name programs that rclone
         // runs.

@@ -4,7 +4,7 @@
 use super::{Choices, Target};
 use crate::model::{DatasetName, KnownStore, ReadFault};
 use crate::state::journal::log::{JournalRecord, line_of_log, records_of_log};
-use crate::state::lockfile::{Holder, LockKind, LockState, read_lock};
+use crate::state::lockfile::{LockHolder, LockKind, LockState, read_lock};
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::state::process::HostBoot;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ pub(super) const LOCKFILE: Target = Target {
         let kinds = [LockKind::Manual, LockKind::Run];
         let holders = kinds
             .into_iter()
-            .filter_map(|kind| Holder::current(kind, jiff::Timestamp::UNIX_EPOCH).ok());
+            .filter_map(|kind| LockHolder::current(kind, jiff::Timestamp::UNIX_EPOCH).ok());
         holders
             .filter_map(|holder| serde_json::to_vec_pretty(&holder).ok())
             .collect()

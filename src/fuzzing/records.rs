@@ -12,7 +12,7 @@ use crate::stream::record::{
     StreamDatasetType, StreamError, StreamExpectation, StreamParser, StreamSummary, feature,
 };
 use crate::stream::resuming::{ResumeStart, Resumer};
-use crate::stream::resync::{Boundary, Gather, Place, Scout, Wanted, boundary_after_begin};
+use crate::stream::resync::{Boundary, Gather, Scout, StreamPlace, Wanted, boundary_after_begin};
 use crate::stream::splice::Splicer;
 use crate::zfs::{ResumeToken, token_of_list};
 use std::collections::BTreeMap;
@@ -463,7 +463,7 @@ fn scout_from(stream: &[u8], at: usize, boundaries: &[u64], checked: bool) {
 fn gather_and_resume(
     begin: &BeginRecord,
     from: Boundary,
-    place: Option<Place>,
+    place: Option<StreamPlace>,
     behind: &[u8],
     seed: u8,
 ) {

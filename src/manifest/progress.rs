@@ -5,7 +5,7 @@
 //! holders of the signing key have: the host that uploads can read them without the identity.
 
 use super::parse::{check, check_place, parse_as};
-use super::{ChunkEntry, FORMAT, ManifestError, Progress, ResumeEntry, parse_strict};
+use super::{ChunkEntry, FORMAT, ManifestError, ProgressObject, ResumeEntry, parse_strict};
 use crate::model::{BackupId, DatasetName, Guid};
 use crate::sign::{SignedType, SigningKey, TrustedKeys};
 use crate::store::key::BackupObject;
@@ -97,7 +97,7 @@ pub fn seal_progress(
     number: u16,
     body: &ProgressBody,
     written_at: Timestamp,
-) -> Result<Progress, ManifestError> {
+) -> Result<ProgressObject, ManifestError> {
     let mut nonce = [0; NONCE_BYTES];
     getrandom::fill(&mut nonce).map_err(|_| ManifestError::Sealed)?;
     let mut sealed = serde_json::to_vec(body).map_err(ManifestError::Json)?;
@@ -106,7 +106,7 @@ pub fn seal_progress(
     sealing_key(signing)?
         .seal_in_place_append_tag(nonce_of_seal, Aad::from(key.as_str()), &mut sealed)
         .map_err(|_| ManifestError::Sealed)?;
-    Ok(Progress {
+    Ok(ProgressObject {
         format: FORMAT,
         object_type: SignedType::Progress.as_str().to_owned(),
         dataset: dataset.clone(),
@@ -133,7 +133,7 @@ pub fn parse_progress(
 ) -> Result<ProgressBody, ManifestError> {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Progress(number));
     trusted.verify(SignedType::Progress, key.as_str(), bytes, signature)?;
-    let progress: Progress = parse_as(bytes, SignedType::Progress.as_str())?;
+    let progress: ProgressObject = parse_as(bytes, SignedType::Progress.as_str())?;
     check_place(dataset, id, &progress.dataset, &progress.id)?;
     check(progress.number == u32::from(number), || {
         format!("its number is {}", progress.number)

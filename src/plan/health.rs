@@ -84,7 +84,7 @@ pub struct HealthLimits {
 
 /// The result for one dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Health {
+pub struct DatasetHealth {
     /// The worst level of the findings.
     #[serde(rename = "state")]
     pub level: Level,
@@ -100,7 +100,7 @@ pub struct Health {
 const CLOCK_SLACK: Duration = Duration::from_secs(24 * 3600);
 
 /// Judges one dataset.
-pub fn judge_health(facts: &HealthFacts, limits: &HealthLimits, now: Timestamp) -> Health {
+pub fn judge_health(facts: &HealthFacts, limits: &HealthLimits, now: Timestamp) -> DatasetHealth {
     let mut found: Vec<(Level, String)> = Vec::new();
     let mut late = false;
     match facts.newest_at.map(|at| age_of(at, now)) {
@@ -161,7 +161,7 @@ pub fn judge_health(facts: &HealthFacts, limits: &HealthLimits, now: Timestamp) 
     }
     found.sort_by_key(|(level, _)| std::cmp::Reverse(*level));
     let level = found.first().map_or(Level::Ok, |(level, _)| *level);
-    Health {
+    DatasetHealth {
         level,
         reasons: found.into_iter().map(|(_, reason)| reason).collect(),
         late,

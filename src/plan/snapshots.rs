@@ -22,7 +22,7 @@ pub fn bookmark_name(snapshot: Guid) -> String {
 
 /// The dataset's objects in one configured store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreView {
+pub struct StoreNeeds {
     /// The store, as messages name it.
     pub store: String,
     /// The complete backups.
@@ -164,7 +164,7 @@ pub struct SnapshotsInput<'a> {
     /// The bookmarks of the dataset.
     pub bookmarks: &'a [Bookmark],
     /// All configured stores. If one of them cannot be read, this decision must not be made.
-    pub stores: &'a [StoreView],
+    pub stores: &'a [StoreNeeds],
     /// Attempts that this host began and that never reached their commit.
     pub journal: &'a BTreeSet<BackupId>,
     /// Attempts for which this pool holds snapshots. The holds protect the snapshots that they
@@ -287,7 +287,7 @@ impl SnapshotsInput<'_> {
         if self.stores.is_empty() {
             return Some(SnapshotReason::NoStore);
         }
-        let lacks_it = |store: &&StoreView| {
+        let lacks_it = |store: &&StoreNeeds| {
             !store
                 .facts
                 .iter()

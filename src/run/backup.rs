@@ -39,7 +39,7 @@ use crate::run::pool::select::Selected;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::manifests::CacheMode;
 use crate::store::{Evidence, ObjectStore, StoreWrite};
-use crate::stream::seal::Compression;
+use crate::stream::seal::ChunkCompression;
 use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
 use jiff::civil::Time;
@@ -58,7 +58,7 @@ pub struct BackupSettings {
     /// Bytes of stream in each chunk but the last.
     pub split_bytes: u64,
     /// The compression before sealing.
-    pub compression: Compression,
+    pub compression: ChunkCompression,
     /// Whether to send raw.
     pub raw: RawMode,
     /// Whether to send blocks compressed, as they are on disk.

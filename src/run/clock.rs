@@ -43,7 +43,7 @@ pub struct ClockCheck {
 }
 
 #[derive(Serialize, Deserialize)]
-struct StoredNote {
+struct StoredClockNote {
     format: u32,
     clock: ClockReading,
 }
@@ -134,7 +134,7 @@ impl ClockCheck {
         let path = note_path(state_dir);
         let write = || -> std::io::Result<()> {
             create_folder(state_dir)?;
-            let stored = StoredNote {
+            let stored = StoredClockNote {
                 format: FORMAT,
                 clock: self.reading.clone(),
             };
@@ -194,7 +194,7 @@ fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, StateError> {
         Err(source) => return Err(failed("read", &path, source)),
     };
     let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
-    let stored: StoredNote = serde_json::from_slice(&bytes).map_err(|error| {
+    let stored: StoredClockNote = serde_json::from_slice(&bytes).map_err(|error| {
         wrong(format!(
             "{error}; if this host's clock is right, --clock-is-right rewrites the note"
         ))

@@ -11,7 +11,7 @@
 mod places;
 mod take_over;
 
-pub use places::{Place, Purpose, accept, check_place, identify, known_at};
+pub use places::{Purpose, StorePlace, accept, check_place, identify, known_at};
 
 use super::RunError;
 use crate::manifest::{FORMAT, parse_as, to_stored_bytes};

@@ -29,7 +29,7 @@ use crate::store::{
 };
 use crate::stream::part::PartPool;
 use crate::stream::record::{BeginRecord, ResumePoint, StreamExpectation, StreamSummary};
-use crate::stream::seal::{Compression, SealedChunk};
+use crate::stream::seal::{ChunkCompression, SealedChunk};
 use crate::zfs::{SendResume, SendStream, ZfsErrno, ZfsError};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -115,7 +115,7 @@ pub struct TransferPlan {
     /// Bytes of stream in every chunk but the last.
     pub split_bytes: u64,
     /// How chunks are compressed.
-    pub compression: Compression,
+    pub compression: ChunkCompression,
     /// The recipients that chunks are sealed to.
     pub recipients: Vec<age::x25519::Recipient>,
 }

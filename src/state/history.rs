@@ -23,7 +23,7 @@ const FORMAT: u32 = 1;
 /// The whole history. `None` means "never, as far as this host knows": a wiped `state_dir` knows
 /// nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Record {
+pub struct DatasetHistory {
     /// The newest backup that this host committed.
     pub commit: Option<CommitNote>,
     /// The content of the store at its last listing.
@@ -131,13 +131,13 @@ struct StoredEvent<T> {
 
 /// The records of one dataset in one store.
 #[derive(Debug, Clone)]
-pub struct Records {
+pub struct HistoryRecords {
     folder: PathBuf,
     dataset: DatasetName,
     store: KnownStore,
 }
 
-impl Records {
+impl HistoryRecords {
     /// Names the records by the store's identity and the dataset's name there. Reads and writes no
     /// file.
     pub fn new(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Self {
@@ -153,8 +153,8 @@ impl Records {
     ///
     /// # Errors
     /// [`StateError::File`] naming a file that exists and cannot be read or parsed.
-    pub fn read(&self) -> Result<Record, StateError> {
-        Ok(Record {
+    pub fn read(&self) -> Result<DatasetHistory, StateError> {
+        Ok(DatasetHistory {
             commit: self.load("commit")?,
             seen: self.load("seen")?,
             verify: self.load("verify")?,
@@ -209,7 +209,7 @@ impl Records {
     /// at that time.
     ///
     /// # Errors
-    /// As for [`Records::read`].
+    /// As for [`HistoryRecords::read`].
     pub fn own_commits(&self) -> Result<Vec<OwnCommit>, StateError> {
         let is_ours =
             |store: &String| self.store.id.is_random() && *store == self.store.id.as_str();
@@ -403,7 +403,7 @@ pub(crate) fn recent_committers(
     Ok(stores)
 }
 
-impl Record {
+impl DatasetHistory {
     /// Returns when the snapshot of the newest known backup was taken: a backup that this host
     /// committed, or one that it saw in the store.
     pub fn newest_at(&self) -> Option<Timestamp> {
@@ -446,8 +446,8 @@ mod tests {
     use super::*;
     use crate::model::error_chain;
 
-    fn records(state: &Path) -> Records {
-        Records::new(
+    fn records(state: &Path) -> HistoryRecords {
+        HistoryRecords::new(
             state,
             &KnownStore::of_url("s3:b/p"),
             &"tank/a b".parse().unwrap(),
@@ -468,7 +468,7 @@ mod tests {
     fn history_keeps_notes_and_a_success_clears_the_failure() {
         let state = tempfile::tempdir().unwrap();
         let records = records(state.path());
-        assert_eq!(records.read().unwrap(), Record::default());
+        assert_eq!(records.read().unwrap(), DatasetHistory::default());
         let verify = VerifyNote {
             at: Timestamp::UNIX_EPOCH,
             backups: 3,
@@ -488,14 +488,14 @@ mod tests {
         );
         records.note_success("backup").unwrap();
         assert_eq!(records.read().unwrap().failures, []);
-        let other = Records::new(
+        let other = HistoryRecords::new(
             state.path(),
             &KnownStore::of_url("s3:b/q"),
             &"tank/a b".parse().unwrap(),
         );
         assert_eq!(
             other.read().unwrap(),
-            Record::default(),
+            DatasetHistory::default(),
             "another store's record"
         );
     }
@@ -510,16 +510,16 @@ mod tests {
             id: StoreId::from_random(id),
             url: "file:/elsewhere".into(),
         };
-        let now = Records::new(state.path(), &of(1), &dataset);
+        let now = HistoryRecords::new(state.path(), &of(1), &dataset);
         fs::rename(&old.folder, &now.folder).unwrap();
         assert_eq!(now.read().unwrap().failures, [failure("drill", 5)]);
         // A record of another identity, or of another URL where the store has no identity, stays an
         // error.
         now.note_failure(&failure("drill", 6)).unwrap();
-        let other = Records::new(state.path(), &of(2), &dataset);
+        let other = HistoryRecords::new(state.path(), &of(2), &dataset);
         fs::rename(&now.folder, &other.folder).unwrap();
         assert!(other.read().is_err());
-        let unnamed = Records::new(state.path(), &KnownStore::of_url("s3:b/q"), &dataset);
+        let unnamed = HistoryRecords::new(state.path(), &KnownStore::of_url("s3:b/q"), &dataset);
         fs::rename(&other.folder, &unnamed.folder).unwrap();
         assert!(unnamed.read().is_err());
     }
@@ -549,7 +549,7 @@ mod tests {
                 .into_iter()
                 .for_each(|bytes| fs::write(&path, bytes).unwrap());
         }
-        let moved = Records {
+        let moved = HistoryRecords {
             dataset: "tank/b".parse().unwrap(),
             ..records
         };

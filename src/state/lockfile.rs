@@ -43,7 +43,7 @@ pub enum LockKind {
 
 /// The owner of the lock: the content of the lockfile, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub struct LockHolder {
     /// Whether a person or a run made the lock.
     pub kind: LockKind,
     /// The process that made the lock.
@@ -63,7 +63,7 @@ pub struct Holder {
     pub token: String,
 }
 
-impl Holder {
+impl LockHolder {
     /// Describes this process as the holder.
     ///
     /// # Errors
@@ -109,9 +109,9 @@ pub enum LockState {
     /// The lockfile does not exist.
     Free,
     /// A process or a person has the lock.
-    Held(Holder),
+    Held(LockHolder),
     /// The run that has the lock is over: only `perform` may take the lock over.
-    Stale(Holder),
+    Stale(LockHolder),
     /// The file exists but does not name its owner; the text has the cause. It is a lock
     /// nevertheless.
     Damaged(String),
@@ -121,7 +121,7 @@ pub enum LockState {
 #[derive(Debug)]
 pub enum TakeOutcome {
     /// This process has the lock; with the holder of the stale lock that it replaced.
-    Taken(HeldLock, Option<Box<Holder>>),
+    Taken(HeldLock, Option<Box<LockHolder>>),
     /// The lock is not available.
     Busy(LockState),
 }
@@ -131,13 +131,13 @@ pub enum TakeOutcome {
 #[derive(Debug)]
 pub struct HeldLock {
     path: PathBuf,
-    holder: Holder,
+    holder: LockHolder,
     stays: bool,
 }
 
 impl HeldLock {
     /// Returns whether `holder` has this lock.
-    pub fn is_of(&self, holder: &Holder) -> bool {
+    pub fn is_of(&self, holder: &LockHolder) -> bool {
         self.holder == *holder
     }
 
@@ -191,7 +191,7 @@ pub fn read_lock(path: &Path, here: &HostBoot) -> Result<LockState, StateError> 
 ///
 /// # Errors
 /// [`StateError::File`], [`StateError::LockfileBusy`], [`StateError::LockfileChanges`].
-pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, StateError> {
+pub fn take_lock(path: &Path, holder: &LockHolder) -> Result<TakeOutcome, StateError> {
     let temporary = Temporary::write(path, holder)?;
     let held = || HeldLock {
         path: path.to_owned(),
@@ -261,7 +261,7 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn write(lock: &Path, holder: &Holder) -> Result<Self, StateError> {
+    fn write(lock: &Path, holder: &LockHolder) -> Result<Self, StateError> {
         let folder = lock.parent().unwrap_or(Path::new("/"));
         let made = create_folder(folder);
         made.map_err(|source| failed("create", folder, source))?;
@@ -349,7 +349,7 @@ fn read_state(file: &File, path: &Path, here: &HostBoot) -> Result<LockState, St
     file.take(LOCK_BYTES_MAX)
         .read_to_end(&mut bytes)
         .map_err(|source| failed("read", path, source))?;
-    Ok(match serde_json::from_slice::<Holder>(&bytes) {
+    Ok(match serde_json::from_slice::<LockHolder>(&bytes) {
         Ok(holder) if holder.is_stale(here, is_gone) => LockState::Stale(holder),
         Ok(holder) => LockState::Held(holder),
         Err(error) => LockState::Damaged(error.to_string()),

@@ -14,14 +14,14 @@ use std::path::{Path, PathBuf};
 
 /// A file of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum ManifestPart {
     /// The manifest.
     Manifest,
     /// The manifest's signature.
     Signature,
 }
 
-impl Part {
+impl ManifestPart {
     fn extension(self) -> &'static str {
         match self {
             Self::Manifest => "json",
@@ -80,7 +80,7 @@ impl RememberedManifests {
         let mut ids = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(unreadable)? {
             let name = entry.map_err(unreadable)?.file_name();
-            let suffix = Part::Manifest.extension();
+            let suffix = ManifestPart::Manifest.extension();
             let id = name
                 .to_str()
                 .and_then(|name| name.strip_suffix(suffix)?.strip_suffix('.')?.parse().ok());
@@ -91,7 +91,7 @@ impl RememberedManifests {
     }
 
     /// Returns whether this file exists.
-    pub(crate) fn is_there(&self, id: &BackupId, part: Part) -> bool {
+    pub(crate) fn is_there(&self, id: &BackupId, part: ManifestPart) -> bool {
         self.path(id, part).exists()
     }
 
@@ -99,7 +99,11 @@ impl RememberedManifests {
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(crate) fn read(&self, id: &BackupId, part: Part) -> Result<Option<Vec<u8>>, StateError> {
+    pub(crate) fn read(
+        &self,
+        id: &BackupId,
+        part: ManifestPart,
+    ) -> Result<Option<Vec<u8>>, StateError> {
         let path = self.path(id, part);
         let opened = match File::open(&path) {
             Ok(opened) => opened,
@@ -118,7 +122,12 @@ impl RememberedManifests {
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(crate) fn write(&self, id: &BackupId, part: Part, bytes: &[u8]) -> Result<(), StateError> {
+    pub(crate) fn write(
+        &self,
+        id: &BackupId,
+        part: ManifestPart,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
         let path = self.path(id, part);
         replace_until_crash(&path, bytes).map_err(|source| failed("write", &path, source))
     }
@@ -128,7 +137,7 @@ impl RememberedManifests {
     /// # Errors
     /// [`StateError::File`].
     pub(crate) fn remove(&self, id: &BackupId) -> Result<(), StateError> {
-        for part in [Part::Manifest, Part::Signature] {
+        for part in [ManifestPart::Manifest, ManifestPart::Signature] {
             let path = self.path(id, part);
             match std::fs::remove_file(&path) {
                 Err(source) if source.kind() != ErrorKind::NotFound => {
@@ -140,7 +149,7 @@ impl RememberedManifests {
         Ok(())
     }
 
-    fn path(&self, id: &BackupId, part: Part) -> PathBuf {
+    fn path(&self, id: &BackupId, part: ManifestPart) -> PathBuf {
         self.folder.join(format!("{id}.{}", part.extension()))
     }
 }

@@ -46,7 +46,7 @@ use super::{
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use cause::{AUTHORIZE, Cause};
+use cause::{AUTHORIZE, B2Cause};
 use client::{Session, UrlPool};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -102,13 +102,13 @@ impl Shared {
     fn new(mut settings: B2Settings) -> Result<Self, StoreError> {
         settings.follow_limiter();
         let url = settings.url();
-        let failed = |cause: Cause| {
+        let failed = |cause: B2Cause| {
             StoreError::new(cause.kind(), "connect to", "", &url, cause.clone())
                 .with_hint_of(cause.hint)
         };
         settings
             .check()
-            .map_err(|text| failed(Cause::ours(StoreErrorKind::Invalid, text)))?;
+            .map_err(|text| failed(B2Cause::ours(StoreErrorKind::Invalid, text)))?;
         let http = client::build_http(&settings).map_err(failed)?;
         let traits = StoreTraits {
             part_bytes: settings.part_bytes,
@@ -132,7 +132,7 @@ impl Shared {
     }
 
     /// Makes the error for a failure of the call `api`, with a hint.
-    fn failed(&self, operation: &str, api: &str, subject: &str, cause: Cause) -> StoreError {
+    fn failed(&self, operation: &str, api: &str, subject: &str, cause: B2Cause) -> StoreError {
         let hint = cause.hint(api, self.settings.endpoint());
         let kind = cause.kind();
         let is_outage = cause.is_outage();

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Fate, next_fate};
 use jiff::Timestamp;
-use state::{Away, Failure, State};
+use state::{Away, CallFailure, State};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -225,7 +225,7 @@ impl MemoryStore {
         &self,
         operation: Operation,
         key: &str,
-        effect: impl FnOnce(&mut State) -> Result<T, Failure>,
+        effect: impl FnOnce(&mut State) -> Result<T, CallFailure>,
     ) -> Result<T, StoreError> {
         let mut state = self.state();
         let is_away = |away: &Away| away(operation, key);
@@ -234,10 +234,10 @@ impl MemoryStore {
             false => next_fate(&mut state.faults, operation, key),
         };
         let (outcome, result) = match fate {
-            Fate::FailsBefore(kind) => (Outcome::Failed(kind), Err(Failure::ordered(kind))),
+            Fate::FailsBefore(kind) => (Outcome::Failed(kind), Err(CallFailure::ordered(kind))),
             fate => match (effect(&mut state), fate) {
                 (Ok(_), Fate::FailsAfter(kind)) => {
-                    (Outcome::ReplyLost(kind), Err(Failure::ordered(kind)))
+                    (Outcome::ReplyLost(kind), Err(CallFailure::ordered(kind)))
                 }
                 (Ok(value), _) => (Outcome::Done, Ok(value)),
                 (Err(failure), _) => (Outcome::Failed(failure.kind), Err(failure)),
@@ -248,16 +248,16 @@ impl MemoryStore {
             key: key.to_owned(),
             outcome,
         });
-        result.map_err(|Failure { kind, text }| {
+        result.map_err(|CallFailure { kind, text }| {
             StoreError::new(kind, operation.words(), key, &self.shared.url, text)
         })
     }
 
-    fn demand(&self, wanted: bool, text: &str) -> Result<(), Failure> {
+    fn demand(&self, wanted: bool, text: &str) -> Result<(), CallFailure> {
         if wanted {
             Ok(())
         } else {
-            Err(Failure::new(StoreErrorKind::Unsupported, text))
+            Err(CallFailure::new(StoreErrorKind::Unsupported, text))
         }
     }
 }

@@ -122,9 +122,9 @@ impl Default for StoreProbe {
 
 /// A callback for contradictions between a store and its probe.
 #[derive(Clone)]
-pub struct Doubt(Arc<dyn Fn(&str) + Send + Sync>);
+pub struct ProbeDoubt(Arc<dyn Fn(&str) + Send + Sync>);
 
-impl Doubt {
+impl ProbeDoubt {
     /// Calls `hear` for each contradiction, possibly several times.
     pub fn new(hear: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Arc::new(hear))
@@ -135,7 +135,7 @@ impl Doubt {
     }
 }
 
-impl fmt::Debug for Doubt {
+impl fmt::Debug for ProbeDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Doubt")
     }

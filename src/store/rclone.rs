@@ -34,14 +34,14 @@ pub use settings::{RcloneSettings, check_arguments};
 /// Parses bytes as rclone's output: a listing, an entry of it, and lines of its log.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_any_answer(bytes: &[u8]) {
-    let _ = serde_json::from_slice::<Vec<read::Entry>>(bytes)
+    let _ = serde_json::from_slice::<Vec<read::LsEntry>>(bytes)
         .map_err(|error| unreadable(&error).to_string());
-    let _ = serde_json::from_slice::<Option<read::Entry>>(bytes);
+    let _ = serde_json::from_slice::<Option<read::LsEntry>>(bytes);
     let text = String::from_utf8_lossy(bytes);
     let words: Vec<String> = text.lines().map(process::words_of_line).collect();
     let _ = text.lines().map(read::partial_of).count();
     let status = std::os::unix::process::ExitStatusExt::from_raw(256);
-    let cause = Cause::ended(status, &words);
+    let cause = RcloneCause::ended(status, &words);
     let _ = (
         cause.kind(),
         cause.hint("r", "/etc/rclone.conf"),
@@ -59,7 +59,7 @@ use super::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use cause::Cause;
+use cause::RcloneCause;
 use process::{Call, Ended};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -144,7 +144,11 @@ impl RcloneStore {
             settings,
         };
         if let Err(text) = store.settings.check() {
-            return Err(store.failed("connect to", "", Cause::ours(StoreErrorKind::Invalid, text)));
+            return Err(store.failed(
+                "connect to",
+                "",
+                RcloneCause::ours(StoreErrorKind::Invalid, text),
+            ));
         }
         store.demand_version().await?;
         let about = store
@@ -176,11 +180,11 @@ impl RcloneStore {
              of objects that are cut short",
             self.settings.program.display()
         );
-        let error = failed(Cause::ours(StoreErrorKind::Unsupported, text));
+        let error = failed(RcloneCause::ours(StoreErrorKind::Unsupported, text));
         Err(error.with_hint("install a newer rclone, or use s3: or b2:, which need none"))
     }
 
-    async fn about(&self) -> Result<About, Cause> {
+    async fn about(&self) -> Result<About, RcloneCause> {
         let ended = self
             .run(&["backend", "features"], &[self.settings.place()], true)
             .await?;
@@ -196,7 +200,7 @@ impl RcloneStore {
         arguments: &[&str],
         places: &[String],
         quiet: bool,
-    ) -> Result<Ended, Cause> {
+    ) -> Result<Ended, RcloneCause> {
         let call = Call {
             arguments: arguments
                 .iter()
@@ -212,7 +216,7 @@ impl RcloneStore {
     }
 
     /// Makes the error for a failure of rclone, with a hint.
-    fn failed(&self, operation: &str, subject: &str, cause: Cause) -> StoreError {
+    fn failed(&self, operation: &str, subject: &str, cause: RcloneCause) -> StoreError {
         let hint = cause.hint(
             &self.settings.remote,
             &self.settings.conf.display().to_string(),
@@ -225,8 +229,8 @@ impl RcloneStore {
     }
 }
 
-fn unreadable(error: &serde_json::Error) -> Cause {
-    Cause::ours(
+fn unreadable(error: &serde_json::Error) -> RcloneCause {
+    RcloneCause::ours(
         StoreErrorKind::Unavailable,
         format!("the output of rclone cannot be read: {error}"),
     )

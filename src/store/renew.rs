@@ -8,10 +8,10 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The reason why credentials could not be read again. The text names the source, never the secret.
-type Failure = Box<dyn Error + Send + Sync>;
+type RenewError = Box<dyn Error + Send + Sync>;
 
 /// Reads credentials again from their source. Debug output hides them.
-pub struct Renew<T>(Arc<dyn Fn() -> Result<T, Failure> + Send + Sync>);
+pub struct Renew<T>(Arc<dyn Fn() -> Result<T, RenewError> + Send + Sync>);
 
 impl<T> Clone for Renew<T> {
     fn clone(&self) -> Self {
@@ -27,7 +27,7 @@ impl<T> fmt::Debug for Renew<T> {
 
 impl<T: Send + 'static> Renew<T> {
     /// Makes a reader; `read` may block for a moment.
-    pub fn new(read: impl Fn() -> Result<T, Failure> + Send + Sync + 'static) -> Self {
+    pub fn new(read: impl Fn() -> Result<T, RenewError> + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))
     }
 

@@ -29,9 +29,9 @@ use super::adapter::{Adapter, folder_of};
 use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
-    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, PageVisitor, PartWriter,
-    PutOutcome, StoreDelete, StoreError, StoreInfo, StoreProbe, StoreRead, StoreTraits, StoreWrite,
-    UnfinishedUpload,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, PageVisitor, PartWriter,
+    ProbeDoubt, PutOutcome, StoreDelete, StoreError, StoreInfo, StoreProbe, StoreRead, StoreTraits,
+    StoreWrite, UnfinishedUpload,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -39,7 +39,7 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Builder, Config};
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::{Bytes, BytesMut};
-use cause::Cause;
+use cause::S3Cause;
 use client::Connected;
 use encryption_hint::encryption_hint;
 use jiff::Timestamp;
@@ -88,7 +88,7 @@ struct Shared {
     /// The end of the locks of new objects, instead of that of the settings.
     lock_until: Option<Timestamp>,
     /// The probe of the store, and the callback for contradictions to it.
-    expected: Option<(StoreProbe, Doubt)>,
+    expected: Option<(StoreProbe, ProbeDoubt)>,
     /// Whether a response showed that the bucket exists. Until then "no such object" may mean "no
     /// such bucket".
     bucket_seen: AtomicBool,
@@ -112,7 +112,7 @@ impl S3Store {
     /// Returns the same store, used as its probe demands. The checksum is that of the settings;
     /// `doubt` is called when the store contradicts the probe.
     #[must_use]
-    pub fn following(&self, probe: StoreProbe, doubt: Doubt) -> Self {
+    pub fn following(&self, probe: StoreProbe, doubt: ProbeDoubt) -> Self {
         let shared = self.shared.with_settings(self.shared.settings.clone());
         let refuses = |ability| AtomicBool::new(ability == Ability::Refused);
         let shared = Shared {
@@ -204,7 +204,7 @@ impl Shared {
         operation: &str,
         api: &str,
         subject: &str,
-        cause: impl Into<Cause>,
+        cause: impl Into<S3Cause>,
     ) -> StoreError {
         let cause = cause.into();
         if cause.may_be_the_checksum(api) {
@@ -241,7 +241,7 @@ impl Shared {
 
     /// Whether a conditional request failed because the store supports no conditions, so that a
     /// retry without the condition makes sense. The first occurrence is recorded.
-    fn note_refused_condition(&self, cause: &Cause, noted: &AtomicBool) -> bool {
+    fn note_refused_condition(&self, cause: &S3Cause, noted: &AtomicBool) -> bool {
         let refused = cause.is_not_implemented();
         if refused && !noted.swap(true, Ordering::Relaxed) {
             self.contradicts(&format!("a condition was refused: {cause}"));

@@ -22,7 +22,7 @@ const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
 /// The receiver of filled parts, in order.
 pub type FilledSink<'a> = &'a mut dyn FnMut(FilledPart) -> Result<(), SealError>;
 /// The memory into which bytes may be read, in order.
-pub type Places<'a> = Vec<IoSliceMut<'a>>;
+pub type ReadBuffers<'a> = Vec<IoSliceMut<'a>>;
 
 /// A part whose pages are in place and still plain.
 pub struct FilledPart {
@@ -149,7 +149,7 @@ pub(super) struct PartFiller {
 
 /// The destination of the next bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Destination {
     Part,
     Bridge,
     Ahead,
@@ -196,7 +196,7 @@ impl PartFiller {
         &mut self,
         bytes_max: usize,
         sink: FilledSink<'_>,
-    ) -> Result<Places<'_>, SealError> {
+    ) -> Result<ReadBuffers<'_>, SealError> {
         if self.part.is_none() {
             self.begin_part(sink)?;
         }
@@ -217,15 +217,15 @@ impl PartFiller {
         let mut places = Vec::with_capacity(ranges.len());
         for (place, range) in ranges {
             let side = match place {
-                Place::Part => {
+                Destination::Part => {
                     let (_, from) = std::mem::take(&mut rest).split_at_mut(range.start - at);
                     let (wanted, behind) = from.split_at_mut(range.len());
                     (rest, at) = (behind, range.end);
                     places.push(IoSliceMut::new(wanted));
                     continue;
                 }
-                Place::Bridge => bridge.take(),
-                Place::Ahead => ahead.take(),
+                Destination::Bridge => bridge.take(),
+                Destination::Ahead => ahead.take(),
             };
             places.extend(side.map(|side| IoSliceMut::new(&mut side[range])));
         }
@@ -238,8 +238,8 @@ impl PartFiller {
         self.ranges(bytes)
             .into_iter()
             .map(|(place, range)| match (place, &self.part) {
-                (Place::Part, Some((buffer, _))) => &buffer.whole()[range],
-                (Place::Bridge, _) => &self.bridge.bytes[range],
+                (Destination::Part, Some((buffer, _))) => &buffer.whole()[range],
+                (Destination::Bridge, _) => &self.bridge.bytes[range],
                 _ => &self.ahead.bytes[range],
             })
     }
@@ -249,8 +249,8 @@ impl PartFiller {
     pub(super) fn advance(&mut self, bytes: usize, sink: FilledSink<'_>) -> Result<(), SealError> {
         for (place, range) in self.ranges(bytes) {
             match (place, &mut self.part) {
-                (Place::Part, Some((_, pages))) => pages.plain_bytes += range.len(),
-                (Place::Bridge, _) => self.bridge.filled += range.len(),
+                (Destination::Part, Some((_, pages))) => pages.plain_bytes += range.len(),
+                (Destination::Bridge, _) => self.bridge.filled += range.len(),
                 _ => {
                     self.seal_bridge(false, sink)?;
                     let ahead = std::mem::take(&mut self.ahead.bytes);
@@ -284,7 +284,7 @@ impl PartFiller {
 
     /// Returns the destinations of the next bytes, in order: pages in place, then the bridge; ahead
     /// only when all of these are full.
-    fn ranges(&self, bytes_max: usize) -> Vec<(Place, Range<usize>)> {
+    fn ranges(&self, bytes_max: usize) -> Vec<(Destination, Range<usize>)> {
         let mut ranges = Vec::new();
         let mut left = bytes_max;
         if let Some((_, pages)) = &self.part {
@@ -295,18 +295,18 @@ impl PartFiller {
                 let within = plain_bytes % PAGE_BYTES;
                 let at = pages.start + page * SEALED_PAGE_BYTES + within;
                 let taken = (PAGE_BYTES - within).min(left);
-                ranges.push((Place::Part, at..at + taken));
+                ranges.push((Destination::Part, at..at + taken));
                 (plain_bytes, room, left) = (plain_bytes + taken, room - taken, left - taken);
             }
         }
         let bridge_room = PAGE_BYTES - self.bridge.filled;
         if left > 0 && bridge_room > 0 {
             ranges.push((
-                Place::Bridge,
+                Destination::Bridge,
                 self.bridge.filled..self.bridge.filled + left.min(bridge_room),
             ));
         } else if left > 0 && ranges.is_empty() {
-            ranges.push((Place::Ahead, 0..left.min(PAGE_BYTES)));
+            ranges.push((Destination::Ahead, 0..left.min(PAGE_BYTES)));
         }
         ranges
     }

@@ -14,7 +14,7 @@
 use super::fletcher::{Fletcher4, Fletcher4Feed};
 use super::record::walk::{Payload, RecordSink, Walker};
 use super::record::{BeginRecord, RecordHeader, RecordType, StreamError, StreamFault, feature};
-use super::resync::{Boundary, Place, Record};
+use super::resync::{Boundary, GatheredRecord, StreamPlace};
 
 /// The beginning of a resumed stream.
 #[derive(Debug, Clone)]
@@ -24,11 +24,11 @@ pub struct ResumeStart {
     /// The payload of the resumed BEGIN: the stored payload with the resume point added.
     pub payload: Vec<u8>,
     /// Records from before the point that are sent again.
-    pub prologue: Vec<Record>,
+    pub prologue: Vec<GatheredRecord>,
     /// The boundary before the point from which the stored stream is read.
     pub from: Boundary,
     /// The first stored record that is sent; `None` means all records after the boundary.
-    pub first: Option<Place>,
+    pub first: Option<StreamPlace>,
 }
 
 /// The reason why a stored stream cannot resume a receive.
@@ -41,7 +41,7 @@ pub enum ResumingError {
     #[error("the stream has no record at object {}, {:?}, where the receive stopped", .place.object, .place.within)]
     NoPlace {
         /// The resume point.
-        place: Place,
+        place: StreamPlace,
     },
     /// The stream is of a kind that cannot resume a receive.
     #[error("{why}")]
@@ -69,7 +69,7 @@ pub struct Resumer {
 struct Relay {
     sum: Fletcher4Feed,
     /// The first record to send, until it is found.
-    first: Option<Place>,
+    first: Option<StreamPlace>,
 }
 
 impl Resumer {
@@ -148,7 +148,7 @@ impl RecordSink for Passing<'_> {
             return Err(ResumingError::UnknownRecord { number });
         }
         if let Some(first) = self.relay.first {
-            match Place::of(header) {
+            match StreamPlace::of(header) {
                 Some(place) if place == first => self.relay.first = None,
                 Some(place) if place > first => {
                     return Err(ResumingError::NoPlace { place: first });

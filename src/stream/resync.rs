@@ -4,7 +4,7 @@
 mod gather;
 mod scout;
 
-pub use gather::{GATHERED_BYTES_MAX, Gather, Record, Wanted};
+pub use gather::{GATHERED_BYTES_MAX, Gather, GatheredRecord, Wanted};
 pub use scout::Scout;
 
 use super::fletcher::{ByteOrder, Fletcher4Feed};
@@ -33,7 +33,7 @@ pub fn boundary_after_begin(order: ByteOrder, begin: &[u8]) -> Boundary {
 /// The position of a record in the order of every stream: by object, and within an object the
 /// blocks by offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct StreamPlace {
     /// The object, or the first of a range.
     pub object: u64,
     /// The record's rank within the object.
@@ -51,7 +51,7 @@ pub enum Within {
     Block(u64),
 }
 
-impl Place {
+impl StreamPlace {
     /// Returns the place of an OBJECT_RANGE, OBJECT or block. The other records have no place in
     /// this order.
     pub fn of(header: &RecordHeader) -> Option<Self> {

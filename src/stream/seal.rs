@@ -8,7 +8,7 @@
 //! The exact inverse is [`crate::stream::open`].
 
 use super::age_file::{PAGE_BYTES, new_head};
-use super::fill::{FilledSink, PartFiller, Places, SealedPart};
+use super::fill::{FilledSink, PartFiller, ReadBuffers, SealedPart};
 use super::leaves::LeafHasher;
 use super::part::{PartBuffer, PartPool};
 pub use super::seal_error::SealError;
@@ -24,7 +24,7 @@ const COMPRESSION_JOB_BYTES: u32 = 1 << 20;
 
 /// The compression of the stream before it is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
+pub enum ChunkCompression {
     /// No compression.
     None,
     /// zstd at this level, with one frame per chunk.
@@ -116,14 +116,14 @@ impl ChunkFiller {
     /// [`SealError`] when there is no recipient, or the level is not one of zstd's.
     pub fn new(
         recipients: &[age::x25519::Recipient],
-        compression: Compression,
+        compression: ChunkCompression,
         threads: u32,
         pool: &PartPool,
     ) -> Result<Self, SealError> {
         let (head, key) = new_head(recipients)?;
         let compressor = match compression {
-            Compression::None => None,
-            Compression::Zstd { level, long } => {
+            ChunkCompression::None => None,
+            ChunkCompression::Zstd { level, long } => {
                 Some(compressor(level, long, threads).map_err(SealError::Compress)?)
             }
         };
@@ -174,7 +174,7 @@ impl ChunkFiller {
         &mut self,
         bytes_max: usize,
         sink: FilledSink<'_>,
-    ) -> Result<Places<'_>, SealError> {
+    ) -> Result<ReadBuffers<'_>, SealError> {
         self.parts.places(bytes_max, sink)
     }
 

@@ -34,7 +34,7 @@ pub(super) struct Libraries {
 }
 
 /// The result of a call: an error number or 0, and the list that the call returned, if any.
-pub(super) struct Outcome {
+pub(super) struct CallOutcome {
     pub(super) errno: i32,
     pub(super) list: Option<NvList>,
 }
@@ -116,7 +116,7 @@ impl Libraries {
 
     /// Takes snapshots: the keys of the list are their names.
     #[doc(alias = "lzc_snapshot")]
-    pub(super) fn snapshot(&'static self, snapshots: &NvList, properties: &NvList) -> Outcome {
+    pub(super) fn snapshot(&'static self, snapshots: &NvList, properties: &NvList) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: both lists are live through the call and only read; the slot takes a list
             // that becomes ours.
@@ -129,7 +129,7 @@ impl Libraries {
 
     /// Destroys snapshots immediately; the destroy is not deferred until holds are released.
     #[doc(alias = "lzc_destroy_snaps")]
-    pub(super) fn destroy_snapshots(&'static self, snapshots: &NvList) -> Outcome {
+    pub(super) fn destroy_snapshots(&'static self, snapshots: &NvList) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: the list is live through the call and only read; the slot takes a list that
             // becomes ours.
@@ -142,7 +142,7 @@ impl Libraries {
 
     /// Puts holds: the list maps snapshot to tag.
     #[doc(alias = "lzc_hold")]
-    pub(super) fn hold(&'static self, holds: &NvList) -> Outcome {
+    pub(super) fn hold(&'static self, holds: &NvList) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: the list is live through the call and only read; the slot takes a list that
             // becomes ours. Without a descriptor (-1) the holds stay until they are released.
@@ -152,7 +152,7 @@ impl Libraries {
 
     /// Releases holds: the list maps snapshot to a list of tags.
     #[doc(alias = "lzc_release")]
-    pub(super) fn release(&'static self, holds: &NvList) -> Outcome {
+    pub(super) fn release(&'static self, holds: &NvList) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: the list is live through the call and only read; the slot takes a list that
             // becomes ours.
@@ -162,7 +162,7 @@ impl Libraries {
 
     /// Returns the holds of a snapshot: the list maps tag to time.
     #[doc(alias = "lzc_get_holds")]
-    pub(super) fn holds(&'static self, snapshot: &CStr) -> Outcome {
+    pub(super) fn holds(&'static self, snapshot: &CStr) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: the name lives through the call; the slot takes a list that becomes ours.
             unsafe {
@@ -174,7 +174,7 @@ impl Libraries {
 
     /// Makes bookmarks: the list maps bookmark to source.
     #[doc(alias = "lzc_bookmark")]
-    pub(super) fn bookmark(&'static self, bookmarks: &NvList) -> Outcome {
+    pub(super) fn bookmark(&'static self, bookmarks: &NvList) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: the list is live through the call and only read; the slot takes a list that
             // becomes ours.
@@ -187,7 +187,7 @@ impl Libraries {
 
     /// Returns the bookmarks of a dataset with the requested properties.
     #[doc(alias = "lzc_get_bookmarks")]
-    pub(super) fn bookmarks(&'static self, dataset: &CStr, properties: &NvList) -> Outcome {
+    pub(super) fn bookmarks(&'static self, dataset: &CStr, properties: &NvList) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: name and list live through the call and are only read; the slot takes a list
             // that becomes ours.
@@ -203,7 +203,7 @@ impl Libraries {
 
     /// Destroys bookmarks.
     #[doc(alias = "lzc_destroy_bookmarks")]
-    pub(super) fn destroy_bookmarks(&'static self, bookmarks: &NvList) -> Outcome {
+    pub(super) fn destroy_bookmarks(&'static self, bookmarks: &NvList) -> CallOutcome {
         self.with_list(|slot| {
             // SAFETY: the list is live through the call and only read; the slot takes a list that
             // becomes ours.
@@ -265,7 +265,7 @@ impl Libraries {
     /// Receives a stream on this thread. Also returns the flags for errors outside the data, such
     /// as lost properties.
     #[doc(alias = "lzc_receive_with_cmdprops")]
-    pub(super) fn receive(&'static self, call: &ReceiveCall<'_>) -> (Outcome, u64) {
+    pub(super) fn receive(&'static self, call: &ReceiveCall<'_>) -> (CallOutcome, u64) {
         // SAFETY: both types have 312 bytes, and any bytes make a record, which has only numbers
         // and bytes in it.
         let begin: dmu_replay_record = unsafe { std::mem::transmute(call.begin) };
@@ -326,10 +326,10 @@ impl Libraries {
         unsafe { self.core.lzc_rollback_to(name.as_ptr(), snapshot.as_ptr()) }
     }
 
-    fn with_list(&'static self, call: impl FnOnce(&mut NvSlot) -> i32) -> Outcome {
+    fn with_list(&'static self, call: impl FnOnce(&mut NvSlot) -> i32) -> CallOutcome {
         let mut slot = NvSlot::new(&self.nvpair);
         let errno = call(&mut slot);
-        Outcome {
+        CallOutcome {
             errno,
             list: slot.take(),
         }
@@ -343,17 +343,17 @@ const COMMAND_BYTES: usize = 64 << 10;
 
 /// An ioctl argument: the fields that this tool uses, and room for all that a kernel may copy.
 #[repr(C, align(8))]
-pub(super) struct Command {
+pub(super) struct IoctlArgument {
     fields: zfs_cmd,
     _room: [u8; COMMAND_BYTES - size_of::<zfs_cmd>()],
 }
 
 const _: () = assert!(
-    size_of::<Command>() == COMMAND_BYTES,
+    size_of::<IoctlArgument>() == COMMAND_BYTES,
     "the kernel gets this size and not a smaller one"
 );
 
-impl Deref for Command {
+impl Deref for IoctlArgument {
     type Target = zfs_cmd;
 
     fn deref(&self) -> &zfs_cmd {
@@ -361,15 +361,15 @@ impl Deref for Command {
     }
 }
 
-impl DerefMut for Command {
+impl DerefMut for IoctlArgument {
     fn deref_mut(&mut self) -> &mut zfs_cmd {
         &mut self.fields
     }
 }
 
 /// Makes an ioctl argument of zeroes.
-pub(super) fn empty_command() -> Box<Command> {
-    let command = Box::<Command>::new_zeroed();
+pub(super) fn empty_command() -> Box<IoctlArgument> {
+    let command = Box::<IoctlArgument>::new_zeroed();
     // SAFETY: the structure has only numbers and bytes in it, for which zeroes are valid.
     unsafe { command.assume_init() }
 }
@@ -379,7 +379,7 @@ pub(super) fn empty_command() -> Box<Command> {
 pub(super) fn read_ioctl(
     device: BorrowedFd<'_>,
     request: ReadRequest,
-    command: &mut Command,
+    command: &mut IoctlArgument,
     properties: &mut [u8],
 ) -> Result<(), i32> {
     command.zc_nvlist_src = 0;

@@ -1,7 +1,7 @@
 //! The permissions that `zfs allow` granted: by dataset, the holders, and how far down they reach.
 
 use super::nvlist::{NvMap, NvValue};
-use super::{Attempt, ZfsError};
+use super::{ZfsCall, ZfsError};
 use crate::model::DatasetName;
 use std::collections::BTreeSet;
 
@@ -70,7 +70,7 @@ impl ZfsError {
 }
 
 /// Reads the kernel's list: by dataset, then by a key such as `ul$1000` (user, local), then names.
-pub(super) fn delegations(attempt: &Attempt, answer: &NvMap) -> Result<Vec<Delegation>, ZfsError> {
+pub(super) fn delegations(call: &ZfsCall, answer: &NvMap) -> Result<Vec<Delegation>, ZfsError> {
     let mut found = Vec::new();
     // Sets may be defined on any ancestor, so their names are looked up on every dataset in the
     // list.
@@ -85,11 +85,11 @@ pub(super) fn delegations(attempt: &Attempt, answer: &NvMap) -> Result<Vec<Deleg
         })
         .collect();
     for (on, list) in answer {
-        let on: DatasetName = on.parse().map_err(|_| {
-            attempt.malformed(format!("permissions of {on:?}, which is no dataset"))
-        })?;
+        let on: DatasetName = on
+            .parse()
+            .map_err(|_| call.malformed(format!("permissions of {on:?}, which is no dataset")))?;
         for (key, permissions) in map(list).into_iter().flatten() {
-            let Some((who, local)) = parse_key(key).map_err(|text| attempt.malformed(text))? else {
+            let Some((who, local)) = parse_key(key).map_err(|text| call.malformed(text))? else {
                 continue;
             };
             let mut permissions: BTreeSet<String> =
@@ -204,7 +204,7 @@ mod tests {
             ),
         ]
         .into();
-        let found = delegations(&Attempt::new("read", "tank/a"), &answer).unwrap();
+        let found = delegations(&ZfsCall::new("read", "tank/a"), &answer).unwrap();
         let told: Vec<_> = found
             .iter()
             .map(|given| {
@@ -235,7 +235,7 @@ mod tests {
     fn unknown_delegation_key_is_an_error() {
         for key in ["x", "zl$1", "ux$1", "ul$one", "ull$1"] {
             let answer: NvMap = [("tank".to_owned(), on(&[(key, &["send"])]))].into();
-            let error = delegations(&Attempt::new("read", "tank"), &answer).unwrap_err();
+            let error = delegations(&ZfsCall::new("read", "tank"), &answer).unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
         }
     }

@@ -14,7 +14,7 @@ mod space;
 mod state;
 mod stream;
 
-use super::attempt::Attempt;
+use super::call::ZfsCall;
 use super::{
     Bookmark, Dataset, DatasetType, Delegation, Mount, Property, PropertyValue, ReceiveRequest,
     SendBase, SendRequest, SendResume, SendStream, Snapshot, ZfsError, ZfsHost, ZfsRead,
@@ -30,8 +30,8 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stream::{
-    FEATURE_COMPRESSED, FEATURE_EMBED_DATA, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, IvSets,
-    StreamSource, Written,
+    FEATURE_COMPRESSED, FEATURE_EMBED_DATA, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW,
+    FakeStream, IvSets, Written,
 };
 
 /// The initial clock, unless a test sets another: 2026-01-01 00:00 UTC.
@@ -243,15 +243,15 @@ impl FakeZfs {
         snapshot: &SnapshotName,
         name: &DatasetName,
     ) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("clone", snapshot);
+        let call = ZfsCall::new("clone", snapshot);
         let state = &mut self.lock().state;
         let content = state
             .snapshot(snapshot)
             .map(|snapshot| Content::clone(&snapshot.content));
-        let content = content.ok_or_else(|| attempt.refused(libc::ENOENT))?;
+        let content = content.ok_or_else(|| call.refused(libc::ENOENT))?;
         let made = state
             .create(name, DatasetType::Filesystem)
-            .map_err(|errno| attempt.refused(errno))?;
+            .map_err(|errno| call.refused(errno))?;
         (made.content, made.origin) = (content, Some(snapshot.clone()));
         Ok(())
     }
@@ -323,7 +323,7 @@ impl FakeZfs {
     }
 
     /// Counts one call of the trait, and fails it if a fault was injected.
-    fn call(&self, attempt: &Attempt) -> Result<MutexGuard<'_, Shared>, ZfsError> {
+    fn call(&self, call: &ZfsCall) -> Result<MutexGuard<'_, Shared>, ZfsError> {
         let mut shared = self.lock();
         let next = shared.calls + 1;
         if let Some(happening) = shared.happening.remove(&next) {
@@ -334,10 +334,8 @@ impl FakeZfs {
         shared.calls += 1;
         let number = shared.calls;
         match shared.failing.remove(&number) {
-            Some(errno) => Err(attempt.refused(errno)),
-            None if shared.is_read_only && attempt.changes_a_pool() => {
-                Err(attempt.refused(libc::EROFS))
-            }
+            Some(errno) => Err(call.refused(errno)),
+            None if shared.is_read_only && call.changes_a_pool() => Err(call.refused(libc::EROFS)),
             None => Ok(shared),
         }
     }
@@ -384,7 +382,7 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Written, Arc<Conte
             FEATURE_EMBED_DATA,
         ),
     ];
-    let source = StreamSource {
+    let source = FakeStream {
         name: request.snapshot.to_string(),
         to_guid: snapshot.guid,
         from_guid: base.as_ref().map_or(0, |base| base.guid),
@@ -410,8 +408,8 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Written, Arc<Conte
 
 impl ZfsRead for FakeZfs {
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
-        let attempt = Attempt::new("read pool", pool);
-        drop(self.call(&attempt)?);
+        let call = ZfsCall::new("read pool", pool);
+        drop(self.call(&call)?);
         Ok(Guid(u64::from_le_bytes(
             *blake3::hash(pool.as_bytes())
                 .as_bytes()
@@ -422,15 +420,15 @@ impl ZfsRead for FakeZfs {
 
     fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
         Ok(self
-            .call(&Attempt::new("read", name))?
+            .call(&ZfsCall::new("read", name))?
             .state
             .to_dataset(name)
             .ok())
     }
 
     fn children(&self, name: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
-        let attempt = Attempt::new("list the children of", name);
-        let state = &self.call(&attempt)?.state;
+        let call = ZfsCall::new("list the children of", name);
+        let state = &self.call(&call)?.state;
         let children = state.get(name).map(|_| state.children(name));
         children
             .and_then(|children| {
@@ -439,19 +437,19 @@ impl ZfsRead for FakeZfs {
                     .map(|child| state.to_dataset(child))
                     .collect()
             })
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
-        let attempt = Attempt::new("list the snapshots of", name);
-        self.call(&attempt)?
+        let call = ZfsCall::new("list the snapshots of", name);
+        self.call(&call)?
             .state
             .to_snapshots(name)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
-        let shared = self.call(&Attempt::new("read", name))?;
+        let shared = self.call(&ZfsCall::new("read", name))?;
         let Ok(snapshots) = shared.state.to_snapshots(name.dataset()) else {
             return Ok(None);
         };
@@ -461,20 +459,20 @@ impl ZfsRead for FakeZfs {
     }
 
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
-        let attempt = Attempt::new("list the bookmarks of", name);
-        self.call(&attempt)?
+        let call = ZfsCall::new("list the bookmarks of", name);
+        self.call(&call)?
             .state
             .to_bookmarks(name)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
-        let attempt = Attempt::new("list the holds of", name);
-        let shared = self.call(&attempt)?;
+        let call = ZfsCall::new("list the holds of", name);
+        let shared = self.call(&call)?;
         let snapshot = shared
             .state
             .snapshot(name)
-            .ok_or_else(|| attempt.refused(libc::ENOENT))?;
+            .ok_or_else(|| call.refused(libc::ENOENT))?;
         Ok(snapshot.holds.clone())
     }
 }
@@ -482,20 +480,20 @@ impl ZfsRead for FakeZfs {
 impl ZfsHost for FakeZfs {
     fn module_version(&self) -> Result<String, ZfsError> {
         Ok(self
-            .call(&Attempt::new("read", "the module's version"))?
+            .call(&ZfsCall::new("read", "the module's version"))?
             .module_version
             .clone())
     }
 
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
         Ok(self
-            .call(&Attempt::new("read", "the table of mounts"))?
+            .call(&ZfsCall::new("read", "the table of mounts"))?
             .mounts
             .clone())
     }
 
     fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
-        let shared = self.call(&Attempt::new("read the permissions on", name))?;
+        let shared = self.call(&ZfsCall::new("read the permissions on", name))?;
         let is_above =
             |on: &DatasetName| name == on || name.as_str().starts_with(&format!("{on}/"));
         Ok(shared
@@ -509,23 +507,23 @@ impl ZfsHost for FakeZfs {
 
 impl ZfsSend for FakeZfs {
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
-        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let state = &self.call(&attempt)?.state;
+        let call = ZfsCall::new("estimate the stream of", &request.snapshot);
+        let state = &self.call(&call)?.state;
         let of_full = state.full_estimate_bytes.filter(|_| request.base.is_none());
         let estimate = of_full.or(state.estimate_bytes);
-        let (stream, _) = stream_of(state, request).map_err(|errno| attempt.refused(errno))?;
+        let (stream, _) = stream_of(state, request).map_err(|errno| call.refused(errno))?;
         Ok(estimate.unwrap_or(stream.bytes.len() as u64))
     }
 
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
-        let attempt = Attempt::new("send", &request.snapshot);
-        let mut shared = self.call(&attempt)?;
+        let call = ZfsCall::new("send", &request.snapshot);
+        let mut shared = self.call(&call)?;
         let fault = shared.send_fault.take();
         let (Written { mut bytes, is_cut }, snapshot) = match stream_of(&shared.state, request) {
             Ok(found) => found,
             // As in the kernel: the reader ends at once, and the verdict has the error number.
             Err(errno) => {
-                let verdict = move || Err(attempt.refused(errno));
+                let verdict = move || Err(call.refused(errno));
                 return Ok(SendStream::new(
                     Box::new(std::io::empty()),
                     Box::new(verdict),
@@ -542,9 +540,9 @@ impl ZfsSend for FakeZfs {
             _snapshot: snapshot,
         };
         let verdict = move || match fault {
-            _ if !exhausted.load(Ordering::Acquire) => Err(attempt.refused(libc::EINTR)),
-            Some(fault) => attempt.verdict(fault.errno),
-            None if is_cut => Err(attempt.refused(libc::EIO)),
+            _ if !exhausted.load(Ordering::Acquire) => Err(call.refused(libc::EINTR)),
+            Some(fault) => call.verdict(fault.errno),
+            None if is_cut => Err(call.refused(libc::EIO)),
             None => Ok(()),
         };
         Ok(SendStream::new(Box::new(reader), Box::new(verdict)))
@@ -557,36 +555,36 @@ impl ZfsSnapshots for FakeZfs {
         names: &[SnapshotName],
         user_properties: &BTreeMap<String, String>,
     ) -> Result<(), ZfsError> {
-        let attempt = Attempt::on_all("snapshot", names);
-        self.call(&attempt)?
+        let call = ZfsCall::on_all("snapshot", names);
+        self.call(&call)?
             .state
             .take_snapshots(names, user_properties)
             .map_err(|refused| match refused {
-                Ok(failures) => attempt.refused_several(failures),
-                Err(errno) => attempt.refused(errno),
+                Ok(failures) => call.refused_several(failures),
+                Err(errno) => call.refused(errno),
             })
     }
 
     fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
-        let attempt = Attempt::on_all("destroy", names);
-        let failures = self.call(&attempt)?.state.destroy_snapshots(names);
+        let call = ZfsCall::on_all("destroy", names);
+        let failures = self.call(&call)?.state.destroy_snapshots(names);
         if failures.is_empty() {
             Ok(())
         } else {
-            Err(attempt.refused_several(failures))
+            Err(call.refused_several(failures))
         }
     }
 
     fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("hold", name);
-        self.call(&attempt)?
+        let call = ZfsCall::new("hold", name);
+        self.call(&call)?
             .state
             .hold(name, tag)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
-        let mut shared = self.call(&Attempt::new("release the hold on", name))?;
+        let mut shared = self.call(&ZfsCall::new("release the hold on", name))?;
         if let Some(snapshot) = shared.state.snapshot_mut(name) {
             snapshot.holds.remove(tag);
         }
@@ -594,15 +592,15 @@ impl ZfsSnapshots for FakeZfs {
     }
 
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("bookmark", name);
-        self.call(&attempt)?
+        let call = ZfsCall::new("bookmark", name);
+        self.call(&call)?
             .state
             .bookmark(name, source)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError> {
-        let mut shared = self.call(&Attempt::on_all("destroy", names))?;
+        let mut shared = self.call(&ZfsCall::on_all("destroy", names))?;
         for name in names {
             if let Ok(dataset) = shared.state.get_mut(name.dataset()) {
                 dataset.bookmarks.remove(name.short());
@@ -618,7 +616,7 @@ impl ZfsReceive for FakeZfs {
         request: &ReceiveRequest,
         stream: &mut (dyn Read + Send),
     ) -> Result<(), ZfsError> {
-        drop(self.call(&Attempt::new("receive", &request.target))?);
+        drop(self.call(&ZfsCall::new("receive", &request.target))?);
         let mut incoming = Incoming::open(request, stream)?;
         let mut target = incoming.start(&mut self.lock().state)?;
         let happening = self.lock().during_receive.take();
@@ -632,12 +630,12 @@ impl ZfsReceive for FakeZfs {
         name: &DatasetName,
         properties: &BTreeMap<String, PropertyValue>,
     ) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("create", name);
-        let mut shared = self.call(&attempt)?;
+        let call = ZfsCall::new("create", name);
+        let mut shared = self.call(&call)?;
         let made = shared
             .state
             .create(name, DatasetType::Filesystem)
-            .map_err(|errno| attempt.refused(errno))?;
+            .map_err(|errno| call.refused(errno))?;
         for (key, value) in properties {
             let property = Property {
                 value: value.clone(),
@@ -649,19 +647,19 @@ impl ZfsReceive for FakeZfs {
     }
 
     fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("destroy", name);
-        self.call(&attempt)?
+        let call = ZfsCall::new("destroy", name);
+        self.call(&call)?
             .state
             .destroy(name)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("abandon the receive into", name);
-        self.call(&attempt)?
+        let call = ZfsCall::new("abandon the receive into", name);
+        self.call(&call)?
             .state
             .abort_receive(name)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn set_properties(
@@ -669,12 +667,12 @@ impl ZfsReceive for FakeZfs {
         name: &DatasetName,
         properties: &BTreeMap<String, PropertyValue>,
     ) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("set properties of", name);
-        let mut shared = self.call(&attempt)?;
+        let call = ZfsCall::new("set properties of", name);
+        let mut shared = self.call(&call)?;
         let dataset = shared
             .state
             .get_mut(name)
-            .map_err(|errno| attempt.refused(errno))?;
+            .map_err(|errno| call.refused(errno))?;
         for (key, value) in properties {
             let property = Property {
                 value: value.clone(),
@@ -686,20 +684,20 @@ impl ZfsReceive for FakeZfs {
     }
 
     fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("roll back to", snapshot);
-        self.call(&attempt)?
+        let call = ZfsCall::new("roll back to", snapshot);
+        self.call(&call)?
             .state
             .roll_back(name, snapshot)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
-        let mut shared = self.call(&attempt)?;
+        let call = ZfsCall::new("inherit", format_args!("{property} of {name}"));
+        let mut shared = self.call(&call)?;
         let dataset = shared
             .state
             .get_mut(name)
-            .map_err(|errno| attempt.refused(errno))?;
+            .map_err(|errno| call.refused(errno))?;
         dataset.properties.remove(property);
         Ok(())
     }

@@ -5,8 +5,8 @@
 //! the dataset were empty; so a listing counts only if the dataset existed, with one guid, before
 //! and after. And the order is arbitrary.
 
-use super::attempt::Attempt;
-use super::core::{self, Command, Libraries, ReadRequest};
+use super::call::ZfsCall;
+use super::core::{self, IoctlArgument, Libraries, ReadRequest};
 use super::delegation::{Delegation, delegations};
 use super::nvlist::{NvList, NvMap, NvValue};
 use super::sys::{self, dmu_objset_stats};
@@ -37,7 +37,7 @@ struct Entry {
 pub(super) struct Lister<'a> {
     libraries: &'static Libraries,
     device: BorrowedFd<'a>,
-    command: Box<Command>,
+    command: Box<IoctlArgument>,
     properties: Vec<u8>,
 }
 
@@ -56,7 +56,7 @@ impl<'a> Lister<'a> {
         match self.ask(ReadRequest::Stats, name.as_str(), 0) {
             Ok(()) => self.entry().and_then(to_dataset).map(Some),
             Err(libc::ENOENT) => Ok(None),
-            Err(errno) => Err(Attempt::new("read", name).refused(errno)),
+            Err(errno) => Err(ZfsCall::new("read", name).refused(errno)),
         }
     }
 
@@ -65,18 +65,18 @@ impl<'a> Lister<'a> {
         match self.ask(ReadRequest::Stats, &name.to_string(), 0) {
             Ok(()) => self.entry().and_then(to_snapshot).map(Some),
             Err(libc::ENOENT) => Ok(None),
-            Err(errno) => Err(Attempt::new("read", name).refused(errno)),
+            Err(errno) => Err(ZfsCall::new("read", name).refused(errno)),
         }
     }
 
     /// Returns the guid of an imported pool.
     pub(super) fn pool_guid(&mut self, pool: &str) -> Result<Guid, ZfsError> {
-        let attempt = Attempt::new("read pool", pool);
+        let call = ZfsCall::new("read pool", pool);
         self.ask(ReadRequest::Pool, pool, 0)
-            .map_err(|errno| attempt.refused(errno))?;
+            .map_err(|errno| call.refused(errno))?;
         match self.answer(pool)?.get("pool_guid") {
             Some(NvValue::Number(guid)) => Ok(Guid(*guid)),
-            _ => Err(attempt.malformed("its configuration has no pool_guid")),
+            _ => Err(call.malformed("its configuration has no pool_guid")),
         }
     }
 
@@ -86,10 +86,10 @@ impl<'a> Lister<'a> {
         &mut self,
         dataset: &DatasetName,
     ) -> Result<Vec<Delegation>, ZfsError> {
-        let attempt = Attempt::new("read the permissions on", dataset);
+        let call = ZfsCall::new("read the permissions on", dataset);
         let asked = self.ask(ReadRequest::Delegations, dataset.as_str(), 0);
-        asked.map_err(|errno| attempt.refused(errno))?;
-        delegations(&attempt, &self.answer(dataset.as_str())?)
+        asked.map_err(|errno| call.refused(errno))?;
+        delegations(&call, &self.answer(dataset.as_str())?)
     }
 
     /// Returns the direct children by name.
@@ -125,27 +125,27 @@ impl<'a> Lister<'a> {
         dataset: &DatasetName,
         convert: fn(Entry) -> Result<T, ZfsError>,
     ) -> Result<Vec<T>, ZfsError> {
-        let attempt = Attempt::new(operation, dataset);
-        let before = self.guid(&attempt, dataset)?;
+        let call = ZfsCall::new(operation, dataset);
+        let before = self.guid(&call, dataset)?;
         let mut found = Vec::new();
         let mut cursor = 0;
         loop {
             match self.ask(request, dataset.as_str(), cursor) {
                 Ok(()) => found.push(convert(self.entry()?)?),
                 Err(libc::ESRCH) => break,
-                Err(errno) => return Err(attempt.refused(errno)),
+                Err(errno) => return Err(call.refused(errno)),
             }
             cursor = self.command.zc_cookie;
         }
-        if self.guid(&attempt, dataset)? != before {
-            return Err(attempt.malformed("it was replaced by another dataset while it was listed"));
+        if self.guid(&call, dataset)? != before {
+            return Err(call.malformed("it was replaced by another dataset while it was listed"));
         }
         Ok(found)
     }
 
-    fn guid(&mut self, attempt: &Attempt, dataset: &DatasetName) -> Result<u64, ZfsError> {
+    fn guid(&mut self, call: &ZfsCall, dataset: &DatasetName) -> Result<u64, ZfsError> {
         self.ask(ReadRequest::Stats, dataset.as_str(), 0)
-            .map_err(|errno| attempt.refused(errno))?;
+            .map_err(|errno| call.refused(errno))?;
         Ok(self.command.zc_objset_stats.dds_guid)
     }
 
@@ -364,7 +364,7 @@ pub(crate) fn read_kernel_list(subject: &[u8], mut byte: impl FnMut() -> u8) {
     stats.dds_origin.fill_with(&mut byte);
     let list = list_of(&mut byte, 0);
     let name = text_of(subject);
-    let _ = delegations(&Attempt::new("read the permissions on", &name), &list);
+    let _ = delegations(&ZfsCall::new("read the permissions on", &name), &list);
     let entry = || Entry {
         name: name.clone(),
         stats: command.zc_objset_stats,

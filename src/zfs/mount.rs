@@ -2,7 +2,7 @@
 //! do.
 
 use super::ZfsError;
-use super::attempt::Attempt;
+use super::call::ZfsCall;
 use std::path::PathBuf;
 
 /// The kernel's table of this process's mounts: the only place that has the actual mount points,
@@ -29,8 +29,8 @@ pub struct Mount {
 /// # Errors
 /// [`ZfsError::System`] when the table cannot be read.
 pub fn mounts() -> Result<Vec<Mount>, ZfsError> {
-    let attempt = Attempt::new("read", TABLE);
-    let bytes = std::fs::read(TABLE).map_err(|error| attempt.failed(error))?;
+    let call = ZfsCall::new("read", TABLE);
+    let bytes = std::fs::read(TABLE).map_err(|error| call.failed(error))?;
     Ok(parse_mounts(&String::from_utf8_lossy(&bytes)))
 }
 

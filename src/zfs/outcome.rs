@@ -1,8 +1,8 @@
-//! The verdict on a call from its [`Outcome`]: an error number, and for calls with several subjects
+//! The verdict on a call from its [`CallOutcome`]: an error number, and for calls with several subjects
 //! a list of those that failed.
 
-use super::attempt::Attempt;
-use super::core::Outcome;
+use super::call::ZfsCall;
+use super::core::CallOutcome;
 use super::nvlist::{NvList, NvMap, NvValue};
 use super::{ZfsErrno, ZfsError};
 
@@ -34,18 +34,18 @@ pub(super) fn failures(list: Option<NvList>) -> Result<Vec<(String, ZfsErrno)>, 
 
 /// Returns the verdict on a call with several subjects: an error for the subjects that the kernel
 /// named, or for all of them.
-pub(super) fn verdict_on_several(attempt: &Attempt, outcome: Outcome) -> Result<(), ZfsError> {
-    let failures = failures(outcome.list).map_err(|errno| attempt.refused(errno))?;
+pub(super) fn verdict_on_several(call: &ZfsCall, outcome: CallOutcome) -> Result<(), ZfsError> {
+    let failures = failures(outcome.list).map_err(|errno| call.refused(errno))?;
     if failures.is_empty() {
-        attempt.verdict(outcome.errno)
+        call.verdict(outcome.errno)
     } else {
-        Err(attempt.refused_several(failures))
+        Err(call.refused_several(failures))
     }
 }
 
 /// Returns the error number of a call with one subject. The kernel sometimes returns 0 and names
 /// the subject as failed.
-pub(super) fn errno_of_one(outcome: Outcome) -> i32 {
+pub(super) fn errno_of_one(outcome: CallOutcome) -> i32 {
     match failures(outcome.list) {
         Ok(failures) => failures.first().map_or(outcome.errno, |(_, errno)| errno.0),
         Err(errno) => errno,
@@ -53,9 +53,9 @@ pub(super) fn errno_of_one(outcome: Outcome) -> i32 {
 }
 
 /// Returns the list of a call that reads.
-pub(super) fn answer(attempt: &Attempt, outcome: Outcome) -> Result<NvMap, ZfsError> {
-    attempt.verdict(outcome.errno)?;
+pub(super) fn answer(call: &ZfsCall, outcome: CallOutcome) -> Result<NvMap, ZfsError> {
+    call.verdict(outcome.errno)?;
     outcome.list.map_or(Ok(NvMap::new()), |list| {
-        list.to_map().map_err(|errno| attempt.refused(errno))
+        list.to_map().map_err(|errno| call.refused(errno))
     })
 }

@@ -1,7 +1,7 @@
 //! [`RealZfs`]: the kernel's ZFS. This file builds the arguments of every call and interprets its
 //! result.
 
-use super::attempt::Attempt;
+use super::call::ZfsCall;
 use super::core::{Libraries, inherit, set_properties};
 use super::list::Lister;
 use super::nvlist::{NvList, NvValue, c_string};
@@ -72,8 +72,8 @@ impl RealZfs {
 /// Reads the module's version from sysfs, which has it for loaded and for built-in modules and
 /// needs no ioctl.
 fn module_version() -> Result<String, ZfsError> {
-    let attempt = Attempt::new("read", MODULE_VERSION);
-    let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| attempt.failed(error))?;
+    let call = ZfsCall::new("read", MODULE_VERSION);
+    let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| call.failed(error))?;
     Ok(text.trim().to_owned())
 }
 
@@ -82,16 +82,16 @@ fn open_device() -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).open(DEVICE)
 }
 
-fn timestamp(attempt: &Attempt, seconds: u64) -> Result<Timestamp, ZfsError> {
+fn timestamp(call: &ZfsCall, seconds: u64) -> Result<Timestamp, ZfsError> {
     let time = i64::try_from(seconds)
         .ok()
         .and_then(|seconds| Timestamp::from_second(seconds).ok());
-    time.ok_or_else(|| attempt.malformed(format!("{seconds} s after 1970 is no time")))
+    time.ok_or_else(|| call.malformed(format!("{seconds} s after 1970 is no time")))
 }
 
 /// Reads `{property: {value}}` of one bookmark.
 fn to_bookmark(
-    attempt: &Attempt,
+    call: &ZfsCall,
     name: BookmarkName,
     properties: &NvValue,
 ) -> Result<Bookmark, ZfsError> {
@@ -100,7 +100,7 @@ fn to_bookmark(
         .and_then(|property| property.get("value"))
     {
         Some(NvValue::Number(number)) => Ok(*number),
-        _ => Err(attempt.malformed(format!("no number in property {property} of {name}"))),
+        _ => Err(call.malformed(format!("no number in property {property} of {name}"))),
     };
     let guid = number("guid")?;
     let createtxg = number("createtxg")?;
@@ -108,7 +108,7 @@ fn to_bookmark(
     let redacted = properties.get(REDACTION_LIST).is_some();
     let ivset_guid = number(IVSET_GUID).ok();
     Ok(Bookmark {
-        created_at: timestamp(attempt, creation)?,
+        created_at: timestamp(call, creation)?,
         guid: Guid(guid),
         createtxg,
         redacted,
@@ -135,18 +135,18 @@ impl ZfsRead for RealZfs {
     }
 
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
-        let attempt = Attempt::new("list the bookmarks of", name);
-        let refused = |errno| attempt.refused(errno);
+        let call = ZfsCall::new("list the bookmarks of", name);
+        let refused = |errno| call.refused(errno);
         let wanted = self
             .names(&["guid", "createtxg", "creation", IVSET_GUID, REDACTION_LIST])
             .map_err(refused)?;
         let dataset = c_string(name.as_str()).map_err(refused)?;
-        let found = answer(&attempt, self.libraries.bookmarks(&dataset, &wanted))?;
+        let found = answer(&call, self.libraries.bookmarks(&dataset, &wanted))?;
         let bookmark = |(short, properties): (String, NvValue)| {
             let name = name
                 .bookmark(&short)
-                .map_err(|error| attempt.malformed(error))?;
-            to_bookmark(&attempt, name, &properties)
+                .map_err(|error| call.malformed(error))?;
+            to_bookmark(&call, name, &properties)
         };
         let mut bookmarks = found
             .into_iter()
@@ -157,13 +157,13 @@ impl ZfsRead for RealZfs {
     }
 
     fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
-        let attempt = Attempt::new("list the holds of", name);
-        let snapshot = c_string(&name.to_string()).map_err(|errno| attempt.refused(errno))?;
+        let call = ZfsCall::new("list the holds of", name);
+        let snapshot = c_string(&name.to_string()).map_err(|errno| call.refused(errno))?;
         let hold = |(tag, value)| match value {
-            NvValue::Number(seconds) => Ok((tag, timestamp(&attempt, seconds)?)),
-            _ => Err(attempt.malformed(format!("hold {tag} has no time"))),
+            NvValue::Number(seconds) => Ok((tag, timestamp(&call, seconds)?)),
+            _ => Err(call.malformed(format!("hold {tag} has no time"))),
         };
-        answer(&attempt, self.libraries.holds(&snapshot))?
+        answer(&call, self.libraries.holds(&snapshot))?
             .into_iter()
             .map(hold)
             .collect()
@@ -190,12 +190,12 @@ impl ZfsHost for RealZfs {
 
 impl ZfsSend for RealZfs {
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
-        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let (snapshot, base) = send::send_names(request).map_err(|errno| attempt.refused(errno))?;
+        let call = ZfsCall::new("estimate the stream of", &request.snapshot);
+        let (snapshot, base) = send::send_names(request).map_err(|errno| call.refused(errno))?;
         let flags = send::send_flag_bits(request.flags);
         self.libraries
             .send_space(&snapshot, base.as_deref(), flags)
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
@@ -209,8 +209,8 @@ impl ZfsSnapshots for RealZfs {
         names: &[SnapshotName],
         user_properties: &BTreeMap<String, String>,
     ) -> Result<(), ZfsError> {
-        let attempt = Attempt::on_all("snapshot", names);
-        let refused = |errno| attempt.refused(errno);
+        let call = ZfsCall::on_all("snapshot", names);
+        let refused = |errno| call.refused(errno);
         let snapshots = self.names(names).map_err(refused)?;
         let properties = self
             .list(|list| {
@@ -219,47 +219,47 @@ impl ZfsSnapshots for RealZfs {
                     .try_for_each(|(name, value)| list.add_text(name, value))
             })
             .map_err(refused)?;
-        verdict_on_several(&attempt, self.libraries.snapshot(&snapshots, &properties))
+        verdict_on_several(&call, self.libraries.snapshot(&snapshots, &properties))
     }
 
     fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
-        let attempt = Attempt::on_all("destroy", names);
-        let snapshots = self.names(names).map_err(|errno| attempt.refused(errno))?;
-        verdict_on_several(&attempt, self.libraries.destroy_snapshots(&snapshots))
+        let call = ZfsCall::on_all("destroy", names);
+        let snapshots = self.names(names).map_err(|errno| call.refused(errno))?;
+        verdict_on_several(&call, self.libraries.destroy_snapshots(&snapshots))
     }
 
     fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("hold", name);
+        let call = ZfsCall::new("hold", name);
         let holds = self
             .list(|list| list.add_text(&name.to_string(), tag))
-            .map_err(|errno| attempt.refused(errno))?;
-        attempt.verdict(errno_of_one(self.libraries.hold(&holds)))
+            .map_err(|errno| call.refused(errno))?;
+        call.verdict(errno_of_one(self.libraries.hold(&holds)))
     }
 
     fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("release the hold on", name);
+        let call = ZfsCall::new("release the hold on", name);
         let holds = self
             .names(&[tag])
             .and_then(|tags| self.list(|list| list.add_list(&name.to_string(), &tags)))
-            .map_err(|errno| attempt.refused(errno))?;
+            .map_err(|errno| call.refused(errno))?;
         match errno_of_one(self.libraries.release(&holds)) {
             libc::ENOENT => Ok(()),
-            errno => attempt.verdict(errno),
+            errno => call.verdict(errno),
         }
     }
 
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("bookmark", name);
+        let call = ZfsCall::new("bookmark", name);
         let list = self
             .list(|list| list.add_text(&name.to_string(), &send::base_name(source)))
-            .map_err(|errno| attempt.refused(errno))?;
-        attempt.verdict(errno_of_one(self.libraries.bookmark(&list)))
+            .map_err(|errno| call.refused(errno))?;
+        call.verdict(errno_of_one(self.libraries.bookmark(&list)))
     }
 
     fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError> {
-        let attempt = Attempt::on_all("destroy", names);
-        let bookmarks = self.names(names).map_err(|errno| attempt.refused(errno))?;
-        verdict_on_several(&attempt, self.libraries.destroy_bookmarks(&bookmarks))
+        let call = ZfsCall::on_all("destroy", names);
+        let bookmarks = self.names(names).map_err(|errno| call.refused(errno))?;
+        verdict_on_several(&call, self.libraries.destroy_bookmarks(&bookmarks))
     }
 }
 
@@ -277,24 +277,24 @@ impl ZfsReceive for RealZfs {
         name: &DatasetName,
         properties: &BTreeMap<String, PropertyValue>,
     ) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("create", name);
+        let call = ZfsCall::new("create", name);
         let list = NvList::of_properties(self.libraries.nvpair(), properties)
-            .map_err(|errno| attempt.refused(errno))?;
-        let dataset = c_string(name.as_str()).map_err(|errno| attempt.refused(errno))?;
-        attempt.verdict(self.libraries.create_filesystem(&dataset, &list))
+            .map_err(|errno| call.refused(errno))?;
+        let dataset = c_string(name.as_str()).map_err(|errno| call.refused(errno))?;
+        call.verdict(self.libraries.create_filesystem(&dataset, &list))
     }
 
     fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("destroy", name);
-        let dataset = c_string(name.as_str()).map_err(|errno| attempt.refused(errno))?;
-        attempt.verdict(self.libraries.destroy(&dataset))
+        let call = ZfsCall::new("destroy", name);
+        let dataset = c_string(name.as_str()).map_err(|errno| call.refused(errno))?;
+        call.verdict(self.libraries.destroy(&dataset))
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("abandon the receive into", name);
+        let call = ZfsCall::new("abandon the receive into", name);
         let is_new = self
             .dataset(name)?
-            .ok_or_else(|| attempt.refused(libc::ENOENT))?
+            .ok_or_else(|| call.refused(libc::ENOENT))?
             .inconsistent;
         // The kernel receives into this hidden child of an existing dataset. If the receive
         // completed in the meantime, it left a snapshot, and the kernel does not destroy a dataset
@@ -304,8 +304,8 @@ impl ZfsReceive for RealZfs {
         } else {
             format!("{name}/%recv")
         };
-        let state = c_string(&state).map_err(|errno| attempt.refused(errno))?;
-        attempt.verdict(self.libraries.destroy(&state))
+        let state = c_string(&state).map_err(|errno| call.refused(errno))?;
+        call.verdict(self.libraries.destroy(&state))
     }
 
     fn set_properties(
@@ -313,7 +313,7 @@ impl ZfsReceive for RealZfs {
         name: &DatasetName,
         properties: &BTreeMap<String, PropertyValue>,
     ) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("set properties of", name);
+        let call = ZfsCall::new("set properties of", name);
         let packed = |value: &PropertyValue| match value {
             PropertyValue::Number(number) => PackedValue::Number(*number),
             PropertyValue::Text(text) => PackedValue::Text(text.clone()),
@@ -323,20 +323,19 @@ impl ZfsReceive for RealZfs {
             .map(|(name, value)| (name.clone(), packed(value)))
             .collect();
         set_properties(self.device.as_fd(), name.as_str(), &write_packed(&list))
-            .map_err(|errno| attempt.refused(errno))
+            .map_err(|errno| call.refused(errno))
     }
 
     fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("roll back to", snapshot);
+        let call = ZfsCall::new("roll back to", snapshot);
         let names =
             c_string(name.as_str()).and_then(|name| Ok((name, c_string(&snapshot.to_string())?)));
-        let (dataset, snapshot) = names.map_err(|errno| attempt.refused(errno))?;
-        attempt.verdict(self.libraries.roll_back(&dataset, &snapshot))
+        let (dataset, snapshot) = names.map_err(|errno| call.refused(errno))?;
+        call.verdict(self.libraries.roll_back(&dataset, &snapshot))
     }
 
     fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
-        inherit(self.device.as_fd(), name.as_str(), property)
-            .map_err(|errno| attempt.refused(errno))
+        let call = ZfsCall::new("inherit", format_args!("{property} of {name}"));
+        inherit(self.device.as_fd(), name.as_str(), property).map_err(|errno| call.refused(errno))
     }
 }

@@ -5,8 +5,8 @@
 //! the END record, without which the kernel commits nothing: a source that detects damage only at
 //! its end (by a checksum of the whole, for example) therefore still prevents the snapshot.
 
-use super::attempt::Attempt;
-use super::core::{self, Libraries, Outcome, ReceiveCall};
+use super::call::ZfsCall;
+use super::core::{self, CallOutcome, Libraries, ReceiveCall};
 use super::nvlist::{NvList, c_string};
 use super::outcome::failures;
 use super::send::pipe;
@@ -28,7 +28,7 @@ const FEATURE_RAW: u64 = 1 << 24;
 const SUBSTREAM: u64 = 1;
 
 /// The result of the receiving thread.
-struct Received {
+struct ReceiveEnd {
     errno: i32,
     error_flags: u64,
     failures: Result<Vec<(String, super::ZfsErrno)>, i32>,
@@ -56,24 +56,24 @@ pub(super) fn receive(
     request: &ReceiveRequest,
     stream: &mut (dyn Read + Send),
 ) -> Result<(), ZfsError> {
-    let attempt = Attempt::new("receive", &request.target);
+    let call = ZfsCall::new("receive", &request.target);
     let begin = read_begin(request, stream)?;
     let raw = is_raw(request, &begin)?;
-    let (reader, writer) = pipe().map_err(|error| attempt.failed(error))?;
+    let (reader, writer) = pipe().map_err(|error| call.failed(error))?;
     let (received, copied) = thread::scope(|scope| {
         let receive = move || receive_here(libraries, request, raw, begin, reader);
         let builder = Builder::new().name("zfs-receive".to_owned());
         let thread = builder
             .spawn_scoped(scope, receive)
-            .map_err(|error| attempt.failed(error))?;
+            .map_err(|error| call.failed(error))?;
         // `copy` owns the write end: when it returns or panics, the kernel sees end of file.
         let copied = copy(stream, File::from(writer));
         let received = thread
             .join()
-            .map_err(|_| attempt.failed(Error::other("its thread panicked")))?;
+            .map_err(|_| call.failed(Error::other("its thread panicked")))?;
         Ok((received, copied))
     })?;
-    verdict(&attempt, request, received, copied)
+    verdict(&call, request, received, copied)
 }
 
 /// Reads the first record, which the kernel takes separately.
@@ -85,7 +85,7 @@ fn read_begin(
     match stream.read_exact(&mut begin) {
         Ok(()) => Ok(begin),
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-            Err(Attempt::new("receive", &request.target).refused(STREAM_TRUNCATED))
+            Err(ZfsCall::new("receive", &request.target).refused(STREAM_TRUNCATED))
         }
         Err(source) => Err(ZfsError::Source {
             subject: request.target.to_string(),
@@ -96,7 +96,7 @@ fn read_begin(
 
 /// Whether the stream is raw, which is an argument of the kernel's call. Accepts both byte orders.
 fn is_raw(request: &ReceiveRequest, begin: &[u8; RECORD_BYTES]) -> Result<bool, ZfsError> {
-    let attempt = Attempt::new("receive", format_args!("the stream for {}", request.target));
+    let call = ZfsCall::new("receive", format_args!("the stream for {}", request.target));
     let word = |at: usize| {
         begin
             .get(at..at + 8)
@@ -106,12 +106,12 @@ fn is_raw(request: &ReceiveRequest, begin: &[u8; RECORD_BYTES]) -> Result<bool, 
     let read: fn([u8; 8]) -> u64 = match u64::from_le_bytes(word(8)) {
         BEGIN_MAGIC => u64::from_le_bytes,
         other if other.swap_bytes() == BEGIN_MAGIC => u64::from_be_bytes,
-        _ => return Err(attempt.malformed("it does not begin as a send stream does")),
+        _ => return Err(call.malformed("it does not begin as a send stream does")),
     };
     let version = read(word(16));
     if version & 3 != SUBSTREAM {
         return Err(
-            attempt.malformed("it is a package of several streams, as `zfs send -R` makes them")
+            call.malformed("it is a package of several streams, as `zfs send -R` makes them")
         );
     }
     Ok((version >> 2) & FEATURE_RAW != 0)
@@ -124,14 +124,14 @@ fn receive_here(
     raw: bool,
     begin: [u8; RECORD_BYTES],
     input: OwnedFd,
-) -> Received {
+) -> ReceiveEnd {
     core::block_signals();
     let (outcome, error_flags) = call_receive(libraries, request, raw, begin, &input)
-        .unwrap_or_else(|errno| (Outcome { errno, list: None }, 0));
+        .unwrap_or_else(|errno| (CallOutcome { errno, list: None }, 0));
     // The kernel stops reading at END. Any bytes left in the pipe once the source has ended are
     // excess.
     let trailing = outcome.errno == 0 && !matches!(File::from(input).read(&mut [0]), Ok(0));
-    Received {
+    ReceiveEnd {
         errno: outcome.errno,
         error_flags,
         failures: failures(outcome.list),
@@ -147,7 +147,7 @@ fn call_receive(
     raw: bool,
     begin: [u8; RECORD_BYTES],
     input: &OwnedFd,
-) -> Result<(Outcome, u64), i32> {
+) -> Result<(CallOutcome, u64), i32> {
     let snapshot = c_string(&request.target.to_string())?;
     let properties = if request.properties.is_empty() {
         None
@@ -201,12 +201,12 @@ fn write_all(pipe: &mut File, bytes: &[u8]) -> Result<(), Copied> {
 /// Returns the first cause: the source's error takes precedence over the kernel's error about a cut
 /// stream, and the kernel's refusal over the closed pipe that it caused.
 fn verdict(
-    attempt: &Attempt,
+    call: &ZfsCall,
     request: &ReceiveRequest,
-    received: Received,
+    received: ReceiveEnd,
     copied: Copied,
 ) -> Result<(), ZfsError> {
-    let too_long = || Err(attempt.malformed("the stream goes on after its END record"));
+    let too_long = || Err(call.malformed("the stream goes on after its END record"));
     match copied {
         Copied::SourceFailed(source) => {
             return Err(ZfsError::Source {
@@ -214,15 +214,15 @@ fn verdict(
                 source,
             });
         }
-        Copied::PipeFailed(error) => return Err(attempt.failed(error)),
+        Copied::PipeFailed(error) => return Err(call.failed(error)),
         Copied::PipeClosed | Copied::Whole if received.errno != 0 => {
-            return Err(attempt.refused(received.errno));
+            return Err(call.refused(received.errno));
         }
         Copied::PipeClosed => return too_long(),
         Copied::Whole if received.trailing => return too_long(),
         Copied::Whole => {}
     }
-    let failures = received.failures.map_err(|errno| attempt.refused(errno))?;
+    let failures = received.failures.map_err(|errno| call.refused(errno))?;
     if !failures.is_empty() {
         return Err(ZfsError::Several {
             operation: "set on what was received",
@@ -231,7 +231,7 @@ fn verdict(
     }
     match received.error_flags {
         0 => Ok(()),
-        flags => Err(attempt.malformed(format!(
+        flags => Err(call.malformed(format!(
             "received, but its earlier properties were lost (flags {flags:#x})"
         ))),
     }

@@ -6,7 +6,7 @@
 //! never changed: holds and bookmarks are forgotten with the process. Operations that need a real
 //! pool are refused.
 
-use super::attempt::Attempt;
+use super::call::ZfsCall;
 use super::send::enlarge_pipe;
 use super::{
     Bookmark, Dataset, DatasetType, Delegation, Mount, PropertyValue, ReceiveRequest, SendBase,
@@ -47,8 +47,8 @@ impl RecordedZfs {
     /// [`ZfsError::System`] when the file cannot be read; [`ZfsError::Malformed`] unless it begins
     /// as a full stream does.
     pub fn open(path: &Path) -> Result<Self, ZfsError> {
-        let attempt = Attempt::new("read the recorded stream", path.display());
-        let failed = |error| attempt.failed(error);
+        let call = ZfsCall::new("read the recorded stream", path.display());
+        let failed = |error| call.failed(error);
         let mut file = File::open(path).map_err(failed)?;
         let kind = file.metadata().map_err(failed)?;
         let file_bytes = (!kind.file_type().is_fifo()).then_some(kind.len());
@@ -57,15 +57,16 @@ impl RecordedZfs {
         }
         let mut head = [0; HEADER_BYTES];
         file.read_exact(&mut head).map_err(failed)?;
-        let begin = BeginRecord::parse(&head).map_err(|fault| attempt.malformed(fault))?;
+        let begin = BeginRecord::parse(&head).map_err(|fault| call.malformed(fault))?;
         if begin.base_guid.is_some() {
-            return Err(attempt
-                .malformed("it is incremental, and there is no pool to tell what it builds on"));
+            return Err(
+                call.malformed("it is incremental, and there is no pool to tell what it builds on")
+            );
         }
         let snapshot = begin
             .to_name
             .parse()
-            .map_err(|error| attempt.malformed(error))?;
+            .map_err(|error| call.malformed(error))?;
         Ok(Self {
             path: path.to_owned(),
             head,
@@ -82,12 +83,12 @@ impl RecordedZfs {
     }
 
     fn missing(operation: &'static str, name: impl std::fmt::Display) -> ZfsError {
-        Attempt::new(operation, name).refused(libc::ENOENT)
+        ZfsCall::new(operation, name).refused(libc::ENOENT)
     }
 
     fn refused(&self, operation: &'static str, subject: impl std::fmt::Display) -> ZfsError {
         let reason = format!("{} is a recorded stream, not a pool", self.path.display());
-        Attempt::new(operation, subject).failed(Error::other(reason))
+        ZfsCall::new(operation, subject).failed(Error::other(reason))
     }
 
     fn created_at(&self) -> Timestamp {
@@ -98,7 +99,7 @@ impl RecordedZfs {
     }
 
     /// Returns the rest of the stream, after its first record.
-    fn rest(&self, attempt: &Attempt) -> Result<File, ZfsError> {
+    fn rest(&self, call: &ZfsCall) -> Result<File, ZfsError> {
         if let Some(file) = self
             .opened
             .lock()
@@ -108,17 +109,17 @@ impl RecordedZfs {
             return Ok(file);
         }
         if self.file_bytes.is_none() {
-            return Err(attempt.failed(Error::other(
+            return Err(call.failed(Error::other(
                 "it came through a pipe, which can be read only once",
             )));
         }
-        let failed = |error| attempt.failed(error);
+        let failed = |error| call.failed(error);
         let mut file = File::open(&self.path).map_err(failed)?;
         let mut head = [0; HEADER_BYTES];
         file.read_exact(&mut head).map_err(failed)?;
         match head == self.head {
             true => Ok(file),
-            false => Err(attempt.failed(Error::other(
+            false => Err(call.failed(Error::other(
                 "the recorded stream is another one than before",
             ))),
         }
@@ -230,7 +231,7 @@ impl ZfsSend for RecordedZfs {
         if request.base.is_some() || request.resume.is_some() {
             return Err(self.refused("send but the whole of", &request.snapshot));
         }
-        let rest = self.rest(&Attempt::new("send", &request.snapshot))?;
+        let rest = self.rest(&ZfsCall::new("send", &request.snapshot))?;
         Ok(SendStream::new(
             Box::new(Cursor::new(self.head).chain(rest)),
             Box::new(|| Ok(())),

@@ -1,6 +1,6 @@
 //! Sending: the kernel writes the stream into a pipe, on a thread that does nothing else.
 
-use super::attempt::Attempt;
+use super::call::ZfsCall;
 use super::core::{self, Libraries};
 use super::nvlist::c_string;
 use super::{SendBase, SendFlags, SendRequest, SendStream, ZfsError, sys};
@@ -38,11 +38,11 @@ pub(super) fn start(
     libraries: &'static Libraries,
     request: &SendRequest,
 ) -> Result<SendStream, ZfsError> {
-    let attempt = Attempt::new("send", &request.snapshot);
-    let (snapshot, base) = send_names(request).map_err(|errno| attempt.refused(errno))?;
+    let call = ZfsCall::new("send", &request.snapshot);
+    let (snapshot, base) = send_names(request).map_err(|errno| call.refused(errno))?;
     let flags = send_flag_bits(request.flags);
     let resume = request.resume.map(|resume| (resume.object, resume.offset));
-    let (reader, writer) = pipe().map_err(|error| attempt.failed(error))?;
+    let (reader, writer) = pipe().map_err(|error| call.failed(error))?;
     // The thread owns the write end, so that the pipe is closed and the reader sees end of file
     // however the thread ends.
     let send = move || {
@@ -54,10 +54,10 @@ pub(super) fn start(
     let thread = Builder::new()
         .name("zfs-send".to_owned())
         .spawn(send)
-        .map_err(|error| attempt.failed(error))?;
+        .map_err(|error| call.failed(error))?;
     let verdict = move || match thread.join() {
-        Ok(errno) => attempt.verdict(errno),
-        Err(_) => Err(attempt.failed(Error::other("its thread panicked"))),
+        Ok(errno) => call.verdict(errno),
+        Err(_) => Err(call.failed(Error::other("its thread panicked"))),
     };
     Ok(SendStream::new(
         Box::new(File::from(reader)),

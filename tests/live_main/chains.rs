@@ -14,7 +14,7 @@ use zfs_backup::run::backup::{BackupEnv, BackupSettings, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::store::MemoryStore;
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::{RealZfs, Zfs};
 
 /// The ids of the dataset's backups in the remote, oldest first.
@@ -333,7 +333,7 @@ fn base_destroyed_between_plan_and_send_causes_a_new_plan() {
             keys: keys.clone(),
             settings: BackupSettings {
                 split_bytes: 256 << 10,
-                compression: Compression::None,
+                compression: ChunkCompression::None,
                 raw: RawMode::Auto,
                 compressed: true,
                 embedded: false,

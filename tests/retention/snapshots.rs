@@ -6,7 +6,7 @@ use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{StartedFact, Unreadable};
 use zfs_backup::plan::snapshots::{
-    SnapshotReason, SnapshotVerdict, SnapshotsInput, StoreView, bookmark_name,
+    SnapshotReason, SnapshotVerdict, SnapshotsInput, StoreNeeds, bookmark_name,
     find_snapshots_doubt, plan_snapshots,
 };
 use zfs_backup::zfs::{Bookmark, Snapshot};
@@ -16,7 +16,7 @@ use zfs_backup::zfs::{Bookmark, Snapshot};
 struct Case {
     own: Vec<Snapshot>,
     bookmarks: Vec<Bookmark>,
-    stores: Vec<StoreView>,
+    stores: Vec<StoreNeeds>,
     journal: BTreeSet<BackupId>,
     marked: Vec<Snapshot>,
     pinned: BTreeSet<BackupId>,
@@ -59,7 +59,7 @@ impl Case {
         let full = shelf.full(1, "2026-01-01");
         let one = shelf.incr(2, "2026-02-01", &full);
         shelf.incr(3, "2026-03-01", &one);
-        let store = StoreView {
+        let store = StoreNeeds {
             store: "s3:b".to_owned(),
             facts: shelf.facts,
             attempts: Vec::new(),

@@ -13,7 +13,7 @@ use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::sign::SignedType;
 use zfs_backup::store::key::backup_prefix;
 use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 
 async fn world_with_backup() -> (World, Manifest) {
     let world = World::new();
@@ -92,7 +92,7 @@ fn seal(world: &World, plain: &[u8]) -> Bytes {
     seal_chunk(
         [plain],
         &world.writer.recipients,
-        Compression::None,
+        ChunkCompression::None,
         &pool,
         &mut |part| parts.push(part),
     )

@@ -9,7 +9,7 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::back_up;
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::memory::{Operation, Outcome};
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 
 fn open_with_age(sealed: &[u8], identity: &age::x25519::Identity) -> Vec<u8> {
     let decryptor = age::Decryptor::new(sealed).unwrap();
@@ -54,8 +54,8 @@ async fn assert_whole_round(world: &World) {
         );
         let opened = open_with_age(&sealed, &world.keys.identities[0]);
         match world.settings.compression {
-            Compression::None => plain.extend(opened),
-            Compression::Zstd { .. } => plain.extend(zstd::decode_all(&opened[..]).unwrap()),
+            ChunkCompression::None => plain.extend(opened),
+            ChunkCompression::Zstd { .. } => plain.extend(zstd::decode_all(&opened[..]).unwrap()),
         }
     }
     assert!(
@@ -125,7 +125,7 @@ async fn a_backup_is_stored_whole_and_restores_to_the_same_bytes_and_files() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compressed_backup_restores_to_the_same_bytes_and_files() {
     let mut world = World::new();
-    world.settings.compression = Compression::Zstd {
+    world.settings.compression = ChunkCompression::Zstd {
         level: 3,
         long: None,
     };
@@ -276,7 +276,7 @@ struct Shape {
     files: Vec<(u64, usize, bool)>,
     split_pages: u64,
     part_kib: usize,
-    compression: Compression,
+    compression: ChunkCompression,
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
@@ -286,8 +286,8 @@ fn shapes() -> impl Strategy<Value = Shape> {
         any::<bool>(),
     );
     let compression = prop_oneof![
-        Just(Compression::None),
-        Just(Compression::Zstd {
+        Just(ChunkCompression::None),
+        Just(ChunkCompression::Zstd {
             level: 1,
             long: None
         })

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 use zfs_backup::manifest::Manifest;
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 
 /// A folder with the objects of the backup and the key, as RESTORE.txt wants it.
 pub(crate) fn fetch(world: &World, manifest: &Manifest) -> TempDir {
@@ -39,7 +39,7 @@ pub(crate) fn run(folder: &Path, program: &str, arguments: &[&str]) -> Output {
     ran.unwrap_or_else(|error| panic!("{program}, which this test needs: {error}"))
 }
 
-async fn backed_up(compression: Compression) -> (World, Manifest, TempDir) {
+async fn backed_up(compression: ChunkCompression) -> (World, Manifest, TempDir) {
     let mut world = World::new();
     world.settings.compression = compression;
     let manifest = world.back_up().await.manifest;
@@ -47,14 +47,14 @@ async fn backed_up(compression: Compression) -> (World, Manifest, TempDir) {
     (world, manifest, folder)
 }
 
-const ZSTD: Compression = Compression::Zstd {
+const ZSTD: ChunkCompression = ChunkCompression::Zstd {
     level: 3,
     long: None,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_instructions_restore_the_stream_without_this_tool() {
-    for compression in [Compression::None, ZSTD] {
+    for compression in [ChunkCompression::None, ZSTD] {
         let (world, _, folder) = backed_up(compression).await;
         let output = run(folder.path(), "sh", &["RESTORE.txt"]);
         assert!(
@@ -68,7 +68,7 @@ async fn the_instructions_restore_the_stream_without_this_tool() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_instructions_stop_at_a_damaged_or_missing_chunk_and_write_nothing_of_it() {
-    for compression in [Compression::None, ZSTD] {
+    for compression in [ChunkCompression::None, ZSTD] {
         for missing in [false, true] {
             let (world, manifest, folder) = backed_up(compression).await;
             let chunk = folder.path().join(&world.chunks(&manifest).await[2].name);
@@ -92,7 +92,7 @@ async fn the_instructions_stop_at_a_damaged_or_missing_chunk_and_write_nothing_o
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_instructions_fail_with_a_key_that_does_not_fit() {
-    for compression in [Compression::None, ZSTD] {
+    for compression in [ChunkCompression::None, ZSTD] {
         let (_, _, folder) = backed_up(compression).await;
         let (other, _) = crate::world::quick_keys();
         std::fs::write(
@@ -110,7 +110,7 @@ async fn the_instructions_fail_with_a_key_that_does_not_fit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn minisign_verifies_stored_signatures_with_the_command_of_the_first_line() {
-    let (world, manifest, folder) = backed_up(Compression::None).await;
+    let (world, manifest, folder) = backed_up(ChunkCompression::None).await;
     let key = world.writer.signing.verifying_key().to_string();
     for object in [
         "manifest.json",
@@ -142,7 +142,7 @@ async fn minisign_verifies_stored_signatures_with_the_command_of_the_first_line(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_place_with_a_space_is_quoted_in_the_instructions() {
-    let (_, manifest, folder) = backed_up(Compression::None).await;
+    let (_, manifest, folder) = backed_up(ChunkCompression::None).await;
     let text = std::fs::read_to_string(folder.path().join("RESTORE.txt")).unwrap();
     assert!(
         text.contains(&format!(

@@ -16,7 +16,7 @@ use zfs_backup::state::StateError;
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::stream::record::{BeginRecord, HEADER_BYTES, RecordWriter};
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 
 /// The longest record of the world's streams, which lies after the last proven byte.
 const RECORD_BYTES_MAX: u64 = 128 * 1024 + HEADER_BYTES as u64;
@@ -108,7 +108,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 fn compressed() -> World {
     let mut world = World::new();
-    world.settings.compression = Compression::Zstd {
+    world.settings.compression = ChunkCompression::Zstd {
         level: 3,
         long: None,
     };

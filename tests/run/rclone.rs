@@ -12,7 +12,7 @@ use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::error_chain;
-use zfs_backup::run::identity::{Place, Purpose, identify};
+use zfs_backup::run::identity::{Purpose, StorePlace, identify};
 use zfs_backup::run::prune::{PruneEnv, forget};
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
@@ -186,7 +186,7 @@ async fn first_run_refuses_a_folder_that_mixes_names() {
     ] {
         let (folder, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let store = open_folding(folder.path(), change).await;
-        let place = Place {
+        let place = StorePlace {
             url: store.url().to_owned(),
             endpoint: String::new(),
             option: "",

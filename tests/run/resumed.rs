@@ -16,7 +16,7 @@ use zfs_backup::run::restore::{
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::{
     DatasetType, PropertyValue, ReceiveRequest, STREAM_TRUNCATED, ZfsRead, ZfsReceive, ZfsSnapshots,
 };
@@ -167,7 +167,7 @@ fn cut(world: &World, target: &DatasetName, streams: &[Vec<u8>], at: usize, mark
 fn worlds() -> Vec<(&'static str, World)> {
     let plain = World::new();
     let mut compressed = World::new();
-    compressed.settings.compression = Compression::Zstd {
+    compressed.settings.compression = ChunkCompression::Zstd {
         level: 1,
         long: None,
     };

@@ -18,7 +18,7 @@ use zfs_backup::model::{BackupId, BackupKind, DatasetName, Guid, KnownStore, Sto
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, OtherStore, StoreRole, back_up, plan_backup};
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::identity::{Place, Purpose, accept, identify, known_at};
+use zfs_backup::run::identity::{Purpose, StorePlace, accept, identify, known_at};
 use zfs_backup::run::pool::holds::{KnownAttempts, over_in, release_holds};
 use zfs_backup::run::pool::pins::HOLD_PREFIX;
 use zfs_backup::run::pool::prune_snapshots::{
@@ -28,7 +28,7 @@ use zfs_backup::run::prune::{PruneTask, SecondaryStore, prune_dataset, read_view
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::verify::{Damage, VerifyOptions, verify_with};
 use zfs_backup::run::{RunError, error_chain};
-use zfs_backup::state::history::{OwnCommit, Records, VerifyNote};
+use zfs_backup::state::history::{HistoryRecords, OwnCommit, VerifyNote};
 use zfs_backup::state::journal::{AttemptJournal, read_attempts, unended};
 use zfs_backup::store::dir::DirStore;
 use zfs_backup::store::key::STORE_ID;
@@ -150,15 +150,15 @@ fn dir_store(root: &Path) -> Arc<dyn ObjectStore> {
     )
 }
 
-fn place(url: &str, endpoint: &str) -> Place {
-    Place {
+fn place(url: &str, endpoint: &str) -> StorePlace {
+    StorePlace {
         url: url.to_owned(),
         endpoint: endpoint.to_owned(),
         option: "",
     }
 }
 
-fn place_of(root: &Path) -> Place {
+fn place_of(root: &Path) -> StorePlace {
     place(&format!("file:{}", root.display()), "")
 }
 
@@ -606,7 +606,7 @@ async fn bookmarks_are_kept_while_needs_of_another_store_are_unknown() {
     let first = world.back_up().await.manifest;
     // As a version without notes left it.
     let old = KnownStore::of_url("s3:other/x");
-    Records::new(&world.settings.state_dir, &old, &world.dataset)
+    HistoryRecords::new(&world.settings.state_dir, &old, &world.dataset)
         .note_commit(&first, 1, now())
         .unwrap();
     for number in 0..3 {
@@ -616,7 +616,7 @@ async fn bookmarks_are_kept_while_needs_of_another_store_are_unknown() {
     assert!(bookmarks(&world).contains(&bookmark_of(&first)));
     // A configuration that is not used any more keeps nothing for ever.
     let long_ago = now() - jiff::SignedDuration::from_hours(24 * 60);
-    Records::new(&world.settings.state_dir, &old, &world.dataset)
+    HistoryRecords::new(&world.settings.state_dir, &old, &world.dataset)
         .note_commit(&first, 1, long_ago)
         .unwrap();
     night(&world, 3);
@@ -643,7 +643,7 @@ async fn damage_of(world: &World, own_commits: Vec<OwnCommit>) -> Vec<Damage> {
 async fn unrecorded_loss_of_the_newest_backup_is_found_by_its_host() {
     let world = world_of_nights(2).await;
     let newest = world.catalog().await.newest().unwrap().manifest.clone();
-    let records = Records::new(
+    let records = HistoryRecords::new(
         &world.settings.state_dir,
         &world.store.known(),
         &world.dataset,
@@ -659,7 +659,7 @@ async fn unrecorded_loss_of_the_newest_backup_is_found_by_its_host() {
     );
     assert_eq!(damage_of(&world, known.clone()).await, []);
     // A record that was made for a URL may be of another store under that URL.
-    let old = Records::new(
+    let old = HistoryRecords::new(
         &world.settings.state_dir,
         &KnownStore::of_url("memory:"),
         &world.dataset,
@@ -737,7 +737,7 @@ async fn old_state_moves_only_to_the_store_proved_by_its_backups() {
             theirs.plant(key, bytes);
         }
     }
-    let old_records = Records::new(&state, &old, &world.dataset);
+    let old_records = HistoryRecords::new(&state, &old, &world.dataset);
     old_records.note_commit(&made, 5, now()).unwrap();
     let names: [DatasetName; 0] = [];
     let open = async |store: &MemoryStore, endpoint: &str| {
@@ -760,7 +760,7 @@ async fn old_state_moves_only_to_the_store_proved_by_its_backups() {
     assert_eq!(begun(&old), [id(3)].into());
     assert!(read_attempts(&state, &second, &world.dataset).unwrap()[0].committing);
     let commit_of = |store| {
-        Records::new(&state, store, &world.dataset)
+        HistoryRecords::new(&state, store, &world.dataset)
             .read()
             .unwrap()
             .commit
@@ -797,7 +797,7 @@ async fn a_move_of_old_state_that_was_interrupted_is_finished() {
         backups: 1,
         read_data: "none".into(),
     };
-    Records::new(&state, &old, &world.dataset)
+    HistoryRecords::new(&state, &old, &world.dataset)
         .note_verify(&note)
         .unwrap();
     let names = [world.dataset.clone()];
@@ -833,7 +833,7 @@ async fn a_move_of_old_state_that_was_interrupted_is_finished() {
         BTreeSet::new()
     );
     assert_eq!(
-        Records::new(&state, &known, &world.dataset)
+        HistoryRecords::new(&state, &known, &world.dataset)
             .read()
             .unwrap()
             .verify,

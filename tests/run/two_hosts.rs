@@ -39,7 +39,7 @@ use zfs_backup::run::restore::{
 use zfs_backup::state::journal::unended;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{ObjectStore, StoreRead, StoreTraits};
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, ZfsRead};
 
@@ -272,7 +272,7 @@ impl TwoHosts {
     fn settings(&self, host: usize) -> BackupSettings {
         BackupSettings {
             split_bytes: SPLIT_BYTES,
-            compression: Compression::None,
+            compression: ChunkCompression::None,
             raw: RawMode::Auto,
             compressed: true,
             embedded: false,

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use zfs_backup::catalog::{list_datasets, read_catalog};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupRun, back_up};
-use zfs_backup::run::identity::{Place, Purpose, accept, check_place, identify};
+use zfs_backup::run::identity::{Purpose, StorePlace, accept, check_place, identify};
 use zfs_backup::run::prune::{PruneEnv, forget};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, restore_to_writer};
 use zfs_backup::run::verify::verify_dataset;
@@ -51,8 +51,8 @@ impl Disk {
     }
 }
 
-fn place_of(store: &dyn ObjectStore) -> Place {
-    Place {
+fn place_of(store: &dyn ObjectStore) -> StorePlace {
+    StorePlace {
         url: store.url().to_owned(),
         endpoint: String::new(),
         option: "",

@@ -30,7 +30,7 @@ use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::key::backup_prefix;
 use zfs_backup::store::memory::{MemoryStore, Operation};
 use zfs_backup::store::{ObjectStore, StoreInfo, StoreTraits};
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, SendFlags, SendRequest, Zfs, ZfsRead, ZfsSend};
 
@@ -130,7 +130,7 @@ impl World {
         let state = TempDir::new().unwrap();
         let settings = BackupSettings {
             split_bytes: SPLIT_BYTES,
-            compression: Compression::None,
+            compression: ChunkCompression::None,
             raw: RawMode::Auto,
             compressed: true,
             embedded: false,

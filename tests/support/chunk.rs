@@ -7,7 +7,9 @@ use zfs_backup::stream::age_file::{PAGE_BYTES, TAG_BYTES};
 use zfs_backup::stream::fill::FilledPart;
 use zfs_backup::stream::open::{ChunkPieces, ChunkPlain, OpenError};
 use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::{ChunkFiller, ChunkHasher, Compression, SealError, SealedChunk};
+use zfs_backup::stream::seal::{
+    ChunkCompression, ChunkFiller, ChunkHasher, SealError, SealedChunk,
+};
 
 const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
 
@@ -15,7 +17,7 @@ const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
 pub(crate) fn seal_chunk<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
     recipients: &[age::x25519::Recipient],
-    compression: Compression,
+    compression: ChunkCompression,
     pool: &PartPool,
     take: &mut dyn FnMut(Bytes),
 ) -> Result<SealedChunk, SealError> {

@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// A step that can be run.
 #[derive(Debug)]
-pub(crate) struct Step {
+pub(crate) struct ParsedStep {
     /// The key of the step: `step03`.
     pub(crate) name: String,
     /// The command line of the step.
@@ -17,7 +17,7 @@ pub(crate) struct Step {
 }
 
 /// Returns all steps, or all problems of the steps.
-pub(crate) fn parse_steps(config: &Config) -> Result<Vec<Step>, ConfigError> {
+pub(crate) fn parse_steps(config: &Config) -> Result<Vec<ParsedStep>, ConfigError> {
     let mut steps = Vec::new();
     let mut problems = Vec::new();
     let mut locked = false;
@@ -34,7 +34,7 @@ pub(crate) fn parse_steps(config: &Config) -> Result<Vec<Step>, ConfigError> {
             Ok(args)
         });
         match parsed {
-            Ok(args) => steps.push(Step {
+            Ok(args) => steps.push(ParsedStep {
                 name: step.name.clone(),
                 line: step.line.clone(),
                 args,

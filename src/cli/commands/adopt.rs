@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 /// The document of `adopt`.
 #[derive(Serialize)]
-pub(crate) struct Adoption<'a> {
+pub(crate) struct AdoptDocument<'a> {
     pub(crate) format: u32,
     pub(crate) dataset: &'a DatasetName,
     pub(crate) own: &'a Origin,
@@ -112,7 +112,7 @@ pub(crate) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
         holding,
         chosen: chosen == Some(holding),
     });
-    output.json(&Adoption {
+    output.json(&AdoptDocument {
         format: 1,
         dataset: stored,
         own: &own,

@@ -12,7 +12,7 @@ use crate::cli::screen::table::{WIDTH, wrap};
 use crate::config::{Config, KeySource, Remote};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::doctor::bucket::{Wanted, check_bucket, check_probe};
+use crate::run::doctor::bucket::{StoreRequirements, check_bucket, check_probe};
 use crate::run::doctor::host::{
     check_datasets, check_folder, check_intermediate, check_permissions, check_zfs,
     check_zfs_faults,
@@ -221,13 +221,13 @@ async fn try_store(
     Ok(probe_store(store, &cache, nonce, Timestamp::now()).await?)
 }
 
-fn wanted(config: &Config) -> Wanted {
+fn wanted(config: &Config) -> StoreRequirements {
     let prune = config.prune.as_ref();
     let prunes_by_sequence = config
         .sequence
         .iter()
         .any(|step| step.line.contains("prune-remote"));
-    Wanted {
+    StoreRequirements {
         checksum: config.s3.checksum,
         parts: config.parts_per_chunk(),
         lock: config.object_lock(),

@@ -21,7 +21,7 @@ use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folde
 use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;
-use crate::state::history::{DrillNote, Records};
+use crate::state::history::{DrillNote, HistoryRecords};
 use crate::zfs::{Dataset, Zfs};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -246,7 +246,7 @@ fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetNa
     };
     let mut oldest: Option<(Option<Timestamp>, &DatasetName)> = None;
     for Selected { stored, .. } in selected {
-        let at = Records::new(&config.state_dir, &store, stored)
+        let at = HistoryRecords::new(&config.state_dir, &store, stored)
             .read()?
             .drill
             .map(|note| note.at);

@@ -11,11 +11,11 @@ use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::table::age;
 use crate::config::{Config, DatasetSelection};
 use crate::model::{DatasetName, KnownStore};
-use crate::plan::health::{Health, HealthLimits, Level, judge_health};
+use crate::plan::health::{DatasetHealth, HealthLimits, Level, judge_health};
 use crate::run::error_chain;
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::{Selection, select_datasets};
-use crate::state::history::{Record, Records};
+use crate::state::history::{DatasetHistory, HistoryRecords};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -32,9 +32,9 @@ pub(crate) struct JudgedDatasets {
 pub(crate) struct Judged {
     pub(crate) dataset: DatasetName,
     /// The record; `None` when it could not be read.
-    pub(crate) record: Option<Record>,
+    pub(crate) record: Option<DatasetHistory>,
     #[serde(flatten)]
-    pub(crate) health: Health,
+    pub(crate) health: DatasetHealth,
 }
 
 pub(crate) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure> {
@@ -103,7 +103,7 @@ fn judge_dataset(
     limits: &HealthLimits,
     now: Timestamp,
 ) -> Judged {
-    match Records::new(&config.state_dir, store, &dataset).read() {
+    match HistoryRecords::new(&config.state_dir, store, &dataset).read() {
         Ok(record) => {
             let health = judge_health(&facts_of(&record, record.newest_at()), limits, now);
             Judged {
@@ -113,7 +113,7 @@ fn judge_dataset(
             }
         }
         Err(error) => {
-            let health = Health {
+            let health = DatasetHealth {
                 level: Level::Unknown,
                 reasons: vec![error_chain(&error)],
                 late: false,
@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn judged(name: &str, hours: i64, failures: Vec<FailureNote>) -> Judged {
-        let record = Record {
+        let record = DatasetHistory {
             seen: Some(SeenNote {
                 at: at(1),
                 newest: None,
@@ -240,7 +240,7 @@ mod tests {
                 read_data: "none".into(),
             }),
             failures,
-            ..Record::default()
+            ..DatasetHistory::default()
         };
         let health = judge_health(
             &facts_of(&record, record.newest_at()),

@@ -120,7 +120,7 @@ struct PruneCall<'a> {
 
 /// The document of `prune-intermediate` and `prune-remote`.
 #[derive(Serialize)]
-pub(crate) struct Pruned<'a> {
+pub(crate) struct PruneDocument<'a> {
     pub(crate) store: &'a str,
     pub(crate) carried_out: bool,
     pub(crate) datasets: Vec<PrunedDataset>,
@@ -204,7 +204,7 @@ async fn prune_store(
     if !carry_out {
         output.note("nothing was deleted; -y deletes");
     }
-    output.json(&Pruned {
+    output.json(&PruneDocument {
         store: store.url(),
         carried_out: carry_out,
         datasets: results,

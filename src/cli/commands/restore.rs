@@ -10,7 +10,7 @@ use crate::cli::commands::restore::space::check_fit;
 use crate::cli::commands::restore::tree::restore_tree;
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, usage};
-use crate::cli::open::reading::{Places, open_places};
+use crate::cli::open::reading::{ReadPlaces, open_places};
 use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::{age, bytes};
@@ -511,7 +511,7 @@ async fn restore_stream(
     restore: &Restore,
     dataset: &DatasetName,
     point: &RestorePoint,
-    places: &Places<'_>,
+    places: &ReadPlaces<'_>,
 ) -> Result<(), Failure> {
     let stores = &places.stores;
     let keys = &places.keys;

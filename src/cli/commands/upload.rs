@@ -27,7 +27,7 @@ use crate::store::StoreRead;
 use jiff::Timestamp;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use views::{DatasetPlan, DatasetUpload, Plans, Uploads};
+use views::{CopyPlans, DatasetPlan, DatasetUpload, Uploads};
 
 pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failure> {
     let setup = context.setup()?;
@@ -175,7 +175,7 @@ async fn dry_run(
             Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
         }
     }
-    context.output.json(&Plans { plans });
+    context.output.json(&CopyPlans { plans });
     context.verdict()
 }
 

@@ -22,7 +22,7 @@ use crate::run::verify::{
     BrokenBackup, Damage, ReadData, VerifyOptions, VerifyReport, verify_with,
 };
 use crate::sign::TrustedKeys;
-use crate::state::history::{OwnCommit, Records};
+use crate::state::history::{HistoryRecords, OwnCommit};
 use crate::store::EvidenceTier;
 use crate::store::key::{BackupObject, ObjectKey, STORE_ID};
 use crate::zfs::Zfs;
@@ -158,9 +158,9 @@ fn own_commits(
     };
     let state_dir = &setup.config.state_dir;
     let found = side.store.known();
-    let mut commits = Records::new(state_dir, &found, &named.stored).own_commits()?;
+    let mut commits = HistoryRecords::new(state_dir, &found, &named.stored).own_commits()?;
     if let Some(known) = known.filter(|known| known.id != found.id) {
-        commits.extend(Records::new(state_dir, known, &named.stored).own_commits()?);
+        commits.extend(HistoryRecords::new(state_dir, known, &named.stored).own_commits()?);
     }
     Ok(commits)
 }

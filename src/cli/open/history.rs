@@ -11,13 +11,15 @@ use crate::run::copy::CopiedBackup;
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;
-use crate::state::history::{DrillNote, FailureNote, OwnCommit, Record, Records, VerifyNote};
+use crate::state::history::{
+    DatasetHistory, DrillNote, FailureNote, HistoryRecords, OwnCommit, VerifyNote,
+};
 use crate::store::StoreInfo;
 use jiff::Timestamp;
 use std::time::Duration;
 
-fn records(config: &Config, store: &dyn StoreInfo, stored: &DatasetName) -> Records {
-    Records::new(&config.state_dir, &store.known(), stored)
+fn records(config: &Config, store: &dyn StoreInfo, stored: &DatasetName) -> HistoryRecords {
+    HistoryRecords::new(&config.state_dir, &store.known(), stored)
 }
 
 fn warn_if_unsaved(outcome: Result<(), StateError>) {
@@ -196,7 +198,7 @@ pub(crate) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, er
     }
 }
 
-fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
+fn first_records(config: &Config, stored: &DatasetName) -> Option<HistoryRecords> {
     let known = known_stores(config).unwrap_or_else(|error| {
         tracing::warn!(
             "cannot record the result for `health` and `show`: {}",
@@ -204,11 +206,15 @@ fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
         );
         Vec::new()
     });
-    Some(Records::new(&config.state_dir, known.first()?, stored))
+    Some(HistoryRecords::new(
+        &config.state_dir,
+        known.first()?,
+        stored,
+    ))
 }
 
 /// Returns the facts by which a dataset is judged.
-pub(crate) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthFacts {
+pub(crate) fn facts_of(record: &DatasetHistory, newest_at: Option<Timestamp>) -> HealthFacts {
     let failure = |failure: &crate::state::history::FailureNote| FailureFact {
         at: failure.at,
         step: failure.step.clone(),

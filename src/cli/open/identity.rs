@@ -8,7 +8,9 @@ use crate::config::{Config, Remote};
 use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::identity::{Place, Purpose, check_place, identify, known_at, refuse_one_place};
+use crate::run::identity::{
+    Purpose, StorePlace, check_place, identify, known_at, refuse_one_place,
+};
 use crate::store::{ObjectStore, StoreRead};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 
 /// Returns the configured place, with all settings that decide where it leads; `None` when none is
 /// configured.
-pub(crate) fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
+pub(crate) fn place_of(config: &Config, role: StoreRole) -> Option<StorePlace> {
     let intermediate = config.intermediate.as_ref().map(|place| Remote::File {
         dir: place.basedir.clone(),
     });
@@ -35,7 +37,7 @@ pub(crate) fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
         Remote::Rclone { .. } => rclone::conf_of(config).display().to_string(),
         Remote::File { .. } => String::new(),
     };
-    Some(Place {
+    Some(StorePlace {
         url: remote.to_string(),
         endpoint,
         option,

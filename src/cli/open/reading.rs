@@ -174,7 +174,7 @@ fn passphrase(side: &ReadSide<'_>) -> Result<SecretString, Failure> {
 }
 
 /// The stores to read, and the keys and configuration for them.
-pub(crate) struct Places<'a> {
+pub(crate) struct ReadPlaces<'a> {
     /// The stores, the nearest first; never empty.
     pub(crate) stores: Vec<Arc<dyn StoreRead>>,
     /// The keys that open the backups.
@@ -191,11 +191,11 @@ pub(crate) async fn open_places<'a>(
     source: &Source,
     from: Option<&From>,
     typed: bool,
-) -> Result<Places<'a>, Failure> {
+) -> Result<ReadPlaces<'a>, Failure> {
     if source.remote.is_some() {
         let side = open_for_reading(context, source, false).await?;
         let keys = key_file(&side, source).await?;
-        return Ok(Places {
+        return Ok(ReadPlaces {
             stores: vec![side.store],
             keys,
             setup: None,
@@ -218,7 +218,7 @@ pub(crate) async fn open_places<'a>(
         };
         match key_file(&side, source).await {
             Ok(keys) => {
-                return Ok(Places {
+                return Ok(ReadPlaces {
                     stores,
                     keys,
                     setup: Some(setup),

@@ -10,7 +10,7 @@ use crate::run::error_chain;
 use crate::run::probe::probe_store;
 use crate::state::probes::{ProbeCache, ProbeNote};
 use crate::store::{
-    Doubt, ObjectStore, Patience, S3Credentials, S3Encryption, S3Settings, S3Store, StoreInfo,
+    ObjectStore, Patience, ProbeDoubt, S3Credentials, S3Encryption, S3Settings, S3Store, StoreInfo,
 };
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -215,9 +215,9 @@ async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Optio
 
 /// Returns a callback that removes the probe of a store that contradicts it, so that the next
 /// command that writes probes the store again.
-fn forget_when_wrong(cache: ProbeCache) -> Doubt {
+fn forget_when_wrong(cache: ProbeCache) -> ProbeDoubt {
     let said = AtomicBool::new(false);
-    Doubt::new(move |what| {
+    ProbeDoubt::new(move |what| {
         if said.swap(true, Ordering::Relaxed) {
             return;
         }

@@ -10,7 +10,7 @@ use crate::run::backup::BackupSettings;
 use crate::run::clock::ClockCheck;
 use crate::run::prune::PruneEnv;
 use crate::store::ObjectStore;
-use crate::stream::seal::Compression;
+use crate::stream::seal::ChunkCompression;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ pub(crate) fn backup_settings(config: &Config) -> BackupSettings {
     BackupSettings {
         split_bytes: config.split_size.bytes(),
         compression: match config.send.compression {
-            config::Compression::None => Compression::None,
-            config::Compression::Zstd { level, long } => Compression::Zstd { level, long },
+            config::Compression::None => ChunkCompression::None,
+            config::Compression::Zstd { level, long } => ChunkCompression::Zstd { level, long },
         },
         raw: config.send.raw,
         compressed: config.send.compressed,

@@ -1,6 +1,6 @@
 //! The report of a run of `perform`: as a table, as JSON, and as the message that a hook may mail.
 
-use crate::cli::args::sequence::Step;
+use crate::cli::args::sequence::ParsedStep;
 use crate::cli::context::Tally;
 use crate::cli::failure::status;
 use crate::cli::screen::output::{Said, display_path};
@@ -46,7 +46,7 @@ pub(crate) struct StepReport {
 
 impl StepReport {
     /// Returns the report of a step that was not run because an earlier step ended the sequence.
-    pub(crate) fn not_run(step: &Step) -> Self {
+    pub(crate) fn not_run(step: &ParsedStep) -> Self {
         Self {
             name: step.name.clone(),
             line: step.line.clone(),

@@ -11,7 +11,7 @@ const SKEW_SECONDS_DOUBTFUL: u64 = 60;
 
 /// The requirements of the configuration on the store.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct StoreRequirements {
     /// The configured checksum.
     pub checksum: Option<S3Checksum>,
     /// The number of parts of the longest chunk.
@@ -28,7 +28,7 @@ pub struct Wanted {
 }
 
 /// Returns the checks of a probe.
-pub fn check_probe(probe: &StoreProbe, wanted: &Wanted) -> Vec<Check> {
+pub fn check_probe(probe: &StoreProbe, wanted: &StoreRequirements) -> Vec<Check> {
     let mut checks = vec![clock(probe)];
     checks.extend(checksum(probe, wanted));
     checks.push(conditions(probe));
@@ -78,7 +78,7 @@ fn clock(probe: &StoreProbe) -> Check {
     }
 }
 
-fn checksum(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
+fn checksum(probe: &StoreProbe, wanted: &StoreRequirements) -> Option<Check> {
     let subject = "checksum";
     let best = probe.checksum?;
     let meaning = |tier| match tier {
@@ -173,7 +173,7 @@ fn uploads(probe: &StoreProbe) -> Check {
     }
 }
 
-fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
+fn deleting(probe: &StoreProbe, wanted: &StoreRequirements) -> Check {
     let subject = "deleting";
     match probe.deleting {
         Deleting::Removes => may_delete("works; the bucket keeps no versions", wanted),
@@ -209,7 +209,7 @@ fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
 
 /// Judges credentials that can delete. An attacker who controls a host with such credentials can
 /// delete its backups too, unless they are locked.
-fn may_delete(what: &str, wanted: &Wanted) -> Check {
+fn may_delete(what: &str, wanted: &StoreRequirements) -> Check {
     let subject = "deleting";
     if wanted.lock.is_some() {
         return Check::good(subject, format!("{what}; object locks protect the backups"));
@@ -231,7 +231,7 @@ fn may_delete(what: &str, wanted: &Wanted) -> Check {
     }
 }
 
-fn parts(probe: &StoreProbe, wanted: &Wanted) -> Check {
+fn parts(probe: &StoreProbe, wanted: &StoreRequirements) -> Check {
     let subject = "parts";
     let Some(max) = probe.parts_max.map(u64::from) else {
         let text = "cannot find out how many parts the store accepts; parts of the longest chunk:";
@@ -260,7 +260,7 @@ fn parts(probe: &StoreProbe, wanted: &Wanted) -> Check {
 pub fn check_bucket(
     facts: &BucketFacts,
     probe: Option<&StoreProbe>,
-    wanted: &Wanted,
+    wanted: &StoreRequirements,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     match &facts.visibility {
@@ -293,7 +293,11 @@ pub fn check_bucket(
     checks
 }
 
-fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> Vec<Check> {
+fn lifecycle(
+    rules: &[LifecycleRule],
+    keeps_versions: bool,
+    wanted: &StoreRequirements,
+) -> Vec<Check> {
     let subject = "lifecycle";
     let mut checks = Vec::new();
     for rule in rules {
@@ -361,7 +365,7 @@ fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> 
 const FOR_HIDDEN: &str = "a rule for hidden (noncurrent) versions alone does no harm";
 
 /// Judges the bucket's setting, and the result of the upload with a lock (`locks`).
-fn object_lock(fact: &Fact<bool>, locks: Ability, wanted: &Wanted) -> Option<Check> {
+fn object_lock(fact: &Fact<bool>, locks: Ability, wanted: &StoreRequirements) -> Option<Check> {
     let subject = "object lock";
     let Some(lock) = wanted.lock else {
         let is_on = *fact == Fact::Known(true);
@@ -428,7 +432,7 @@ const B2_TOO_MUCH: [&str; 6] = [
     "writeBucketRetentions",
 ];
 
-fn check_rights(rights: &Rights, wanted: &Wanted) -> Vec<Check> {
+fn check_rights(rights: &Rights, wanted: &StoreRequirements) -> Vec<Check> {
     let subject = "key";
     let has = |name: &&&str| rights.may.iter().any(|may| may == *name);
     let missing: Vec<&str> = B2_NEEDED
@@ -517,16 +521,16 @@ mod tests {
             mode: LockMode::Compliance,
             covers_chains: false,
         });
-        let wanted = Wanted {
+        let wanted = StoreRequirements {
             parts: 65,
             lock,
-            ..Wanted::default()
+            ..StoreRequirements::default()
         };
         assert_eq!(
             states(
                 &check_probe(
                     &good_probe(),
-                    &Wanted {
+                    &StoreRequirements {
                         lock: None,
                         ..wanted.clone()
                     }
@@ -541,10 +545,10 @@ mod tests {
 
     #[test]
     fn each_missing_store_capability_is_reported_on_its_own_line() {
-        let wanted = Wanted {
+        let wanted = StoreRequirements {
             parts: 65,
             prunes: true,
-            ..Wanted::default()
+            ..StoreRequirements::default()
         };
         let cases: [(&str, StoreProbe, CheckState); 15] = [
             (
@@ -676,11 +680,11 @@ mod tests {
                 "{subject}: {probe:?}"
             );
         }
-        let no_prune = Wanted {
+        let no_prune = StoreRequirements {
             parts: 65,
             prunes: true,
             has_prune_credentials: true,
-            ..Wanted::default()
+            ..StoreRequirements::default()
         };
         let refused = StoreProbe {
             deleting: Deleting::Refused,
@@ -699,7 +703,7 @@ mod tests {
             notes: vec!["a delete: InternalError (HTTP 500)".to_owned()],
             ..StoreProbe::default()
         };
-        let checks = check_probe(&probe, &Wanted::default());
+        let checks = check_probe(&probe, &StoreRequirements::default());
         let says = |text: &str| checks.iter().any(|check| check.text.contains(text));
         for text in [
             "cannot find out whether the store refuses to replace objects",
@@ -720,13 +724,13 @@ mod tests {
 
     #[test]
     fn locks_are_judged_by_the_setting_of_the_bucket_and_by_a_locked_upload() {
-        let wanted = Wanted {
+        let wanted = StoreRequirements {
             lock: Some(ObjectLock {
                 days: 30,
                 mode: LockMode::Governance,
                 covers_chains: false,
             }),
-            ..Wanted::default()
+            ..StoreRequirements::default()
         };
         let unknown = || Fact::Unknown("x".to_owned());
         for (object_lock, locks, state) in [
@@ -741,7 +745,7 @@ mod tests {
         ] {
             let check = super::object_lock(&object_lock, locks, &wanted).unwrap();
             assert_eq!(check.state, state, "{object_lock:?} {locks}");
-            assert!(super::object_lock(&unknown(), locks, &Wanted::default()).is_none());
+            assert!(super::object_lock(&unknown(), locks, &StoreRequirements::default()).is_none());
         }
     }
 
@@ -766,9 +770,9 @@ mod tests {
             };
             let check = checksum(
                 &probe,
-                &Wanted {
+                &StoreRequirements {
                     checksum: given,
-                    ..Wanted::default()
+                    ..StoreRequirements::default()
                 },
             )
             .unwrap();
@@ -790,9 +794,9 @@ mod tests {
 
     #[test]
     fn lifecycle_rule_is_bad_if_it_expires_backups_and_good_if_it_cleans_up() {
-        let wanted = Wanted {
+        let wanted = StoreRequirements {
             resume_days: 14,
-            ..Wanted::default()
+            ..StoreRequirements::default()
         };
         let rule = |rule: LifecycleRule| {
             states(
@@ -877,9 +881,9 @@ mod tests {
             let checks = check_bucket(
                 &facts,
                 None,
-                &Wanted {
+                &StoreRequirements {
                     lock,
-                    ..Wanted::default()
+                    ..StoreRequirements::default()
                 },
             );
             assert_eq!(states(&checks, "object lock"), state, "{told:?} {lock:?}");
@@ -926,10 +930,10 @@ mod tests {
                 Warning,
             ),
         ] {
-            let wanted = Wanted {
+            let wanted = StoreRequirements {
                 lock,
                 has_prune_credentials: prune,
-                ..Wanted::default()
+                ..StoreRequirements::default()
             };
             let checks = check_rights(&rights(may, bucket), &wanted);
             assert_eq!(states(&checks, "key"), [state], "{may} {bucket:?}");

@@ -1,4 +1,4 @@
-//! [`Place`]: the location that a configured name leads to, and the store identities found there.
+//! [`StorePlace`]: the location that a configured name leads to, and the store identities found there.
 
 use super::take_over::take_over;
 use super::{make_store_id, read_store_id};
@@ -19,7 +19,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// The settings that decide where a configured name leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct StorePlace {
     /// The store's URL.
     pub url: String,
     /// The endpoint and other settings that are not in the URL; empty for a folder.
@@ -29,7 +29,7 @@ pub struct Place {
     pub option: &'static str,
 }
 
-impl Place {
+impl StorePlace {
     fn file(&self, state_dir: &Path) -> PlaceFile {
         PlaceFile::new(state_dir, &self.url, &self.endpoint)
     }
@@ -51,7 +51,7 @@ pub enum Purpose {
 ///
 /// # Errors
 /// [`RunError::State`] when the saved identity cannot be read: an error never means "never seen".
-pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError> {
+pub fn known_at(state_dir: &Path, place: &StorePlace) -> Result<KnownStore, RunError> {
     let url = place.url.clone();
     Ok(match place.file(state_dir).load()?.pop() {
         Some(id) => KnownStore { id, url },
@@ -67,7 +67,7 @@ pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError>
 /// place; [`RunError`] when the identity cannot be read, except for [`Purpose::Restore`].
 pub async fn identify(
     state_dir: &Path,
-    place: &Place,
+    place: &StorePlace,
     store: Arc<dyn ObjectStore>,
     access: Purpose,
     datasets: &[DatasetName],
@@ -92,7 +92,7 @@ pub async fn identify(
 
 async fn find_id(
     state_dir: &Path,
-    place: &Place,
+    place: &StorePlace,
     store: &Arc<dyn ObjectStore>,
     access: Purpose,
     datasets: &[DatasetName],
@@ -155,7 +155,7 @@ async fn find_id(
 /// As for [`identify`] with [`Purpose::Write`].
 pub async fn check_place(
     state_dir: &Path,
-    place: &Place,
+    place: &StorePlace,
     store: &dyn StoreRead,
 ) -> Result<KnownStore, RunError> {
     let known = place.file(state_dir).load()?;
@@ -170,7 +170,7 @@ pub async fn check_place(
     }
 }
 
-fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
+fn other_store(place: &StorePlace, last: &StoreId, now: &str) -> RunError {
     RunError::WrongStore {
         what: format!(
             "{} is not the store that it was: it was {last} and {now}; nothing was changed",
@@ -191,7 +191,7 @@ fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
 /// As for [`identify`], except that another store than before is accepted.
 pub async fn accept(
     state_dir: &Path,
-    place: &Place,
+    place: &StorePlace,
     store: &Arc<dyn ObjectStore>,
     datasets: &[DatasetName],
 ) -> Result<(Option<StoreId>, StoreId), RunError> {

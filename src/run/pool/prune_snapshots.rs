@@ -7,7 +7,7 @@ use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, read_catalog};
 use crate::model::DatasetName;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
-use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
+use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreNeeds, plan_snapshots};
 use crate::run::clock::{ClockCheck, store_clocks};
 use crate::run::identity::refuse_one_place;
 use crate::run::prune::read_leftovers;
@@ -151,10 +151,10 @@ async fn view_store(
     }: &SnapshotStore,
     catalog: Catalog,
     trusted: &TrustedKeys,
-) -> Result<StoreView, RunError> {
+) -> Result<StoreNeeds, RunError> {
     let leftovers = read_leftovers(&**store, &catalog, trusted).await?;
     let seen = UsableCatalog::check(&**store, catalog).await?;
-    Ok(StoreView {
+    Ok(StoreNeeds {
         store: store.url().to_owned(),
         facts: if *beside_remote {
             seen.own_facts()

@@ -342,7 +342,7 @@ async fn read_live(
 }
 
 /// The second store's facts about the dataset.
-struct Other {
+struct OtherStoreFacts {
     facts: Vec<BackupFacts>,
     pruned: BTreeMap<BackupId, Pruned>,
     leftovers: Vec<Leftover>,
@@ -355,7 +355,7 @@ async fn read_other(
     }: &PruneTask,
     trusted: &TrustedKeys,
     cache_of: CacheOf<'_>,
-) -> Result<Option<Other>, RunError> {
+) -> Result<Option<OtherStoreFacts>, RunError> {
     let (SecondaryStore::Remote(store) | SecondaryStore::Intermediate(store)) = secondary else {
         return Ok(None);
     };
@@ -369,7 +369,7 @@ async fn read_other(
         SecondaryStore::Remote(_) => seen.facts(None),
         _ => seen.own_facts(),
     };
-    Ok(Some(Other {
+    Ok(Some(OtherStoreFacts {
         facts,
         pruned,
         leftovers,

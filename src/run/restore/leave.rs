@@ -1,10 +1,10 @@
 //! Handles the remains of a restore that ended early: keeps them for the next run to resume, or
 //! destroys the datasets that this restore made.
 //!
-//! The restore made the datasets that carry its [`Mark`] with its token. All of them are checked
+//! The restore made the datasets that carry its [`RestoreMark`] with its token. All of them are checked
 //! before any is destroyed.
 
-use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
+use super::mark::{Begun, RestoreMark, RestoreToken, Scratch, is_made_parent};
 use super::rollback::written_bytes;
 use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
@@ -48,7 +48,7 @@ pub(super) fn must_start_over(error: &RunError) -> bool {
 pub(super) fn leave_half(
     zfs: &dyn ZfsReceive,
     target: &DatasetName,
-    mark: &Mark,
+    mark: &RestoreMark,
     made: &[DatasetName],
 ) {
     match zfs.dataset(target) {
@@ -75,7 +75,7 @@ pub(super) fn leave_half(
 
 /// Whether the dataset stays and can be resumed. A mark of an older build has no token and counts
 /// too.
-fn stays_ours(dataset: &Dataset, mark: &Mark) -> bool {
+fn stays_ours(dataset: &Dataset, mark: &RestoreMark) -> bool {
     let is_old = mark.token().is_none() && Begun::of(dataset).is_some();
     mark.is_on(dataset) || is_old || !mark.is_of_new()
 }
@@ -94,7 +94,7 @@ fn say_not_ours(target: &DatasetName) {
 pub(super) fn remove_received(
     zfs: &dyn Zfs,
     target: &DatasetName,
-    mark: &Mark,
+    mark: &RestoreMark,
     guids: &BTreeSet<Guid>,
     made: &[DatasetName],
 ) -> Result<(), RunError> {

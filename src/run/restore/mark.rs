@@ -138,14 +138,14 @@ impl Scratch {
 
 /// The mark that a restore puts on its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(super) enum RestoreMark {
     /// The mark of a restore that can be resumed.
     Restoring(Begun),
     /// The mark of a drill, which leaves nothing behind.
     Scratch(Scratch),
 }
 
-impl Mark {
+impl RestoreMark {
     /// Makes the mark of a scratch dataset that is going to receive this chain.
     pub(super) fn scratch(set: &RestoreSet) -> Result<Self, RunError> {
         let guids: BTreeSet<Guid> = set
@@ -312,7 +312,7 @@ mod tests {
                 was_writable,
                 token,
             };
-            let mark = Mark::Restoring(begun.clone());
+            let mark = RestoreMark::Restoring(begun.clone());
             let (property, PropertyValue::Text(text)) = mark.to_property() else {
                 panic!("a text")
             };
@@ -345,7 +345,7 @@ mod tests {
             (true, true, None)
         );
         assert!(
-            !Mark::Restoring(begun).is_on(&old),
+            !RestoreMark::Restoring(begun).is_on(&old),
             "no token equals no token"
         );
     }

@@ -6,7 +6,7 @@ use super::leave::{
     abort_cut, check_own, destroy_begun, leave_half, may_resume, must_start_over, remove_received,
 };
 use super::mark::{
-    Begun, Mark, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreToken, parent_properties,
+    Begun, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreMark, RestoreToken, parent_properties,
 };
 use super::rollback::find_stranger;
 use super::target::{ReceiveOptions, ReceivePlan, ResumeChoice, check_target};
@@ -63,7 +63,7 @@ struct Receiving<'a> {
     options: &'a ReceiveOptions,
     stop: &'a Stop,
     /// The mark that is put on the target and proves that the target belongs to this restore.
-    mark: Mark,
+    mark: RestoreMark,
 }
 
 /// Receives a chain as [`check_target`] plans it now; see [`restore_as_planned`].
@@ -164,9 +164,9 @@ fn mark_of(
     set: &RestoreSet,
     plan: &ReceivePlan,
     options: &ReceiveOptions,
-) -> Result<Mark, RunError> {
+) -> Result<RestoreMark, RunError> {
     if options.resume == ResumeChoice::Never {
-        return Mark::scratch(set);
+        return RestoreMark::scratch(set);
     }
     let is_chain = plan.skipped + 1 < set.backups.len();
     let sets_readonly = !plan.keeps_readonly && (plan.rollback.is_some() || is_chain);
@@ -185,7 +185,7 @@ fn mark_of(
             token: Some(RestoreToken::random()?),
         },
     };
-    Ok(Mark::Restoring(begun))
+    Ok(RestoreMark::Restoring(begun))
 }
 
 impl Receiving<'_> {
@@ -281,7 +281,7 @@ impl Receiving<'_> {
         let is_new = resumed.is_none();
         let whole = || open_stream_until(backup, &self.keys.identities, self.stop.clone());
         let (reader, failure) = resumed.unwrap_or_else(whole);
-        let mut reader = Hashing {
+        let mut reader = HashingReader {
             inner: reader,
             hasher: blake3::Hasher::new(),
         };
@@ -407,8 +407,8 @@ impl Receiving<'_> {
     /// Whether `readonly=on` is set for the restore, by this run or by an earlier one.
     fn sets_readonly(&self) -> bool {
         match &self.mark {
-            Mark::Restoring(begun) => begun.readonly,
-            Mark::Scratch(_) => self.set.backups.len() > 1,
+            RestoreMark::Restoring(begun) => begun.readonly,
+            RestoreMark::Scratch(_) => self.set.backups.len() > 1,
         }
     }
 
@@ -422,7 +422,7 @@ impl Receiving<'_> {
                 self.zfs.inherit_property(parent, PARENT_PROPERTY),
             );
         }
-        let Mark::Restoring(begun) = &self.mark else {
+        let RestoreMark::Restoring(begun) = &self.mark else {
             return;
         };
         // If all backups are skipped, an earlier run received them and ended before this step.
@@ -594,12 +594,12 @@ fn received_but_for_properties(
 }
 
 /// Hashes the bytes that are read through it.
-struct Hashing<R> {
+struct HashingReader<R> {
     inner: R,
     hasher: blake3::Hasher,
 }
 
-impl<R: Read> Read for Hashing<R> {
+impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let bytes = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..bytes]);

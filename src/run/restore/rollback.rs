@@ -8,7 +8,7 @@
 //! - exactly the list is destroyed, by name and guid, before a byte is fetched;
 //! - the dataset is then readonly and rolled back, and any later change stops the receive.
 
-use super::mark::Mark;
+use super::mark::RestoreMark;
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
 use crate::zfs::{Dataset, PropertyValue, Snapshot, Zfs, ZfsRead, ZfsReceive};
@@ -109,7 +109,7 @@ impl Rollback {
     ///
     /// # Errors
     /// [`RunError`]. When nothing was destroyed, the dataset is as it was.
-    pub(super) fn carry_out(&self, zfs: &dyn Zfs, mark: &Mark) -> Result<(), RunError> {
+    pub(super) fn carry_out(&self, zfs: &dyn Zfs, mark: &RestoreMark) -> Result<(), RunError> {
         // Compared before anything is set, so that an outdated list changes nothing at all.
         if self.plan_again(zfs)? != *self {
             return Err(self.changed("other snapshots, bookmarks or data than were listed"));

@@ -11,7 +11,7 @@ use crate::stream::part::PartPool;
 use crate::stream::record::{
     BeginRecord, ResumePoint, StreamError, StreamFault, StreamParser, StreamSummary,
 };
-use crate::stream::seal::{ChunkFiller, Compression};
+use crate::stream::seal::{ChunkCompression, ChunkFiller};
 use crate::stream::splice::Splicer;
 use crate::zfs::{SendResume, ZfsError};
 use std::collections::BTreeMap;
@@ -259,7 +259,7 @@ impl<'a> Cutter<'a> {
             .filter(allowed)
             .ok_or(ProduceError::TooManyChunks)?;
         let plan = &self.producer.plan;
-        let compressed = plan.compression != Compression::None;
+        let compressed = plan.compression != ChunkCompression::None;
         let nonce = getrandom::u32()
             .map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
         let object = BackupObject::Chunk {

@@ -2,24 +2,24 @@
 
 use super::*;
 
-fn holder(kind: LockKind) -> Holder {
-    Holder::current(kind, Timestamp::UNIX_EPOCH).unwrap()
+fn holder(kind: LockKind) -> LockHolder {
+    LockHolder::current(kind, Timestamp::UNIX_EPOCH).unwrap()
 }
 
 /// Returns the holder of a process that is gone.
-fn gone() -> Holder {
-    Holder {
+fn gone() -> LockHolder {
+    LockHolder {
         pid_started: Some(1),
         ..holder(LockKind::Run)
     }
 }
 
-fn plant(path: &Path, holder: &Holder) {
+fn plant(path: &Path, holder: &LockHolder) {
     std::fs::write(path, serde_json::to_vec(holder).unwrap()).unwrap();
 }
 
 #[track_caller]
-fn taken(outcome: TakeOutcome) -> (HeldLock, Option<Box<Holder>>) {
+fn taken(outcome: TakeOutcome) -> (HeldLock, Option<Box<LockHolder>>) {
     match outcome {
         TakeOutcome::Taken(lock, replaced) => (lock, replaced),
         TakeOutcome::Busy(state) => panic!("busy: {state:?}"),
@@ -30,12 +30,12 @@ fn taken(outcome: TakeOutcome) -> (HeldLock, Option<Box<Holder>>) {
 fn lock_is_stale_only_if_its_run_has_certainly_ended() {
     let run = holder(LockKind::Run);
     let here = run.here.clone();
-    let with = |change: fn(&mut Holder)| {
+    let with = |change: fn(&mut LockHolder)| {
         let mut holder = run.clone();
         change(&mut holder);
         holder
     };
-    let cases: &[(&str, Holder, bool, bool)] = &[
+    let cases: &[(&str, LockHolder, bool, bool)] = &[
         ("a process that lives", run.clone(), false, false),
         ("a process that is gone", run.clone(), true, true),
         (

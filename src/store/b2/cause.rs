@@ -1,4 +1,4 @@
-//! [`Cause`]: the reason why a B2 call failed, in one form for all calls, and the reaction to it.
+//! [`B2Cause`]: the reason why a B2 call failed, in one form for all calls, and the reaction to it.
 
 use crate::model::error_chain;
 use crate::store::StoreErrorKind;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// The stage at which a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum B2Stage {
     /// No connection: the request never reached the store.
     Connect,
     /// The connection broke, or no response came in time: the store may have carried out the
@@ -26,8 +26,8 @@ pub(super) enum Stage {
 
 /// The reason why a call failed. Displays as `bad_bucket_id: the text of the store (HTTP 400)`.
 #[derive(Debug, Clone)]
-pub(super) struct Cause {
-    pub(super) stage: Stage,
+pub(super) struct B2Cause {
+    pub(super) stage: B2Stage,
     pub(super) status: Option<u16>,
     pub(super) code: String,
     pub(super) text: String,
@@ -46,15 +46,15 @@ struct Refusal {
     message: String,
 }
 
-impl From<reqwest::Error> for Cause {
+impl From<reqwest::Error> for B2Cause {
     /// Drops the URL, because upload URLs are secret.
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let stage = match () {
-            () if error.is_connect() => Stage::Connect,
-            () if error.is_builder() => Stage::Ours(StoreErrorKind::Invalid),
-            () if error.is_decode() => Stage::Reading,
-            () => Stage::Transport,
+            () if error.is_connect() => B2Stage::Connect,
+            () if error.is_builder() => B2Stage::Ours(StoreErrorKind::Invalid),
+            () if error.is_decode() => B2Stage::Reading,
+            () => B2Stage::Transport,
         };
         Self {
             stage,
@@ -64,10 +64,10 @@ impl From<reqwest::Error> for Cause {
     }
 }
 
-impl Cause {
+impl B2Cause {
     /// Makes the cause for a fault that this program found, not the store.
     pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
-        let stage = Stage::Ours(kind);
+        let stage = B2Stage::Ours(kind);
         let text = text.into();
         Self {
             stage,
@@ -83,7 +83,7 @@ impl Cause {
     /// between.
     pub(super) fn refused(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
         let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
-        let stage = Stage::Refused;
+        let stage = B2Stage::Refused;
         let status = Some(status);
         Self {
             stage,
@@ -99,7 +99,7 @@ impl Cause {
     pub(super) fn unreadable(error: &dyn Error) -> Self {
         let text = format!("the answer cannot be read: {}", error_chain(error));
         Self {
-            stage: Stage::Reading,
+            stage: B2Stage::Reading,
             text,
             ..Self::ours(StoreErrorKind::Unavailable, "")
         }
@@ -112,7 +112,7 @@ impl Cause {
 
     /// Whether the token of the account or of an upload URL has expired.
     pub(super) fn is_token(&self) -> bool {
-        self.stage == Stage::Refused
+        self.stage == B2Stage::Refused
             && matches!(self.code.as_str(), "expired_auth_token" | "bad_auth_token")
     }
 
@@ -134,9 +134,9 @@ impl Cause {
     /// Whether a retry of the same call may succeed.
     pub(super) fn is_transient(&self) -> bool {
         match self.stage {
-            Stage::Connect | Stage::Transport | Stage::Reading => true,
-            Stage::Refused => matches!(self.status, Some(408 | 429 | 500..=599)),
-            Stage::Ours(_) => false,
+            B2Stage::Connect | B2Stage::Transport | B2Stage::Reading => true,
+            B2Stage::Refused => matches!(self.status, Some(408 | 429 | 500..=599)),
+            B2Stage::Ours(_) => false,
         }
     }
 
@@ -144,10 +144,10 @@ impl Cause {
     /// may help.
     pub(super) fn is_outage(&self) -> bool {
         match self.stage {
-            Stage::Connect | Stage::Transport => !is_untrusted(&self.text),
-            Stage::Reading => true,
-            Stage::Refused => self.status.is_some_and(is_outage_status),
-            Stage::Ours(_) => false,
+            B2Stage::Connect | B2Stage::Transport => !is_untrusted(&self.text),
+            B2Stage::Reading => true,
+            B2Stage::Refused => self.status.is_some_and(is_outage_status),
+            B2Stage::Ours(_) => false,
         }
     }
 
@@ -163,16 +163,16 @@ impl Cause {
     /// for another URL.)
     pub(super) fn is_ambiguous(&self) -> bool {
         let answered = matches!(self.status, Some(..500 | 503));
-        matches!(self.stage, Stage::Transport | Stage::Reading)
-            || (self.stage == Stage::Refused && !answered)
+        matches!(self.stage, B2Stage::Transport | B2Stage::Reading)
+            || (self.stage == B2Stage::Refused && !answered)
     }
 
     /// Returns the kind, on which callers branch.
     pub(super) fn kind(&self) -> StoreErrorKind {
         match self.stage {
-            Stage::Ours(kind) => kind,
-            Stage::Connect | Stage::Transport | Stage::Reading => StoreErrorKind::Unavailable,
-            Stage::Refused => self.kind_of_code().unwrap_or_else(|| self.kind_of_status()),
+            B2Stage::Ours(kind) => kind,
+            B2Stage::Connect | B2Stage::Transport | B2Stage::Reading => StoreErrorKind::Unavailable,
+            B2Stage::Refused => self.kind_of_code().unwrap_or_else(|| self.kind_of_status()),
         }
     }
 
@@ -204,15 +204,15 @@ impl Cause {
             return self.hint.clone();
         }
         Some(match (self.stage, self.status, self.kind()) {
-            (Stage::Connect | Stage::Transport, ..) => transport_hint(&self.text, endpoint),
-            (Stage::Refused, _, StoreErrorKind::Full) => {
+            (B2Stage::Connect | B2Stage::Transport, ..) => transport_hint(&self.text, endpoint),
+            (B2Stage::Refused, _, StoreErrorKind::Full) => {
                 "a cap of the B2 account is reached: raise it under Caps & Alerts, or make room".to_owned()
             }
-            (Stage::Refused, Some(401), _) if api == AUTHORIZE => {
+            (B2Stage::Refused, Some(401), _) if api == AUTHORIZE => {
                 "B2 does not accept this application key: the id or the key is wrong, or the key was deleted or expired"
                     .to_owned()
             }
-            (Stage::Refused, Some(401), _) if !self.is_token() => format!(
+            (B2Stage::Refused, Some(401), _) if !self.is_token() => format!(
                 "this application key may not do {api} here: it needs the capability {} for the bucket and the prefix",
                 capability(api)
             ),
@@ -235,7 +235,7 @@ fn capability(api: &str) -> &'static str {
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for B2Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.code.as_str(), self.text.as_str()) {
             ("", "") => f.write_str("the store refused without a message")?,
@@ -248,15 +248,15 @@ impl fmt::Display for Cause {
     }
 }
 
-impl Error for Cause {}
+impl Error for B2Cause {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refused(status: u16, code: &str, text: &str) -> Cause {
+    fn refused(status: u16, code: &str, text: &str) -> B2Cause {
         let body = format!(r#"{{"status": {status}, "code": "{code}", "message": "{text}"}}"#);
-        Cause::refused(status, body.as_bytes(), None)
+        B2Cause::refused(status, body.as_bytes(), None)
     }
 
     #[test]
@@ -347,7 +347,7 @@ mod tests {
                 "Caps & Alerts",
             ),
             (
-                Cause::ours(StoreErrorKind::Denied, "x").with_hint("do y"),
+                B2Cause::ours(StoreErrorKind::Denied, "x").with_hint("do y"),
                 AUTHORIZE,
                 "do y",
             ),
@@ -368,7 +368,7 @@ mod tests {
             "bad_request: what (HTTP 400)"
         );
         assert_eq!(
-            Cause::refused(502, b"<html>", None).to_string(),
+            B2Cause::refused(502, b"<html>", None).to_string(),
             "the store refused without a message (HTTP 502)"
         );
     }

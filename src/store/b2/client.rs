@@ -5,8 +5,8 @@
 //! failure at once. Transient failures are retried with pauses that double, or as long as the store
 //! asks.
 
-use super::cause::{AUTHORIZE, Cause, Stage};
-use super::messages::{Authorized, Bucket, Buckets, Rights, UploadUrl};
+use super::cause::{AUTHORIZE, B2Cause, B2Stage};
+use super::messages::{Authorized, Bucket, Buckets, KeyRights, UploadUrl};
 use super::settings::B2Settings;
 use super::{Shared, settings};
 use crate::store::answer::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
@@ -47,7 +47,7 @@ pub(super) struct Session {
     key_id: String,
     pub(super) account_id: String,
     pub(super) part_bytes_min: u64,
-    pub(super) rights: Rights,
+    pub(super) rights: KeyRights,
     version: &'static str,
 }
 
@@ -92,7 +92,7 @@ impl Retries {
 
     /// Waits for the next attempt, at least as long as the store asked. Returns false at once if no
     /// attempt is left.
-    pub(super) async fn wait(&mut self, cause: &Cause) -> bool {
+    pub(super) async fn wait(&mut self, cause: &B2Cause) -> bool {
         if self.left == 0 {
             return false;
         }
@@ -109,7 +109,7 @@ impl Retries {
 }
 
 /// Builds the client for one store. Plain http is for tests.
-pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
+pub(super) fn build_http(settings: &B2Settings) -> Result<Client, B2Cause> {
     let builder = ClientBuilder::new()
         .user_agent(concat!("zfs-backup/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_LIMIT)
@@ -121,7 +121,7 @@ pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
         false if rustls_native_certs::load_native_certs().certs.is_empty() => {
             let text = "this host has no root certificates, so no server can be verified";
             let hint = "install the package ca-certificates, or name a bundle in SSL_CERT_FILE";
-            return Err(Cause::ours(StoreErrorKind::Invalid, text).with_hint(hint));
+            return Err(B2Cause::ours(StoreErrorKind::Invalid, text).with_hint(hint));
         }
         false => builder,
     };
@@ -130,7 +130,7 @@ pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
 
 impl Shared {
     /// Returns the session; opens one if there is none.
-    pub(super) async fn session(&self) -> Result<Arc<Session>, Cause> {
+    pub(super) async fn session(&self) -> Result<Arc<Session>, B2Cause> {
         let mut held = self.session.lock().await;
         if let Some(session) = &*held {
             return Ok(Arc::clone(session));
@@ -201,7 +201,7 @@ impl Shared {
         changed
     }
 
-    async fn open_session(&self) -> Result<Session, Cause> {
+    async fn open_session(&self) -> Result<Session, B2Cause> {
         let (version, authorized) = match self.authorize().await {
             Err(cause) if cause.status == Some(401) && self.read_again().await => {
                 self.authorize().await?
@@ -219,7 +219,7 @@ impl Shared {
             let text = format!(
                 "parts of {have} bytes are below the smallest that this account takes, {min}"
             );
-            return Err(Cause::ours(StoreErrorKind::Invalid, text)
+            return Err(B2Cause::ours(StoreErrorKind::Invalid, text)
                 .with_hint("raise `part_size` under [b2]"));
         }
         self.check_prefix(&rights)?;
@@ -245,9 +245,9 @@ impl Shared {
         Ok(session)
     }
 
-    async fn authorize(&self) -> Result<(&'static str, Authorized), Cause> {
+    async fn authorize(&self) -> Result<(&'static str, Authorized), B2Cause> {
         let Some(credentials) = self.credentials() else {
-            return Err(Cause::ours(StoreErrorKind::Denied, "there is no application key")
+            return Err(B2Cause::ours(StoreErrorKind::Denied, "there is no application key")
                 .with_hint("set B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY, or name files of them under [b2]"));
         };
         let mut unknown = None;
@@ -262,8 +262,8 @@ impl Shared {
                 Err(cause) if cause.status == Some(404) => unknown = Some(cause),
                 Err(cause) if cause.status == Some(401) => {
                     let hint = cause.hint(AUTHORIZE, self.settings.endpoint());
-                    return Err(Cause {
-                        stage: Stage::Ours(StoreErrorKind::Denied),
+                    return Err(B2Cause {
+                        stage: B2Stage::Ours(StoreErrorKind::Denied),
                         hint,
                         ..cause
                     });
@@ -272,7 +272,7 @@ impl Shared {
             }
         }
         Err(unknown.unwrap_or_else(|| {
-            Cause::ours(
+            B2Cause::ours(
                 StoreErrorKind::Unsupported,
                 "no version of the API is known",
             )
@@ -281,7 +281,7 @@ impl Shared {
 
     /// Checks an address in a response. It must be as safe as the configured one, because the token
     /// is sent there.
-    fn check_address(&self, field: &str, address: &str) -> Result<(), Cause> {
+    fn check_address(&self, field: &str, address: &str) -> Result<(), B2Cause> {
         let endpoint = self.settings.endpoint();
         if is_as_safe(endpoint, address) {
             return Ok(());
@@ -297,12 +297,12 @@ impl Shared {
             "the {field} that B2 gives begins with {scheme:?} and not with {ENCRYPTED}, as {endpoint} does"
         );
         let hint = "somebody may have changed the answer: check `endpoint` under [b2], and any proxy between this host and B2";
-        Err(Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
+        Err(B2Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
     }
 
     /// Returns the time by B2's clock: the date of any response, even an error. Sends no
     /// credentials.
-    pub(super) async fn clock(&self) -> Result<Option<Timestamp>, Cause> {
+    pub(super) async fn clock(&self) -> Result<Option<Timestamp>, B2Cause> {
         let url = format!(
             "{}/b2api/{}/{AUTHORIZE}",
             self.settings.endpoint(),
@@ -316,7 +316,7 @@ impl Shared {
                 .timeout(self.settings.attempt_limit(0))
                 .send()
                 .await
-                .map_err(Cause::from)
+                .map_err(B2Cause::from)
             {
                 Ok(answer) => {
                     return Ok(answer
@@ -331,7 +331,7 @@ impl Shared {
     }
 
     /// Checks the prefix that the key is restricted to: ours must begin with it.
-    fn check_prefix(&self, rights: &Rights) -> Result<(), Cause> {
+    fn check_prefix(&self, rights: &KeyRights) -> Result<(), B2Cause> {
         match rights
             .name_prefix
             .as_deref()
@@ -342,14 +342,14 @@ impl Shared {
                 let text =
                     format!("this application key is only for names that begin with {allowed:?}");
                 let hint = "correct the prefix in `remote`, or make an application key for it";
-                Err(Cause::ours(StoreErrorKind::Denied, text).with_hint(hint))
+                Err(B2Cause::ours(StoreErrorKind::Denied, text).with_hint(hint))
             }
         }
     }
 
     /// Returns the bucket's id. Keys that are restricted to buckets contain the ids; other keys may
     /// list buckets.
-    async fn find_bucket(&self, session: &Session) -> Result<String, Cause> {
+    async fn find_bucket(&self, session: &Session) -> Result<String, B2Cause> {
         let name = &self.settings.bucket;
         if let Some(buckets) = &session.rights.buckets {
             let found = buckets
@@ -358,7 +358,7 @@ impl Shared {
             return found.map(|bucket| bucket.id.clone()).ok_or_else(|| {
                 let text = format!("this application key is not for the bucket {name:?}, or there is no such bucket");
                 let hint = "correct `remote`, or make an application key for this bucket";
-                Cause::ours(StoreErrorKind::Denied, text).with_hint(hint)
+                B2Cause::ours(StoreErrorKind::Denied, text).with_hint(hint)
             });
         }
         self.look_up_bucket(session)
@@ -367,7 +367,7 @@ impl Shared {
     }
 
     /// Returns the bucket as B2 describes it.
-    pub(super) async fn look_up_bucket(&self, session: &Session) -> Result<Bucket, Cause> {
+    pub(super) async fn look_up_bucket(&self, session: &Session) -> Result<Bucket, B2Cause> {
         let name = &self.settings.bucket;
         let body = json!({"accountId": session.account_id, "bucketName": name});
         let listed: Buckets = self
@@ -375,7 +375,7 @@ impl Shared {
             .await
             .map_err(|cause| {
                 let hint = cause.hint("b2_list_buckets", self.settings.endpoint());
-                Cause { hint, ..cause }
+                B2Cause { hint, ..cause }
             })?;
         let found = listed
             .buckets
@@ -383,7 +383,7 @@ impl Shared {
             .find(|bucket| bucket.bucket_name == *name);
         found.ok_or_else(|| {
             let hint = format!("create the bucket {name:?}, or correct `remote`");
-            Cause::ours(StoreErrorKind::NotFound, "there is no such bucket").with_hint(hint)
+            B2Cause::ours(StoreErrorKind::NotFound, "there is no such bucket").with_hint(hint)
         })
     }
 
@@ -392,7 +392,7 @@ impl Shared {
         &self,
         api: &str,
         body: impl Fn(&Session) -> Value + Sync,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, B2Cause> {
         let mut retries = Retries::new(&self.settings, TRIES_MAX);
         loop {
             match self.call_once(api, &body).await {
@@ -408,7 +408,7 @@ impl Shared {
         &self,
         api: &str,
         body: impl Fn(&Session) -> Value + Sync,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, B2Cause> {
         let body = &body;
         self.with_session(
             |session| async move { self.post_json(&session, api, &body(&session)).await },
@@ -420,9 +420,9 @@ impl Shared {
     pub(super) async fn with_session<T, F>(
         &self,
         work: impl Fn(Arc<Session>) -> F,
-    ) -> Result<T, Cause>
+    ) -> Result<T, B2Cause>
     where
-        F: Future<Output = Result<T, Cause>>,
+        F: Future<Output = Result<T, B2Cause>>,
     {
         let mut renewals_left = RENEWALS_MAX;
         loop {
@@ -450,7 +450,7 @@ impl Shared {
         session: &Session,
         api: &str,
         body: &Value,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, B2Cause> {
         let url = format!("{}/b2api/{}/{api}", session.api_url, session.version);
         let call = self
             .http
@@ -468,7 +468,7 @@ impl Shared {
         get: (&str, Option<&str>),
         headers: HeaderMap,
         bytes: Bytes,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, B2Cause> {
         let url = match pool.take() {
             Some(url) => url,
             None => self.new_url(get).await?,
@@ -497,7 +497,7 @@ impl Shared {
         }
     }
 
-    async fn new_url(&self, (api, file_id): (&str, Option<&str>)) -> Result<UploadUrl, Cause> {
+    async fn new_url(&self, (api, file_id): (&str, Option<&str>)) -> Result<UploadUrl, B2Cause> {
         let body = |session: &Session| match file_id {
             Some(id) => json!({"fileId": id}),
             None => json!({"bucketId": session.bucket_id}),
@@ -513,7 +513,7 @@ impl Shared {
         &self,
         call: RequestBuilder,
         bytes: u64,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, B2Cause> {
         let answer = call
             .timeout(self.settings.attempt_limit(bytes))
             .send()
@@ -525,15 +525,15 @@ impl Shared {
             let text = format!(
                 "the answer has more than the {ANSWER_BYTES_MAX} bytes that such an answer may have"
             );
-            Cause::ours(StoreErrorKind::Corrupt, text)
+            B2Cause::ours(StoreErrorKind::Corrupt, text)
         })?;
-        serde_json::from_slice(&body).map_err(|error| Cause::unreadable(&error))
+        serde_json::from_slice(&body).map_err(|error| B2Cause::unreadable(&error))
     }
 
     /// Returns the name in the bucket.
-    pub(super) fn full_name(&self, key: &str) -> Result<String, Cause> {
+    pub(super) fn full_name(&self, key: &str) -> Result<String, B2Cause> {
         let name = format!("{}{key}", self.prefix);
-        settings::check_name(&name).map_err(|text| Cause::ours(StoreErrorKind::Invalid, text))?;
+        settings::check_name(&name).map_err(|text| B2Cause::ours(StoreErrorKind::Invalid, text))?;
         Ok(name)
     }
 }
@@ -549,11 +549,11 @@ fn is_as_safe(endpoint: &str, address: &str) -> bool {
 }
 
 /// Reads an error response. If the body is too long to be B2's, only the status counts.
-pub(super) async fn read_refusal(answer: Response) -> Cause {
+pub(super) async fn read_refusal(answer: Response) -> B2Cause {
     let status = answer.status().as_u16();
     let retry_after = retry_after(answer.headers());
     match read_at_most(answer, REFUSAL_BYTES_MAX).await {
-        Ok(Ok(body) | Err(TooLong(body))) => Cause::refused(status, &body, retry_after),
+        Ok(Ok(body) | Err(TooLong(body))) => B2Cause::refused(status, &body, retry_after),
         Err(error) => error.into(),
     }
 }

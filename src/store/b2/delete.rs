@@ -1,7 +1,7 @@
 //! Deletes all versions of files, hides them if deleting is not allowed, and cancels large files.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::B2Cause;
 use super::messages::{FileVersion, Ignored};
 use crate::store::adapter::Adapter;
 use crate::store::multipart::within_abort_limit;
@@ -46,7 +46,7 @@ impl Shared {
     }
 
     /// Deletes one version. A missing version is ignored.
-    pub(super) async fn delete_version(&self, version: &FileVersion) -> Result<(), Cause> {
+    pub(super) async fn delete_version(&self, version: &FileVersion) -> Result<(), B2Cause> {
         let body = json!({"fileName": version.file_name, "fileId": version.file_id});
         match self.call::<Ignored>(DELETE, |_| body.clone()).await {
             Ok(Ignored {}) => Ok(()),
@@ -89,7 +89,7 @@ impl Shared {
             .map_err(|cause| self.failed(operation, CANCEL, key, cause))
     }
 
-    async fn try_cancel(&self, key: &str, file_id: &str) -> Result<(), Cause> {
+    async fn try_cancel(&self, key: &str, file_id: &str) -> Result<(), B2Cause> {
         match self
             .call::<Ignored>(CANCEL, |_| json!({"fileId": file_id}))
             .await

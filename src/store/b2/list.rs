@@ -1,9 +1,9 @@
 //! Lists versions, live objects, and unfinished large files.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::B2Cause;
 use super::client::Session;
-use super::messages::{FileVersion, UnfinishedFiles, Versions};
+use super::messages::{FileVersion, FileVersions, UnfinishedFiles};
 use crate::store::pages::{Marks, check_count};
 use crate::store::{ObjectKey, PageVisitor, StoreError, StoreErrorKind, UnfinishedUpload};
 use serde_json::json;
@@ -39,7 +39,7 @@ impl Shared {
             !beyond && counted.is_ok()
         })
         .await?;
-        counted.map_err(|text| failed(Cause::ours(StoreErrorKind::Corrupt, text)))?;
+        counted.map_err(|text| failed(B2Cause::ours(StoreErrorKind::Corrupt, text)))?;
         Ok(versions)
     }
 
@@ -76,7 +76,7 @@ impl Shared {
             counted.is_ok()
         });
         turned.await?;
-        counted.map_err(|text| failed(Cause::ours(StoreErrorKind::Corrupt, text)))?;
+        counted.map_err(|text| failed(B2Cause::ours(StoreErrorKind::Corrupt, text)))?;
         newest.retain(|key, file| !key.is_empty() && file.is_upload());
         Ok(newest)
     }
@@ -116,10 +116,10 @@ impl Shared {
         &self,
         full: &str,
         page_max: usize,
-        failed: impl Fn(Cause) -> StoreError,
+        failed: impl Fn(B2Cause) -> StoreError,
         mut take: impl FnMut(Vec<FileVersion>) -> bool,
     ) -> Result<(), StoreError> {
-        let corrupt = |text: &str| failed(Cause::ours(StoreErrorKind::Corrupt, text));
+        let corrupt = |text: &str| failed(B2Cause::ours(StoreErrorKind::Corrupt, text));
         let mut marks = Marks::default();
         let (mut name, mut id): (Option<String>, Option<String>) = (None, None);
         loop {
@@ -134,7 +134,7 @@ impl Shared {
                 body
             };
             let request = || async { self.call(LIST, &body).await.map_err(&failed) };
-            let page: Versions = self.settings.patience.wait_out(request).await?;
+            let page: FileVersions = self.settings.patience.wait_out(request).await?;
             if page
                 .files
                 .iter()
@@ -182,7 +182,7 @@ impl Shared {
     }
 
     /// Returns the unfinished large files under a prefix.
-    pub(super) async fn unfinished_files(&self, prefix: &str) -> Result<Vec<FileVersion>, Cause> {
+    pub(super) async fn unfinished_files(&self, prefix: &str) -> Result<Vec<FileVersion>, B2Cause> {
         let full = format!("{}{prefix}", self.prefix);
         let mut marks = Marks::default();
         let mut files = Vec::new();
@@ -211,7 +211,7 @@ impl Shared {
             };
             marks
                 .pass(Some(id.clone()))
-                .map_err(|text| Cause::ours(StoreErrorKind::Corrupt, text))?;
+                .map_err(|text| B2Cause::ours(StoreErrorKind::Corrupt, text))?;
             next = Some(id);
         }
     }

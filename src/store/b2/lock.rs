@@ -2,7 +2,7 @@
 //! be moved further into the future.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::B2Cause;
 use super::messages::Ignored;
 use super::put::value;
 use crate::store::adapter::Adapter;
@@ -27,7 +27,7 @@ impl Shared {
         Some(json!({"mode": lock.mode.to_string(), "retainUntilTimestamp": until.as_millisecond()}))
     }
 
-    pub(super) fn add_lock(&self, headers: &mut HeaderMap) -> Result<(), Cause> {
+    pub(super) fn add_lock(&self, headers: &mut HeaderMap) -> Result<(), B2Cause> {
         if let Some(lock) = self.settings.lock {
             headers.insert(MODE_HEADER, value(&lock.mode.to_string())?);
             let until = lock.until(Timestamp::now());

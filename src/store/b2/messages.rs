@@ -1,6 +1,6 @@
 //! B2's responses, with the fields that this program reads.
 
-use super::cause::Cause;
+use super::cause::B2Cause;
 use crate::store::{Evidence, EvidenceTier, ListedObject, StoreErrorKind};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -64,7 +64,7 @@ pub(super) struct AllowedBucket {
 
 /// The rights of an application key.
 #[derive(Clone)]
-pub(super) struct Rights {
+pub(super) struct KeyRights {
     /// The allowed buckets; `None` means all.
     pub(super) buckets: Option<Vec<AllowedBucket>>,
     pub(super) capabilities: Vec<String>,
@@ -75,9 +75,9 @@ pub(super) struct Rights {
 impl Authorized {
     /// Returns the addresses and the rights of the key. A key without the storage API is for
     /// another service.
-    pub(super) fn into_storage(self) -> Result<(String, String, StorageApi, Rights), Cause> {
+    pub(super) fn into_storage(self) -> Result<(String, String, StorageApi, KeyRights), B2Cause> {
         let mut storage = self.api_info.storage_api.ok_or_else(|| {
-            Cause::ours(
+            B2Cause::ours(
                 StoreErrorKind::Denied,
                 "this application key is not for B2's storage",
             )
@@ -86,12 +86,12 @@ impl Authorized {
             )
         })?;
         let rights = match storage.allowed.take() {
-            Some(allowed) => Rights {
+            Some(allowed) => KeyRights {
                 buckets: allowed.buckets,
                 capabilities: allowed.capabilities,
                 name_prefix: allowed.name_prefix,
             },
-            None => Rights {
+            None => KeyRights {
                 buckets: storage.bucket_id.take().map(|id| {
                     vec![AllowedBucket {
                         id,
@@ -192,7 +192,7 @@ struct RetentionValue {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Versions {
+pub(super) struct FileVersions {
     pub(super) files: Vec<FileVersion>,
     pub(super) next_file_name: Option<String>,
     pub(super) next_file_id: Option<String>,
@@ -304,7 +304,7 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
     if let Ok(authorized) = serde_json::from_slice::<Authorized>(bytes) {
         let _ = authorized.into_storage().map_err(|cause| cause.to_string());
     }
-    if let Ok(versions) = serde_json::from_slice::<Versions>(bytes) {
+    if let Ok(versions) = serde_json::from_slice::<FileVersions>(bytes) {
         versions.files.iter().for_each(file);
         let count = versions.files.len();
         assert!(super::list::live_of(versions.files).len() <= count);
@@ -318,7 +318,7 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
     let _ = serde_json::from_slice::<StoredPart>(bytes);
     let _ = serde_json::from_slice::<Ignored>(bytes);
     for status in [400, 401, 403, 429, 503, 999] {
-        let cause = Cause::refused(status, bytes, None);
+        let cause = B2Cause::refused(status, bytes, None);
         let _ = (
             cause.kind(),
             cause.hint("b2_upload_file", "https://a"),
@@ -332,7 +332,7 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn storage(text: &str) -> (StorageApi, Rights) {
+    fn storage(text: &str) -> (StorageApi, KeyRights) {
         let authorized: Authorized = serde_json::from_str(text).unwrap();
         let (account, token, storage, rights) = authorized.into_storage().ok().unwrap();
         assert_eq!((account.as_str(), token.as_str()), ("acc", "tok"));

@@ -1,7 +1,7 @@
 //! Files that are sent in one request, and the final check of the name after every upload.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::B2Cause;
 use super::client::Retries;
 use super::list::live_of;
 use super::messages::FileVersion;
@@ -30,7 +30,7 @@ pub(super) const SHA1_HEADER: HeaderName = HeaderName::from_static("x-bz-content
 const NAME_HEADER: HeaderName = HeaderName::from_static("x-bz-file-name");
 
 /// The description of the sent object that the store should return.
-pub(super) struct Sent {
+pub(super) struct SentFile {
     pub(super) bytes: u64,
     /// The SHA-1 of the whole object, if B2 computes it too.
     pub(super) sha1: Option<String>,
@@ -38,7 +38,7 @@ pub(super) struct Sent {
     pub(super) id: Option<String>,
 }
 
-impl Sent {
+impl SentFile {
     /// Whether this version has the bytes that were sent: by its id, else by size and SHA-1.
     fn is(&self, file: &FileVersion) -> bool {
         let same_id = self.id.as_deref().is_some_and(|id| file.has_id(id));
@@ -53,9 +53,9 @@ pub(super) fn encode_name(name: &str) -> String {
 }
 
 /// Makes a header value from text that is always plain ASCII.
-pub(super) fn value(text: &str) -> Result<HeaderValue, Cause> {
+pub(super) fn value(text: &str) -> Result<HeaderValue, B2Cause> {
     HeaderValue::from_str(text)
-        .map_err(|error| Cause::ours(StoreErrorKind::Invalid, error.to_string()))
+        .map_err(|error| B2Cause::ours(StoreErrorKind::Invalid, error.to_string()))
 }
 
 impl Shared {
@@ -79,7 +79,7 @@ impl Shared {
         bytes: Bytes,
     ) -> Result<Evidence, StoreError> {
         let hash = HashKind::Sha1.hash_blocking(bytes.clone()).await;
-        let mut sent = Sent {
+        let mut sent = SentFile {
             bytes: hash.bytes,
             sha1: Some(hash.hex()),
             id: None,
@@ -111,8 +111,8 @@ impl Shared {
         &self,
         key: &ObjectKey,
         bytes: &Bytes,
-        sent: &Sent,
-    ) -> Result<FileVersion, Cause> {
+        sent: &SentFile,
+    ) -> Result<FileVersion, B2Cause> {
         let name = self.full_name(key.as_str())?;
         let mut headers = HeaderMap::new();
         headers.insert(NAME_HEADER, value(&encode_name(&name))?);
@@ -139,7 +139,7 @@ impl Shared {
     pub(super) async fn confirm(
         &self,
         key: &ObjectKey,
-        sent: &Sent,
+        sent: &SentFile,
     ) -> Result<Evidence, StoreError> {
         for attempt in 1..=CONFIRM_TRIES_MAX {
             let live = live_of(self.versions("confirm", key).await?);
@@ -168,7 +168,7 @@ impl Shared {
     async fn keep_one_version(
         &self,
         key: &ObjectKey,
-        sent: &Sent,
+        sent: &SentFile,
         live: Vec<FileVersion>,
     ) -> Result<Evidence, StoreError> {
         let failed = |cause| {

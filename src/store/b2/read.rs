@@ -1,7 +1,7 @@
 //! Reads a file by its name, completely or in part.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::B2Cause;
 use super::client::{Retries, TRIES_MAX, read_refusal, retry_after};
 use super::put::encode_name;
 use crate::store::adapter::Adapter;
@@ -70,7 +70,7 @@ impl Shared {
         range: Option<&Range<u64>>,
         limit_bytes: u64,
         buffer: &Mutex<BytesMut>,
-    ) -> Result<BytesMut, Cause> {
+    ) -> Result<BytesMut, B2Cause> {
         self.with_session(|session| async move {
             let url = format!(
                 "{}/file/{}/{name}",
@@ -87,7 +87,7 @@ impl Shared {
             let status = answer.status();
             if !status.is_success() {
                 let without_body =
-                    Cause::refused(status.as_u16(), &[], retry_after(answer.headers()));
+                    B2Cause::refused(status.as_u16(), &[], retry_after(answer.headers()));
                 return Err(timeout(limit, read_refusal(answer))
                     .await
                     .unwrap_or(without_body));
@@ -118,23 +118,23 @@ impl Shared {
 }
 
 /// Makes the cause for a broken connection: a retry may succeed.
-fn cut_off(text: String) -> Cause {
-    Cause {
-        stage: super::cause::Stage::Transport,
-        ..Cause::ours(StoreErrorKind::Unavailable, text)
+fn cut_off(text: String) -> B2Cause {
+    B2Cause {
+        stage: super::cause::B2Stage::Transport,
+        ..B2Cause::ours(StoreErrorKind::Unavailable, text)
     }
 }
 
 /// Makes the cause for a response that does not match the request.
-fn wrong(text: String) -> Cause {
-    Cause::ours(StoreErrorKind::Corrupt, text)
+fn wrong(text: String) -> B2Cause {
+    B2Cause::ours(StoreErrorKind::Corrupt, text)
 }
 
 async fn collect(
     mut answer: Response,
     mut expected: Expected,
     limiter: Option<&Limiter>,
-) -> Result<BytesMut, Cause> {
+) -> Result<BytesMut, B2Cause> {
     while let Some(piece) = answer.chunk().await? {
         if let Some(limiter) = limiter {
             limiter.admit(piece.len()).await;

@@ -1,12 +1,12 @@
 //! The calls of a large file.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::B2Cause;
 use super::client::{Retries, Session, TRIES_MAX, UrlPool};
 use super::messages::{
     ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart,
 };
-use super::put::{SHA1_HEADER, Sent, UPLOAD_TRIES_MAX, value};
+use super::put::{SHA1_HEADER, SentFile, UPLOAD_TRIES_MAX, value};
 use crate::store::adapter::Adapter;
 use crate::store::hash::{HashKind, PartHash};
 use crate::store::multipart::MultipartStore;
@@ -105,7 +105,7 @@ impl MultipartStore for Shared {
             Some(_) => return Err(self.taken(operation, key)),
         }
         large.is_complete.store(true, Ordering::Relaxed);
-        let sent = Sent {
+        let sent = SentFile {
             bytes: parts.iter().map(|part| part.bytes).sum(),
             sha1: None,
             id: Some(large.id.clone()),
@@ -138,7 +138,7 @@ impl Shared {
         let failed = |cause| self.failed("begin upload of", START, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
         let nonce = random_u64()
-            .map_err(|error| failed(Cause::ours(StoreErrorKind::Invalid, error.to_string())))?;
+            .map_err(|error| failed(B2Cause::ours(StoreErrorKind::Invalid, error.to_string())))?;
         let attempt = format!("{nonce:016x}");
         let mut info =
             json!({PART_BYTES_ENTRY: self.settings.part_bytes.to_string(), ATTEMPT_ENTRY: attempt});
@@ -180,10 +180,10 @@ impl Shared {
         }
     }
 
-    fn large(&self, begun: FileVersion) -> Result<LargeFile, Cause> {
+    fn large(&self, begun: FileVersion) -> Result<LargeFile, B2Cause> {
         let id = begun
             .file_id
-            .ok_or_else(|| Cause::ours(StoreErrorKind::Unsupported, "it got no file id"))?;
+            .ok_or_else(|| B2Cause::ours(StoreErrorKind::Unsupported, "it got no file id"))?;
         Ok(LargeFile {
             id,
             urls: UrlPool::default(),
@@ -197,7 +197,7 @@ impl Shared {
         number: u16,
         part: &Bytes,
         sha1: &str,
-    ) -> Result<StoredPart, Cause> {
+    ) -> Result<StoredPart, B2Cause> {
         let mut headers = HeaderMap::new();
         headers.insert(PART_HEADER, value(&number.to_string())?);
         headers.insert(SHA1_HEADER, value(sha1)?);

@@ -12,12 +12,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 /// The reason why a call failed.
-pub(super) struct Failure {
+pub(super) struct CallFailure {
     pub(super) kind: StoreErrorKind,
     pub(super) text: String,
 }
 
-impl Failure {
+impl CallFailure {
     pub(super) fn new(kind: StoreErrorKind, text: impl Into<String>) -> Self {
         Self {
             kind,
@@ -37,7 +37,7 @@ pub(super) struct Stored {
     modified_at: Timestamp,
 }
 
-pub(super) struct Upload {
+pub(super) struct PendingUpload {
     key: String,
     parts: Vec<Bytes>,
     started_at: Timestamp,
@@ -52,7 +52,7 @@ pub(super) struct State {
     /// Objects behind delete markers.
     pub(super) hidden: BTreeMap<String, Bytes>,
     /// Unfinished uploads by upload id.
-    pub(super) uploads: BTreeMap<String, Upload>,
+    pub(super) uploads: BTreeMap<String, PendingUpload>,
     pub(super) lies: HashMap<String, Option<Evidence>>,
     pub(super) events: Vec<StoreEvent>,
     pub(super) faults: Vec<Fault>,
@@ -79,10 +79,10 @@ impl State {
         format!("{word}-{:06}", self.ids_given)
     }
 
-    pub(super) fn begin(&mut self, key: &str) -> Result<String, Failure> {
+    pub(super) fn begin(&mut self, key: &str) -> Result<String, CallFailure> {
         self.demand_free(key)?;
         let upload_id = self.next_id("upload");
-        let upload = Upload {
+        let upload = PendingUpload {
             key: key.to_owned(),
             parts: Vec::new(),
             started_at: self.now(),
@@ -91,7 +91,7 @@ impl State {
         Ok(upload_id)
     }
 
-    pub(super) fn put_part(&mut self, upload_id: &str, part: Bytes) -> Result<(), Failure> {
+    pub(super) fn put_part(&mut self, upload_id: &str, part: Bytes) -> Result<(), CallFailure> {
         let upload = self.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?;
         // Copied, because a part is a buffer of its sender, which waits for its return.
         upload.parts.push(Bytes::copy_from_slice(&part));
@@ -104,7 +104,7 @@ impl State {
         upload_id: &str,
         part_bytes: u64,
         tier: EvidenceTier,
-    ) -> Result<Evidence, Failure> {
+    ) -> Result<Evidence, CallFailure> {
         let upload = self.uploads.remove(upload_id).ok_or_else(no_such_upload)?;
         self.commit(
             &upload.key,
@@ -121,12 +121,12 @@ impl State {
         bytes: Bytes,
         part_bytes: Option<u64>,
         tier: EvidenceTier,
-    ) -> Result<Evidence, Failure> {
+    ) -> Result<Evidence, CallFailure> {
         self.demand_free(key)?;
         let sent = self.store(key, bytes, part_bytes, tier);
         match self.head(key) {
             Some(found) if found == sent => Ok(found),
-            found => Err(Failure::new(
+            found => Err(CallFailure::new(
                 StoreErrorKind::Corrupt,
                 format!("sent {sent:?}, the store has {found:?}"),
             )),
@@ -138,7 +138,7 @@ impl State {
         key: &str,
         bytes: Bytes,
         tier: EvidenceTier,
-    ) -> Result<(PutOutcome, Evidence), Failure> {
+    ) -> Result<(PutOutcome, Evidence), CallFailure> {
         match self.objects.get(key) {
             Some(there) if there.bytes == bytes => {
                 Ok((PutOutcome::Identical, there.evidence.clone()))
@@ -177,9 +177,9 @@ impl State {
         evidence
     }
 
-    fn demand_free(&self, key: &str) -> Result<(), Failure> {
+    fn demand_free(&self, key: &str) -> Result<(), CallFailure> {
         match self.objects.contains_key(key) {
-            true => Err(Failure::new(
+            true => Err(CallFailure::new(
                 StoreErrorKind::AlreadyExists,
                 "the key is taken",
             )),
@@ -192,13 +192,13 @@ impl State {
         key: &str,
         range: Option<Range<u64>>,
         limit_bytes: u64,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Bytes, CallFailure> {
         let object = self
             .objects
             .get(key)
-            .ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
+            .ok_or_else(|| CallFailure::new(StoreErrorKind::NotFound, "no such object"))?;
         let bytes = object.bytes.len() as u64;
-        let corrupt = |text| Err(Failure::new(StoreErrorKind::Corrupt, text));
+        let corrupt = |text| Err(CallFailure::new(StoreErrorKind::Corrupt, text));
         match range {
             None if bytes > limit_bytes => corrupt(format!(
                 "it has {bytes} bytes, more than the {limit_bytes} allowed"
@@ -249,9 +249,9 @@ impl State {
     }
 
     /// Locks an object at least until then.
-    pub(super) fn extend_lock(&mut self, key: &str, until: Timestamp) -> Result<(), Failure> {
+    pub(super) fn extend_lock(&mut self, key: &str, until: Timestamp) -> Result<(), CallFailure> {
         if self.lock.is_none() || self.cannot_extend_locks {
-            return Err(Failure::new(
+            return Err(CallFailure::new(
                 StoreErrorKind::Unsupported,
                 "this store extends no locks",
             ));
@@ -259,7 +259,7 @@ impl State {
         let object = self
             .objects
             .get_mut(key)
-            .ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
+            .ok_or_else(|| CallFailure::new(StoreErrorKind::NotFound, "no such object"))?;
         let end = object
             .evidence
             .locked_until
@@ -269,7 +269,7 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn delete(&mut self, key: &str) -> Result<(), Failure> {
+    pub(super) fn delete(&mut self, key: &str) -> Result<(), CallFailure> {
         let now = self.now();
         let end = self
             .objects
@@ -279,7 +279,7 @@ impl State {
             .and_then(|text| text.parse::<Timestamp>().ok())
             .filter(|end| *end > now)
         {
-            Some(end) => Err(Failure::new(
+            Some(end) => Err(CallFailure::new(
                 StoreErrorKind::Denied,
                 format!("it is locked until {end}"),
             )),
@@ -319,8 +319,8 @@ impl State {
     }
 }
 
-fn no_such_upload() -> Failure {
-    Failure::new(
+fn no_such_upload() -> CallFailure {
+    CallFailure::new(
         StoreErrorKind::NotFound,
         "no such upload: it was completed or aborted",
     )

@@ -2,7 +2,7 @@
 //! unfinished, as a lost connection would.
 
 use super::{MemoryStore, Operation};
-use crate::store::memory::state::Failure;
+use crate::store::memory::state::CallFailure;
 use crate::store::parts::PartSizes;
 use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind, StoreInfo};
 use async_trait::async_trait;
@@ -43,7 +43,7 @@ impl PartWriter for MemoryWriter {
         store.call(Operation::PutPart, key.as_str(), |state| {
             sizes
                 .accept(part.len())
-                .map_err(|text| Failure::new(StoreErrorKind::Invalid, text))?;
+                .map_err(|text| CallFailure::new(StoreErrorKind::Invalid, text))?;
             state.put_part(upload_id, part)
         })
     }

@@ -1,4 +1,4 @@
-//! [`Cause`]: the reason why a run of rclone failed. Its exit status says little and is sometimes
+//! [`RcloneCause`]: the reason why a run of rclone failed. Its exit status says little and is sometimes
 //! wrong; its messages say more.
 
 use crate::store::StoreErrorKind;
@@ -18,13 +18,13 @@ const WORDS_MAX: usize = 3;
 
 /// The end of a failed run. Displays as `rclone ended with status 1: its own words`.
 #[derive(Debug, Clone)]
-pub(super) struct Cause {
+pub(super) struct RcloneCause {
     kind: Option<StoreErrorKind>,
     status: Option<i32>,
     text: String,
 }
 
-impl Cause {
+impl RcloneCause {
     /// Makes the cause for a fault that this program found, not rclone.
     pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
         Self {
@@ -199,21 +199,21 @@ const OUTAGE: &[&str] = &[
 ];
 const CHANGED: &[&str] = &["corrupted on transfer", "hashes differ", "hash differ"];
 
-impl fmt::Display for Cause {
+impl fmt::Display for RcloneCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl Error for Cause {}
+impl Error for RcloneCause {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
 
-    fn ended(code: i32, words: &str) -> Cause {
-        Cause::ended(ExitStatus::from_raw(code << 8), &[words.to_owned()])
+    fn ended(code: i32, words: &str) -> RcloneCause {
+        RcloneCause::ended(ExitStatus::from_raw(code << 8), &[words.to_owned()])
     }
 
     #[test]
@@ -268,7 +268,7 @@ mod tests {
             );
         }
         assert_eq!(ended(1, "no").to_string(), "rclone ended with status 1: no");
-        let killed = Cause::ended(ExitStatus::from_raw(9), &[]);
+        let killed = RcloneCause::ended(ExitStatus::from_raw(9), &[]);
         assert_eq!(
             (killed.to_string().as_str(), killed.kind()),
             ("rclone died of signal: 9 (SIGKILL)", Unavailable)

@@ -1,6 +1,6 @@
 //! Checks that the root folder of a remote is there, and is still the one of the store.
 
-use super::cause::Cause;
+use super::cause::RcloneCause;
 use super::process::Ended;
 use super::{RcloneStore, unreadable};
 use crate::store::{StoreError, StoreErrorKind};
@@ -63,7 +63,7 @@ impl RcloneStore {
             let text = format!(
                 "the folder no longer contains {IDENTITY_FOLDER}: was its file system unmounted, or the folder replaced?"
             );
-            return Err(failed(Cause::ours(StoreErrorKind::Unavailable, text))
+            return Err(failed(RcloneCause::ours(StoreErrorKind::Unavailable, text))
                 .with_store_gone()
                 .with_hint(VANISHED_HINT));
         }

@@ -1,7 +1,7 @@
 //! Runs rclone: one process per call, with its arguments in a list and its log lines forwarded to
 //! our log; the process is awaited or killed.
 
-use super::cause::Cause;
+use super::cause::RcloneCause;
 use super::settings::RcloneSettings;
 use crate::store::StoreErrorKind;
 use crate::store::work::run_blocking;
@@ -49,11 +49,11 @@ pub(super) struct Call {
 pub(super) struct Ended {
     pub(super) output: Vec<u8>,
     /// The cause of a failure; `None` for status 0.
-    pub(super) failure: Option<Cause>,
+    pub(super) failure: Option<RcloneCause>,
 }
 
 /// Runs rclone to its end. Dropping the future kills it.
-pub(super) async fn run(settings: &RcloneSettings, call: Call) -> Result<Ended, Cause> {
+pub(super) async fn run(settings: &RcloneSettings, call: Call) -> Result<Ended, RcloneCause> {
     let command = command_of(settings, &call);
     let switch = Arc::new(Switch::default());
     let _kill = KillOnDrop(Arc::clone(&switch));
@@ -76,12 +76,12 @@ pub(super) async fn run(settings: &RcloneSettings, call: Call) -> Result<Ended, 
                 "rclone took longer than {} s and was stopped",
                 limit.as_secs()
             );
-            Err(Cause::ours(StoreErrorKind::Unavailable, text))
+            Err(RcloneCause::ours(StoreErrorKind::Unavailable, text))
         }
     }
 }
 
-fn cannot_run(program: &str, error: &io::Error) -> Cause {
+fn cannot_run(program: &str, error: &io::Error) -> RcloneCause {
     let text = match error.kind() {
         io::ErrorKind::NotFound => format!("there is no program {program:?} in PATH"),
         io::ErrorKind::FileTooLarge => "rclone printed more than was asked".to_owned(),
@@ -92,7 +92,7 @@ fn cannot_run(program: &str, error: &io::Error) -> Cause {
     } else {
         StoreErrorKind::Invalid
     };
-    Cause::ours(kind, text)
+    RcloneCause::ours(kind, text)
 }
 
 fn command_of(settings: &RcloneSettings, call: &Call) -> Command {
@@ -240,7 +240,7 @@ fn run_to_end(
     if too_much {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    let failure = (!status.success()).then(|| Cause::ended(status, &words));
+    let failure = (!status.success()).then(|| RcloneCause::ended(status, &words));
     Ok(Ended { output, failure })
 }
 

@@ -1,7 +1,7 @@
 //! Puts objects from memory and from a spool, and removes objects. The remote's state afterwards
 //! decides the result.
 
-use super::cause::Cause;
+use super::cause::RcloneCause;
 use super::process::{self, Call};
 use super::read::partial_of;
 use super::{ANSWER_BYTES_MAX, RcloneStore};
@@ -142,7 +142,7 @@ impl RcloneStore {
             Ok(ended) => ended.failure,
             Err(cause) => Some(cause),
         };
-        if failure.as_ref().is_some_and(Cause::is_taken) {
+        if failure.as_ref().is_some_and(RcloneCause::is_taken) {
             return Err(self.taken("put", key));
         }
         self.confirm(key, sent, failure).await
@@ -153,9 +153,9 @@ impl RcloneStore {
         &self,
         key: &ObjectKey,
         sent: &Sent,
-        failure: Option<Cause>,
+        failure: Option<RcloneCause>,
     ) -> Result<Evidence, StoreError> {
-        let failed = |cause: Cause| self.failed("put", key.as_str(), cause);
+        let failed = |cause: RcloneCause| self.failed("put", key.as_str(), cause);
         let mut found = None;
         for attempt in 1..=CONFIRM_TRIES_MAX {
             found = match (self.find_object("confirm", key).await, &failure) {
@@ -189,7 +189,7 @@ impl RcloneStore {
         key: &ObjectKey,
         sent: &Sent,
         found: Option<&Evidence>,
-        cause: Option<Cause>,
+        cause: Option<RcloneCause>,
     ) -> StoreError {
         let describe = |bytes: u64, hash: Option<&String>| {
             format!(

@@ -1,6 +1,6 @@
 //! Reads the remote: `lsjson` for listings and single objects, `cat` for their bytes.
 
-use super::cause::Cause;
+use super::cause::RcloneCause;
 use super::place::vanished;
 use super::process::{self, Call, PARTIAL_SUFFIX};
 use super::{RcloneStore, unreadable};
@@ -27,7 +27,7 @@ const READ_TRIES_MAX: u32 = 3;
 
 /// An entry of `lsjson`.
 #[derive(Deserialize, Debug)]
-pub(super) struct Entry {
+pub(super) struct LsEntry {
     #[serde(rename = "Path")]
     path: String,
     /// The size; negative if the remote does not know it.
@@ -108,7 +108,7 @@ impl RcloneStore {
     }
 
     /// Reads the entry of one file. rclone returns `null` for missing files and for folders.
-    async fn stat(&self, key: &str) -> Result<Option<Entry>, Cause> {
+    async fn stat(&self, key: &str) -> Result<Option<LsEntry>, RcloneCause> {
         let arguments = [
             "lsjson",
             "--stat",
@@ -125,12 +125,12 @@ impl RcloneStore {
         if let Some(cause) = ended.failure {
             return Err(cause);
         }
-        let entry: Option<Entry> =
+        let entry: Option<LsEntry> =
             serde_json::from_slice(&ended.output).map_err(|error| unreadable(&error))?;
         Ok(entry.filter(|entry| !entry.is_folder))
     }
 
-    pub(super) fn evidence(&self, key: &str, entry: &Entry) -> Result<Evidence, StoreError> {
+    pub(super) fn evidence(&self, key: &str, entry: &LsEntry) -> Result<Evidence, StoreError> {
         let bytes = u64::try_from(entry.size).map_err(|_| {
             let text = "the remote does not say how long it is";
             self.wrong(StoreErrorKind::Unsupported, "check", key, text)
@@ -158,7 +158,7 @@ impl RcloneStore {
         &self,
         prefix: &str,
         hashes: bool,
-    ) -> Result<BTreeMap<String, Entry>, StoreError> {
+    ) -> Result<BTreeMap<String, LsEntry>, StoreError> {
         let failed = |cause| self.failed("list", prefix, cause);
         let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
         let mut arguments: Vec<String> = [
@@ -195,7 +195,7 @@ impl RcloneStore {
             }
             Some(cause) => return Err(vanished(failed(cause))),
         }
-        let entries: Vec<Entry> =
+        let entries: Vec<LsEntry> =
             serde_json::from_slice(&ended.output).map_err(|error| failed(unreadable(&error)))?;
         if entries.is_empty() && !self.buckets {
             self.demand_same_place("list").await?;
@@ -207,8 +207,8 @@ impl RcloneStore {
         &self,
         prefix: &str,
         folder: &str,
-        entries: Vec<Entry>,
-    ) -> Result<BTreeMap<String, Entry>, StoreError> {
+        entries: Vec<LsEntry>,
+    ) -> Result<BTreeMap<String, LsEntry>, StoreError> {
         let leaf = folder.rsplit('/').next().unwrap_or_default();
         // rclone lists a file as if it were a folder that contains itself.
         if let [only] = entries.as_slice()
@@ -247,7 +247,7 @@ impl RcloneStore {
 
     pub(super) async fn list_objects(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         let entries = self.entries(prefix, false).await?.into_iter();
-        let listed = |(key, entry): (String, Entry)| {
+        let listed = |(key, entry): (String, LsEntry)| {
             let bytes = self.evidence(&key, &entry)?.bytes;
             Ok(ListedObject {
                 key,
@@ -271,7 +271,7 @@ impl RcloneStore {
             operation: operation.to_owned(),
             ..error
         })?;
-        let begun = |(name, entry): (String, Entry)| {
+        let begun = |(name, entry): (String, LsEntry)| {
             let key = partial_of(&name)?.to_owned();
             Some(UnfinishedUpload {
                 key,
@@ -313,7 +313,7 @@ impl RcloneStore {
                     "{len} bytes were requested, {} received",
                     ended.output.len()
                 );
-                Cause::ours(StoreErrorKind::Unavailable, text)
+                RcloneCause::ours(StoreErrorKind::Unavailable, text)
             }),
             Err(cause) => cause,
         };

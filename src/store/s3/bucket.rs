@@ -1,7 +1,7 @@
 //! The settings of the bucket: its lifecycle rules, and whether it supports locks.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::S3Cause;
 use crate::store::probe::{BucketFacts, Fact, LifecycleRule};
 use aws_sdk_s3::types::{ExpirationStatus, LifecycleRule as S3Rule, ObjectLockEnabled};
 
@@ -26,7 +26,7 @@ impl Shared {
             .client
             .get_bucket_policy_status()
             .bucket(&self.settings.bucket);
-        let by_policy = match call.send().await.map_err(Cause::from) {
+        let by_policy = match call.send().await.map_err(S3Cause::from) {
             Ok(found) => found.policy_status().and_then(|status| status.is_public()),
             Err(cause) if cause.has_code("NoSuchBucketPolicy") => Some(false),
             Err(cause) => return Fact::Unknown(cause.to_string()),
@@ -35,7 +35,7 @@ impl Shared {
             return Fact::Known("public".to_owned());
         }
         let call = self.client.get_bucket_acl().bucket(&self.settings.bucket);
-        let found = match call.send().await.map_err(Cause::from) {
+        let found = match call.send().await.map_err(S3Cause::from) {
             Ok(found) => found,
             Err(cause) => return Fact::Unknown(cause.to_string()),
         };
@@ -56,7 +56,7 @@ impl Shared {
             .client
             .get_bucket_lifecycle_configuration()
             .bucket(&self.settings.bucket);
-        match call.send().await.map_err(Cause::from) {
+        match call.send().await.map_err(S3Cause::from) {
             Ok(found) => Fact::Known(
                 found
                     .rules()
@@ -124,7 +124,7 @@ impl Shared {
             .client
             .get_object_lock_configuration()
             .bucket(&self.settings.bucket);
-        match call.send().await.map_err(Cause::from) {
+        match call.send().await.map_err(S3Cause::from) {
             Ok(found) => {
                 let enabled = found
                     .object_lock_configuration()

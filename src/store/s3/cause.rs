@@ -1,4 +1,4 @@
-//! [`Cause`]: the reason why an S3 request failed, in one form for all requests, and the kind of
+//! [`S3Cause`]: the reason why an S3 request failed, in one form for all requests, and the kind of
 //! the failure.
 
 use crate::model::error_chain;
@@ -13,7 +13,7 @@ use std::fmt;
 
 /// The stage at which a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum S3Stage {
     /// The request was never sent.
     Building,
     /// No response arrived.
@@ -31,8 +31,8 @@ pub(super) enum Stage {
 /// The reason why a request failed. Displays as `NoSuchBucket: the text of the store (HTTP 404,
 /// request 1234)`.
 #[derive(Debug)]
-pub(super) struct Cause {
-    pub(super) stage: Stage,
+pub(super) struct S3Cause {
+    pub(super) stage: S3Stage,
     pub(super) status: Option<u16>,
     pub(super) code: Option<String>,
     /// The store's message, or the chain of errors in transit.
@@ -44,7 +44,7 @@ pub(super) struct Cause {
     date: Option<String>,
 }
 
-impl<E> From<SdkError<E>> for Cause
+impl<E> From<SdkError<E>> for S3Cause
 where
     E: ProvideErrorMetadata + RequestId + Error + 'static,
 {
@@ -55,19 +55,19 @@ where
             .and_then(|service| service.code())
             .map(str::to_owned);
         let stage = match &error {
-            SdkError::ConstructionFailure(_) => Stage::Building,
-            SdkError::TimeoutError(_) => Stage::TimeOut,
-            SdkError::DispatchFailure(failure) if failure.is_timeout() => Stage::TimeOut,
-            SdkError::DispatchFailure(_) => Stage::Transport,
+            SdkError::ConstructionFailure(_) => S3Stage::Building,
+            SdkError::TimeoutError(_) => S3Stage::TimeOut,
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => S3Stage::TimeOut,
+            SdkError::DispatchFailure(_) => S3Stage::Transport,
             // The SDK reports a successful response that it could not read as an error without a
             // code.
             SdkError::ServiceError(_)
                 if code.is_none() && status.is_some_and(|status| status < 300) =>
             {
-                Stage::Unreadable
+                S3Stage::Unreadable
             }
-            SdkError::ServiceError(_) => Stage::Refused,
-            _ => Stage::Reading,
+            SdkError::ServiceError(_) => S3Stage::Refused,
+            _ => S3Stage::Reading,
         };
         let header = |name| {
             error
@@ -93,7 +93,7 @@ where
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for S3Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let code = self.code.as_deref().filter(|code| !code.is_empty());
         match (code, self.text.as_str()) {
@@ -110,14 +110,14 @@ impl fmt::Display for Cause {
     }
 }
 
-impl Error for Cause {}
+impl Error for S3Cause {}
 
-impl Cause {
+impl S3Cause {
     /// Makes the cause of a refusal, for tests.
     #[cfg(test)]
     pub(super) fn refused(status: u16, code: &str, text: &str) -> Self {
         Self {
-            stage: Stage::Refused,
+            stage: S3Stage::Refused,
             status: Some(status),
             code: (!code.is_empty()).then(|| code.to_owned()),
             text: text.to_owned(),
@@ -144,12 +144,12 @@ impl Cause {
     /// Returns the kind, on which callers branch.
     pub(super) fn kind(&self) -> StoreErrorKind {
         match self.stage {
-            Stage::Building if self.text.contains("credentials") => StoreErrorKind::Denied,
-            Stage::Building => StoreErrorKind::Invalid,
-            Stage::Transport if self.text.contains("credentials") => StoreErrorKind::Denied,
-            Stage::Transport | Stage::TimeOut => StoreErrorKind::Unavailable,
-            Stage::Unreadable if self.is_wrong_root() => StoreErrorKind::Unsupported,
-            Stage::Reading | Stage::Unreadable | Stage::Refused => {
+            S3Stage::Building if self.text.contains("credentials") => StoreErrorKind::Denied,
+            S3Stage::Building => StoreErrorKind::Invalid,
+            S3Stage::Transport if self.text.contains("credentials") => StoreErrorKind::Denied,
+            S3Stage::Transport | S3Stage::TimeOut => StoreErrorKind::Unavailable,
+            S3Stage::Unreadable if self.is_wrong_root() => StoreErrorKind::Unsupported,
+            S3Stage::Reading | S3Stage::Unreadable | S3Stage::Refused => {
                 self.kind_of_code().unwrap_or_else(|| self.kind_of_status())
             }
         }
@@ -160,11 +160,11 @@ impl Cause {
     /// not become trusted.
     pub(super) fn is_outage(&self) -> bool {
         match self.stage {
-            Stage::Building | Stage::Unreadable => false,
-            Stage::Transport | Stage::TimeOut => !is_untrusted(&self.text),
-            Stage::Reading => true,
+            S3Stage::Building | S3Stage::Unreadable => false,
+            S3Stage::Transport | S3Stage::TimeOut => !is_untrusted(&self.text),
+            S3Stage::Reading => true,
             // The completion of an upload may fail after its status was sent.
-            Stage::Refused => match self.code.as_deref() {
+            S3Stage::Refused => match self.code.as_deref() {
                 Some("InternalError" | "ServiceUnavailable" | "RequestTimeout") => true,
                 _ => {
                     self.kind() == StoreErrorKind::Throttled
@@ -244,12 +244,12 @@ impl Cause {
     /// Returns the remedy. `api` is the name of the call, after which permissions are named.
     pub(super) fn hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
         match self.stage {
-            Stage::Transport | Stage::TimeOut => Some(transport_hint(&self.text, endpoint)),
-            Stage::Unreadable if self.is_wrong_root() => {
+            S3Stage::Transport | S3Stage::TimeOut => Some(transport_hint(&self.text, endpoint)),
+            S3Stage::Unreadable if self.is_wrong_root() => {
                 Some("this is `rclone serve s3`, which cannot do this: use the remote rclone:REMOTE:PATH".to_owned())
             }
-            Stage::Building | Stage::Reading | Stage::Unreadable => None,
-            Stage::Refused => self.refusal_hint(api, bucket, endpoint),
+            S3Stage::Building | S3Stage::Reading | S3Stage::Unreadable => None,
+            S3Stage::Refused => self.refusal_hint(api, bucket, endpoint),
         }
     }
 
@@ -360,7 +360,7 @@ mod tests {
             (507, "", Full),
         ] {
             assert_eq!(
-                Cause::refused(status, code, "").kind(),
+                S3Cause::refused(status, code, "").kind(),
                 kind,
                 "{status} {code}"
             );
@@ -396,13 +396,13 @@ mod tests {
             ),
             (301, "PermanentRedirect", "", "another region"),
         ] {
-            let hint = Cause::refused(status, code, text)
+            let hint = S3Cause::refused(status, code, text)
                 .hint("PutObject", "b", "http://e")
                 .unwrap();
             assert!(hint.contains(part), "{code}: {hint}");
         }
         assert_eq!(
-            Cause::refused(500, "InternalError", "").hint("PutObject", "b", "http://e"),
+            S3Cause::refused(500, "InternalError", "").hint("PutObject", "b", "http://e"),
             None
         );
     }
@@ -410,11 +410,11 @@ mod tests {
     #[test]
     fn text_names_code_status_and_request() {
         assert_eq!(
-            Cause::refused(404, "NoSuchKey", "gone").to_string(),
+            S3Cause::refused(404, "NoSuchKey", "gone").to_string(),
             "NoSuchKey: gone (HTTP 404, request R1)"
         );
         assert_eq!(
-            Cause::refused(403, "", "").to_string(),
+            S3Cause::refused(403, "", "").to_string(),
             "the store refused without a message (HTTP 403, request R1)"
         );
     }

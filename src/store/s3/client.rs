@@ -1,7 +1,7 @@
 //! Builds the SDK's client: credentials, region, time limits and retries are all set here and none
 //! by default.
 
-use super::keys::{Keys, Origin};
+use super::keys::{CredentialSource, S3Keys};
 use super::limit::AnswerLimit;
 use super::{S3Encryption, S3Settings, is_local};
 use crate::model::error_chain;
@@ -152,7 +152,7 @@ fn transport(tls: bool, proxy: ProxyConfig) -> Result<SharedHttpClient, String> 
 async fn load_shared(
     settings: &S3Settings,
     region: Region,
-    keys: &Keys,
+    keys: &S3Keys,
     transport: SharedHttpClient,
 ) -> SdkConfig {
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -168,7 +168,7 @@ async fn load_shared(
 fn build_config(
     settings: &S3Settings,
     shared: &SdkConfig,
-    keys: Keys,
+    keys: S3Keys,
     endpoint: Option<String>,
 ) -> Builder {
     let endpoint = endpoint.map(with_closed_path);
@@ -192,7 +192,7 @@ fn build_config(
         config.push_interceptor(SharedInterceptor::new(encryption));
     }
     config
-        // [`Keys`] holds, renews and retries credentials in one place.
+        // [`S3Keys`] holds, renews and retries credentials in one place.
         .identity_cache(IdentityCache::no_cache())
         .retry_classifier(keys)
         .force_path_style(settings.path_style.unwrap_or(endpoint.is_some()))
@@ -231,10 +231,10 @@ async fn find_credentials(
     region: &Region,
     transport: &SharedHttpClient,
     direct: &SharedHttpClient,
-) -> Result<Keys, StoreError> {
+) -> Result<S3Keys, StoreError> {
     if let Some(given) = &settings.credentials {
-        return Ok(Keys::new(
-            Origin::Given(settings.renew.clone()),
+        return Ok(S3Keys::new(
+            CredentialSource::Given(settings.renew.clone()),
             Some(Credentials::from(given)),
         ));
     }
@@ -242,7 +242,7 @@ async fn find_credentials(
     let chain =
         SharedCredentialsProvider::new(credential_chain(settings, region, transport, direct, ec2));
     match chain.provide_credentials().await {
-        Ok(held) => Ok(Keys::new(Origin::Chain(chain), Some(held))),
+        Ok(held) => Ok(S3Keys::new(CredentialSource::Chain(chain), Some(held))),
         Err(error) => {
             let text = error_chain(&error);
             let hint = if text.contains(NOT_BUILT_IN) {

@@ -2,7 +2,7 @@
 //! bucket a plain delete only hides the object, which still costs money.
 
 use super::Shared;
-use super::cause::{Cause, Stage};
+use super::cause::{S3Cause, S3Stage};
 use crate::store::adapter::Adapter;
 use crate::store::pages::Marks;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
@@ -11,7 +11,7 @@ use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 enum Versions {
     Listed(Vec<String>),
     /// The store has no versions, or does not let us see them.
-    Unknown(Cause),
+    Unknown(S3Cause),
 }
 
 impl Shared {
@@ -52,7 +52,7 @@ impl Shared {
                 cause,
             )),
             Versions::Unknown(cause)
-                if cause.stage == Stage::Unreadable && !cause.is_object_listing() =>
+                if cause.stage == S3Stage::Unreadable && !cause.is_object_listing() =>
             {
                 // Anybody may have answered, for example a proxy with a page of its own.
                 if self.head(key).await?.is_some() {
@@ -103,7 +103,7 @@ impl Shared {
             .set_version_id(version_id)
             .send()
             .await
-            .map_err(Cause::from)
+            .map_err(S3Cause::from)
         {
             Ok(deleted) => Ok(!named && deleted.delete_marker() == Some(true)),
             Err(cause) if cause.has_code("NoSuchKey") || cause.has_code("NoSuchVersion") => {
@@ -138,7 +138,7 @@ impl Shared {
                 .set_version_id_marker(id_mark.clone())
                 .send()
                 .await;
-            let page = match page.map_err(Cause::from) {
+            let page = match page.map_err(S3Cause::from) {
                 Ok(page) => page,
                 Err(cause) if is_no_versions(&cause) => return Ok(Versions::Unknown(cause)),
                 Err(cause) => {
@@ -188,8 +188,8 @@ impl Shared {
 /// Whether the error means that versions cannot be listed here, so that a plain delete must
 /// suffice. A server without versions may answer with the list of objects, whose root element is
 /// another one, or with a page of its own.
-fn is_no_versions(cause: &Cause) -> bool {
-    cause.stage == Stage::Unreadable
+fn is_no_versions(cause: &S3Cause) -> bool {
+    cause.stage == S3Stage::Unreadable
         || matches!(
             cause.kind(),
             StoreErrorKind::Unsupported | StoreErrorKind::Denied | StoreErrorKind::Invalid

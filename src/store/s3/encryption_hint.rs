@@ -2,7 +2,7 @@
 //! encryption.
 
 use super::S3Encryption;
-use super::cause::{CHECKSUM_HINT, Cause, Stage, permission_hint};
+use super::cause::{CHECKSUM_HINT, S3Cause, S3Stage, permission_hint};
 
 const KMS_HINT: &str = "the store's key service refused the key: it must exist in the bucket's region and be enabled, \
     `kms_key_id` under [s3] must name it, and these credentials need kms:GenerateDataKey and kms:Decrypt on it";
@@ -17,12 +17,12 @@ const CUSTOMER_KEY_HINT: &str = "the object was put with a customer key (SSE-C):
 /// is what the request asked for. The policies of buckets refuse a put without the right header as
 /// a missing permission, and mostly without a word about encryption.
 pub(super) fn encryption_hint(
-    cause: &Cause,
+    cause: &S3Cause,
     api: &str,
     bucket: &str,
     encryption: Option<&S3Encryption>,
 ) -> Option<String> {
-    if cause.stage != Stage::Refused {
+    if cause.stage != S3Stage::Refused {
         return None;
     }
     let text = cause.text.to_ascii_lowercase();
@@ -209,7 +209,7 @@ mod tests {
             ),
         ];
         for (api, status, code, text, encryption, part) in cases {
-            let cause = Cause::refused(status, code, text);
+            let cause = S3Cause::refused(status, code, text);
             let hint = encryption_hint(&cause, api, "b b", encryption).unwrap_or_default();
             assert!(hint.contains(part), "{api} {status} {code} {text}: {hint}");
         }
@@ -220,7 +220,7 @@ mod tests {
             ("DeleteObject", 403, "AccessDenied", NO_ACCESS),
             ("PutObject", 503, "SlowDown", ""),
         ] {
-            let cause = Cause::refused(status, code, text);
+            let cause = S3Cause::refused(status, code, text);
             assert_eq!(
                 encryption_hint(&cause, api, "b", None),
                 None,

@@ -8,7 +8,7 @@
 //! A passing failure must not change the checksum: the store must accept the part with MD5, and then
 //! refuse it [`REFUSALS_MIN`] times more with the checksum.
 
-use super::cause::{Cause, Stage};
+use super::cause::{S3Cause, S3Stage};
 use super::{S3Checksum, Shared};
 use crate::model::error_chain;
 use crate::store::hash::{ExpectedEvidence, PartHash};
@@ -218,7 +218,7 @@ impl Shared {
         key: &ObjectKey,
         bytes: &Bytes,
         checksum: S3Checksum,
-        cause: &Cause,
+        cause: &S3Cause,
     ) -> Option<ExpectedEvidence> {
         if !self.may_fall_back(checksum, cause) {
             return None;
@@ -256,11 +256,11 @@ impl Shared {
     }
 
     fn may_refuse_checksum(&self, checksum: S3Checksum, error: &StoreError) -> bool {
-        let cause = error.source.downcast_ref::<Cause>();
+        let cause = error.source.downcast_ref::<S3Cause>();
         cause.is_some_and(|cause| self.may_fall_back(checksum, cause))
     }
 
-    fn may_fall_back(&self, checksum: S3Checksum, cause: &Cause) -> bool {
+    fn may_fall_back(&self, checksum: S3Checksum, cause: &S3Cause) -> bool {
         self.falls_back && checksum != S3Checksum::Md5 && may_be_about_a_checksum(cause)
     }
 
@@ -275,8 +275,8 @@ impl Shared {
 /// Whether a request may have been refused because of its checksum. Stores report this in many ways,
 /// but not as a missing right or object, as a conflict (409), or as a request to wait (429, 503). A
 /// checksum that does not match shows damaged bytes: another checksum of them would hide that.
-fn may_be_about_a_checksum(cause: &Cause) -> bool {
-    cause.stage == Stage::Refused
+fn may_be_about_a_checksum(cause: &S3Cause) -> bool {
+    cause.stage == S3Stage::Refused
         && cause.status != Some(409)
         && match cause.kind() {
             StoreErrorKind::Unsupported | StoreErrorKind::Invalid => true,

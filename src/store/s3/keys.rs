@@ -1,4 +1,4 @@
-//! [`Keys`]: the credentials that sign requests. They are read again before they expire, and when
+//! [`S3Keys`]: the credentials that sign requests. They are read again before they expire, and when
 //! the store refuses them.
 //!
 //! The SDK asks for credentials at every attempt. After a refusal it is therefore enough to read
@@ -35,7 +35,7 @@ const TOKEN_CODES: [&[u8]; 3] = [
 ];
 
 /// The source of credentials.
-pub(super) enum Origin {
+pub(super) enum CredentialSource {
     /// The configuration, with an optional way to read them again.
     Given(Option<Renew<S3Credentials>>),
     /// The first of the SDK's own sources that had any.
@@ -44,10 +44,10 @@ pub(super) enum Origin {
 
 /// Credentials, held and renewed. Clones share them.
 #[derive(Clone)]
-pub(super) struct Keys(Arc<Shared>);
+pub(super) struct S3Keys(Arc<Shared>);
 
 struct Shared {
-    origin: Origin,
+    origin: CredentialSource,
     state: Mutex<State>,
     /// Held while the keys are read, so that one task reads them for all.
     reading: tokio::sync::Mutex<()>,
@@ -61,7 +61,7 @@ struct State {
     changed_at: Option<Instant>,
 }
 
-impl fmt::Debug for Keys {
+impl fmt::Debug for S3Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Keys(hidden)")
     }
@@ -79,8 +79,8 @@ impl From<&S3Credentials> for Credentials {
     }
 }
 
-impl Keys {
-    pub(super) fn new(origin: Origin, held: Option<Credentials>) -> Self {
+impl S3Keys {
+    pub(super) fn new(origin: CredentialSource, held: Option<Credentials>) -> Self {
         let state = Mutex::new(State {
             held,
             ..State::default()
@@ -120,13 +120,13 @@ impl Keys {
             return Ok(good);
         }
         let read = match &self.0.origin {
-            Origin::Given(None) => None,
-            Origin::Given(Some(renew)) => renew
+            CredentialSource::Given(None) => None,
+            CredentialSource::Given(Some(renew)) => renew
                 .read()
                 .await
                 .as_ref()
                 .map(|given| Ok(Credentials::from(given))),
-            Origin::Chain(chain) => Some(chain.provide_credentials().await),
+            CredentialSource::Chain(chain) => Some(chain.provide_credentials().await),
         };
         let mut state = self.state();
         state.refused = false;
@@ -156,7 +156,7 @@ impl Keys {
 
     /// Whether a refused request is worth a retry with keys that are read again.
     fn try_again(&self, now: Instant) -> bool {
-        if matches!(self.0.origin, Origin::Given(None)) {
+        if matches!(self.0.origin, CredentialSource::Given(None)) {
             return false;
         }
         let mut state = self.state();
@@ -192,7 +192,7 @@ fn is_refusal(status: u16, body: &[u8]) -> bool {
     }
 }
 
-impl ProvideCredentials for Keys {
+impl ProvideCredentials for S3Keys {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
@@ -201,7 +201,7 @@ impl ProvideCredentials for Keys {
     }
 }
 
-impl ClassifyRetry for Keys {
+impl ClassifyRetry for S3Keys {
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
         let Some(answer) = context.response() else {
             return RetryAction::NoActionIndicated;
@@ -234,7 +234,7 @@ mod tests {
     }
 
     /// Makes keys whose source returns `old` at first and `new` from the n-th reading on.
-    fn keys(changes_at: usize) -> (Keys, Arc<AtomicUsize>) {
+    fn keys(changes_at: usize) -> (S3Keys, Arc<AtomicUsize>) {
         let readings = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&readings);
         let renew = Renew::new(move || {
@@ -242,15 +242,15 @@ mod tests {
             Ok(given(if n >= changes_at { "new" } else { "old" }))
         });
         (
-            Keys::new(
-                Origin::Given(Some(renew)),
+            S3Keys::new(
+                CredentialSource::Given(Some(renew)),
                 Some(Credentials::from(&given("old"))),
             ),
             readings,
         )
     }
 
-    async fn id(keys: &Keys) -> String {
+    async fn id(keys: &S3Keys) -> String {
         keys.current().await.unwrap().access_key_id().to_owned()
     }
 
@@ -289,7 +289,10 @@ mod tests {
             (id(&keys).await.as_str(), readings.load(Ordering::Relaxed)),
             ("old", 2)
         );
-        let fixed = Keys::new(Origin::Given(None), Some(Credentials::from(&given("old"))));
+        let fixed = S3Keys::new(
+            CredentialSource::Given(None),
+            Some(Credentials::from(&given("old"))),
+        );
         assert!(!fixed.try_again(now), "there is nothing to read");
         assert_eq!(id(&fixed).await, "old");
         assert!(!format!("{keys:?} {fixed:?}").contains("do-not-print"));
@@ -301,7 +304,7 @@ mod tests {
         let ending = Credentials::new("old", "x", None, Some(soon), "test");
         let chain = SharedCredentialsProvider::new(Credentials::from(&given("new")));
         assert_eq!(
-            id(&Keys::new(Origin::Chain(chain), Some(ending))).await,
+            id(&S3Keys::new(CredentialSource::Chain(chain), Some(ending))).await,
             "new"
         );
     }

@@ -3,7 +3,7 @@
 //! accepts the header and does not lock.
 
 use super::Shared;
-use super::cause::Cause;
+use super::cause::S3Cause;
 use crate::store::lock::{check_lock, is_locked_until};
 use crate::store::{Evidence, LockMode, ObjectKey, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
@@ -84,7 +84,7 @@ impl Shared {
         let Err(error) = call.retention(retention).send().await else {
             return Ok(());
         };
-        let cause = Cause::from(error);
+        let cause = S3Cause::from(error);
         if matches!(
             cause.kind(),
             StoreErrorKind::Denied | StoreErrorKind::Invalid

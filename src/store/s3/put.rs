@@ -1,6 +1,6 @@
 //! Puts small objects, and confirms every upload.
 
-use super::cause::Cause;
+use super::cause::S3Cause;
 use super::{S3Checksum, Shared};
 use crate::store::adapter::Adapter;
 use crate::store::hash::{ContentVerdict, ExpectedEvidence, PartHash};
@@ -75,7 +75,7 @@ impl Shared {
         checksum: S3Checksum,
         hash: &PartHash,
         condition: Option<String>,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), S3Cause> {
         let call = self
             .client
             .put_object()
@@ -95,7 +95,7 @@ impl Shared {
         call.send()
             .await
             .map(|_| self.saw_bucket())
-            .map_err(Cause::from)
+            .map_err(S3Cause::from)
     }
 
     /// Reads the store's evidence for the object, and compares it with what was sent with this

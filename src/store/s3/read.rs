@@ -1,6 +1,6 @@
 //! Reads objects: their existence, the store's evidence for them, and their bytes.
 
-use super::cause::{Cause, Stage};
+use super::cause::{S3Cause, S3Stage};
 use super::{S3Checksum, Shared, leads_here};
 use crate::model::error_chain;
 use crate::store::adapter::Adapter;
@@ -104,11 +104,11 @@ impl Shared {
         else {
             return Ok(None);
         };
-        match Cause::from(error) {
+        match S3Cause::from(error) {
             cause
                 if matches!(
                     cause.stage,
-                    Stage::Refused | Stage::Reading | Stage::Unreadable
+                    S3Stage::Refused | S3Stage::Reading | S3Stage::Unreadable
                 ) =>
             {
                 Ok(cause.date())
@@ -137,7 +137,7 @@ impl Shared {
             Ok(found) => return Ok(Some(found)),
             Err(cause) => cause,
         };
-        let refused = cause.stage == Stage::Refused && matches!(cause.status, Some(400 | 501));
+        let refused = cause.stage == S3Stage::Refused && matches!(cause.status, Some(400 | 501));
         if !known || !refused {
             return self.explain_head(key, cause).await;
         }
@@ -146,7 +146,7 @@ impl Shared {
                 self.note_refused_checksum_mode();
                 Ok(Some(found))
             }
-            Err(plain) if plain.stage == Stage::Refused && plain.status == Some(404) => {
+            Err(plain) if plain.stage == S3Stage::Refused && plain.status == Some(404) => {
                 self.note_refused_checksum_mode();
                 self.explain_head(key, plain).await
             }
@@ -163,7 +163,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         mode: Option<ChecksumMode>,
-    ) -> Result<Evidence, Cause> {
+    ) -> Result<Evidence, S3Cause> {
         let call = self
             .client
             .head_object()
@@ -173,7 +173,7 @@ impl Shared {
             .set_checksum_mode(mode)
             .send()
             .await
-            .map_err(Cause::from)?;
+            .map_err(S3Cause::from)?;
         self.saw_bucket();
         Ok(self.evidence(&found))
     }
@@ -183,13 +183,13 @@ impl Shared {
     async fn explain_head(
         &self,
         key: &ObjectKey,
-        cause: Cause,
+        cause: S3Cause,
     ) -> Result<Option<Evidence>, StoreError> {
-        let missing = cause.stage == Stage::Refused && cause.status == Some(404);
+        let missing = cause.stage == S3Stage::Refused && cause.status == Some(404);
         if missing && self.bucket_seen.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
+        if cause.stage == S3Stage::Refused && cause.status.is_some_and(|status| status < 500) {
             let checked = self.check_bucket().await;
             checked.map_err(|error| StoreError {
                 operation: "check".to_owned(),

@@ -1,6 +1,6 @@
 //! The requests of a multipart upload.
 
-use super::cause::Cause;
+use super::cause::S3Cause;
 use super::fallback::{BegunUpload, S3Part, S3Upload};
 use super::put::weakened;
 use super::read::PART_BYTES_ENTRY;
@@ -189,7 +189,7 @@ impl Shared {
         begun: &BegunUpload,
         parts: &[S3Part],
         sent: &ExpectedEvidence,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), S3Cause> {
         let condition = self.complete_condition();
         match self
             .send_complete(key, begun, parts, sent, condition.clone())
@@ -212,7 +212,7 @@ impl Shared {
         parts: &[S3Part],
         sent: &ExpectedEvidence,
         condition: Option<String>,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), S3Cause> {
         let kind = begun.checksum;
         let list = parts
             .iter()
@@ -252,7 +252,7 @@ impl Shared {
             .set_mpu_object_size(size)
             .customize()
             .config_override(self.limits_for(bytes_of_slack));
-        call.send().await.map(|_| ()).map_err(Cause::from)
+        call.send().await.map(|_| ()).map_err(S3Cause::from)
     }
 
     /// Decides by the store's state after the completion failed, or after its response was lost and
@@ -261,7 +261,7 @@ impl Shared {
         &self,
         key: &ObjectKey,
         begun: &BegunUpload,
-        cause: Cause,
+        cause: S3Cause,
         sent: &ExpectedEvidence,
     ) -> Result<Evidence, StoreError> {
         let upload_is_gone = cause.has_code("NoSuchUpload");
@@ -318,7 +318,7 @@ impl Shared {
         let aborted = within_abort_limit(call)
             .await
             .map_err(|text| self.wrong(StoreErrorKind::Unavailable, operation, key, text))?;
-        match aborted.map_err(Cause::from) {
+        match aborted.map_err(S3Cause::from) {
             Ok(_) => Ok(()),
             Err(cause) if cause.has_code("NoSuchUpload") => Ok(()),
             Err(cause) => Err(self.failed(operation, "AbortMultipartUpload", key, cause)),

@@ -43,12 +43,12 @@ pub(super) struct ResumeTracker {
     boundary: Option<u64>,
     largest_record_bytes: u64,
     hashed_end: u64,
-    hashing: Option<Hashing>,
+    hashing: Option<PartialRecordHash>,
     point: Option<ResumePoint>,
 }
 
 #[derive(Debug, Clone)]
-struct Hashing {
+struct PartialRecordHash {
     end: u64,
     object: u64,
     offset: u64,
@@ -90,7 +90,7 @@ impl ResumeTracker {
         if near || end - self.hashed_end >= SPARSE_STEP_BYTES {
             let mut hasher = blake3::Hasher::new();
             hasher.update(&header.bytes_without_checksum());
-            self.hashing = Some(Hashing {
+            self.hashing = Some(PartialRecordHash {
                 end,
                 object,
                 offset,
@@ -106,7 +106,7 @@ impl ResumeTracker {
     }
 
     pub(super) fn record_end(&mut self, sum: Fletcher4) {
-        if let Some(Hashing {
+        if let Some(PartialRecordHash {
             end,
             object,
             offset,

@@ -1,6 +1,6 @@
 //! [`Gather`] extracts the few records with which a resumed stream begins.
 
-use super::{Boundary, Place, Within};
+use super::{Boundary, StreamPlace, Within};
 use crate::stream::fletcher::Fletcher4;
 use crate::stream::record::walk::{Payload, RecordSink, Walker};
 use crate::stream::record::{
@@ -12,7 +12,7 @@ use crate::stream::record::{
 pub const GATHERED_BYTES_MAX: usize = 32 << 20;
 
 /// A record with its payload.
-pub type Record = (RecordHeader, Vec<u8>);
+pub type GatheredRecord = (RecordHeader, Vec<u8>);
 
 /// The records to gather of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct Gather {
 struct Pick {
     object: u64,
     wanted: Wanted,
-    records: Vec<Record>,
+    records: Vec<GatheredRecord>,
     bytes: usize,
     /// Whether the payload that follows belongs to the last record.
     taking: bool,
@@ -67,7 +67,7 @@ impl Gather {
 
     /// Returns the records found; empty if the stream has none, or too many to be plausible. A
     /// record that the end of the stream cuts off does not count.
-    pub fn records(mut self) -> Vec<Record> {
+    pub fn records(mut self) -> Vec<GatheredRecord> {
         if self.pick.taking {
             self.pick.records.pop();
         }
@@ -87,7 +87,7 @@ impl Pick {
         if self.wanted == Wanted::Range {
             let covers = |first: u64| first <= self.object && self.object - first < count;
             let takes = kind == RecordType::ObjectRange && covers(object);
-            let is_past = Place::of(header).is_some_and(|place| place.object > self.object);
+            let is_past = StreamPlace::of(header).is_some_and(|place| place.object > self.object);
             self.done = takes || is_past || kind == RecordType::End;
             return takes;
         }
@@ -105,12 +105,12 @@ impl Pick {
                 false
             }
             _ => {
-                let place = Place {
+                let place = StreamPlace {
                     object: self.object,
                     within: Within::Object,
                 };
                 self.done = !self.records.is_empty()
-                    || Place::of(header).is_some_and(|other| other > place);
+                    || StreamPlace::of(header).is_some_and(|other| other > place);
                 false
             }
         }

@@ -8,7 +8,7 @@
 //! position was no header. From there on everything is verified as if the stream had been read from
 //! its start, including END's sum of the whole.
 
-use super::{Boundary, Place};
+use super::{Boundary, StreamPlace};
 use crate::stream::fletcher::Fletcher4;
 use crate::stream::record::walk::{Payload, RecordSink, Walker};
 use crate::stream::record::{
@@ -34,7 +34,7 @@ pub struct Scout {
 #[derive(Debug, Default)]
 struct Seen {
     headers: u32,
-    place: Option<Place>,
+    place: Option<StreamPlace>,
     ended: bool,
 }
 
@@ -133,7 +133,7 @@ impl Scout {
 
     /// Returns the boundary once it is proved, and the first place after it; no place if the stream
     /// ended before any.
-    pub fn found(&self) -> Option<(Boundary, Option<Place>)> {
+    pub fn found(&self) -> Option<(Boundary, Option<StreamPlace>)> {
         let (_, boundary) = self
             .found
             .as_ref()
@@ -193,7 +193,7 @@ impl RecordSink for Seen {
 
     fn header(&mut self, header: &RecordHeader, _: Payload) -> Result<(), StreamError> {
         self.headers += 1;
-        self.place = self.place.or_else(|| Place::of(header));
+        self.place = self.place.or_else(|| StreamPlace::of(header));
         self.ended = header.record_type() == RecordType::End;
         Ok(())
     }

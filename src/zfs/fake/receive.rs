@@ -8,7 +8,7 @@ use super::stream::{
     FLAG_CLONE, FREE, FREEOBJECTS, HEADER_BYTES, OBJECT, Sum, WRITE, read_from_ivset,
     read_resume_list,
 };
-use crate::zfs::attempt::Attempt;
+use crate::zfs::call::ZfsCall;
 use crate::zfs::{DatasetType, Property, ReceiveRequest, STREAM_TRUNCATED, SendResume, ZfsError};
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const FROM_IVSET_GUID_MISSING: i32 = 1034;
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
 /// The reason why no more records come.
-pub(super) enum Stop {
+pub(super) enum ReadEnd {
     Errno(i32),
     Source(std::io::Error),
 }
@@ -85,19 +85,19 @@ impl Record {
 }
 
 impl Records<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> Result<(), Stop> {
+    fn read(&mut self, bytes: &mut [u8]) -> Result<(), ReadEnd> {
         self.source
             .read_exact(bytes)
             .map_err(|error| match error.kind() {
-                ErrorKind::UnexpectedEof => Stop::Errno(STREAM_TRUNCATED),
-                _ => Stop::Source(error),
+                ErrorKind::UnexpectedEof => ReadEnd::Errno(STREAM_TRUNCATED),
+                _ => ReadEnd::Source(error),
             })?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
 
     /// Reads the next header and checks it. The payload follows in the stream.
-    fn header(&mut self) -> Result<Record, Stop> {
+    fn header(&mut self) -> Result<Record, ReadEnd> {
         let mut record = Record {
             header: [0; HEADER_BYTES],
             payload: Vec::new(),
@@ -107,33 +107,33 @@ impl Records<'_> {
         self.sum.add(&record.header[..CHECKSUM_AT]);
         let stored = &record.header[CHECKSUM_AT..];
         if !is_begin && stored != [0; 32] && stored != self.sum.to_bytes() {
-            return Err(Stop::Errno(libc::EBADE));
+            return Err(ReadEnd::Errno(libc::EBADE));
         }
         self.sum.add(stored);
         Ok(record)
     }
 
-    fn payload(&mut self, record: &mut Record) -> Result<(), Stop> {
-        record.payload = vec![0; record.payload_bytes().ok_or(Stop::Errno(libc::EINVAL))?];
+    fn payload(&mut self, record: &mut Record) -> Result<(), ReadEnd> {
+        record.payload = vec![0; record.payload_bytes().ok_or(ReadEnd::Errno(libc::EINVAL))?];
         self.read(&mut record.payload)?;
         self.sum.add(&record.payload);
         Ok(())
     }
 
     /// Whether bytes follow. A source that fails instead of ending is an error.
-    fn goes_on(&mut self) -> Result<bool, Stop> {
+    fn goes_on(&mut self) -> Result<bool, ReadEnd> {
         match self.read(&mut [0]) {
             Ok(()) => Ok(true),
-            Err(Stop::Errno(_)) => Ok(false),
+            Err(ReadEnd::Errno(_)) => Ok(false),
             Err(stop) => Err(stop),
         }
     }
 }
 
 impl Target {
-    fn apply(&mut self, record: &Record) -> Result<(), Stop> {
+    fn apply(&mut self, record: &Record) -> Result<(), ReadEnd> {
         let object = record.number(8);
-        let invalid = || Stop::Errno(libc::EINVAL);
+        let invalid = || ReadEnd::Errno(libc::EINVAL);
         let size = |bytes: u64| usize::try_from(bytes).map_err(|_| invalid());
         match record.kind() {
             OBJECT => {
@@ -168,7 +168,7 @@ impl Target {
 
     /// Applies records up to END. As in the kernel, each record is applied only after the next
     /// one's header has arrived.
-    fn apply_all(&mut self, records: &mut Records<'_>) -> Result<(), Stop> {
+    fn apply_all(&mut self, records: &mut Records<'_>) -> Result<(), ReadEnd> {
         let mut waiting: Option<Record> = None;
         loop {
             let before = records.sum.to_bytes();
@@ -181,7 +181,7 @@ impl Target {
                 return if is_right {
                     Ok(())
                 } else {
-                    Err(Stop::Errno(libc::EBADE))
+                    Err(ReadEnd::Errno(libc::EBADE))
                 };
             }
             records.payload(&mut record)?;
@@ -194,7 +194,7 @@ impl Target {
 /// its source.
 pub(super) struct Incoming<'a> {
     request: &'a ReceiveRequest,
-    attempt: Attempt,
+    call: ZfsCall,
     records: Records<'a>,
     begin: Record,
 }
@@ -205,7 +205,7 @@ impl<'a> Incoming<'a> {
         request: &'a ReceiveRequest,
         source: &'a mut (dyn Read + Send),
     ) -> Result<Self, ZfsError> {
-        let attempt = Attempt::new("receive", &request.target);
+        let call = ZfsCall::new("receive", &request.target);
         let mut records = Records {
             source,
             sum: Sum::default(),
@@ -217,14 +217,14 @@ impl<'a> Incoming<'a> {
             }
             Ok(begin)
         });
-        let begin = begin.map_err(|stop| failed(&attempt, request, stop))?;
+        let begin = begin.map_err(|stop| failed(&call, request, stop))?;
         if begin.kind() != BEGIN || begin.number(8) != BEGIN_MAGIC {
-            let stream = Attempt::new("receive", format_args!("the stream for {}", request.target));
+            let stream = ZfsCall::new("receive", format_args!("the stream for {}", request.target));
             return Err(stream.malformed("it does not begin as a send stream does"));
         }
         Ok(Self {
             request,
-            attempt,
+            call,
             records,
             begin,
         })
@@ -232,11 +232,11 @@ impl<'a> Incoming<'a> {
 
     /// Checks the target.
     pub(super) fn start(&self, state: &mut State) -> Result<Target, ZfsError> {
-        start(state, self.request, &self.begin).map_err(|errno| self.attempt.refused(errno))
+        start(state, self.request, &self.begin).map_err(|errno| self.call.refused(errno))
     }
 
     /// Reads and applies all records. Returns whether bytes follow them.
-    pub(super) fn apply(&mut self, target: &mut Target) -> Result<bool, Stop> {
+    pub(super) fn apply(&mut self, target: &mut Target) -> Result<bool, ReadEnd> {
         let applied = target.apply_all(&mut self.records);
         target.bytes += self.records.bytes;
         applied?;
@@ -248,7 +248,7 @@ impl<'a> Incoming<'a> {
         self,
         state: &mut State,
         target: Target,
-        applied: Result<bool, Stop>,
+        applied: Result<bool, ReadEnd>,
     ) -> Result<(), ZfsError> {
         match applied {
             Ok(goes_on) => {
@@ -256,12 +256,12 @@ impl<'a> Incoming<'a> {
                     if self.request.resumable {
                         keep_partial(state, self.request, &self.begin, target);
                     }
-                    return Err(self.attempt.refused(errno));
+                    return Err(self.call.refused(errno));
                 }
                 commit(state, self.request, &self.begin, target.content);
                 match goes_on {
                     true => Err(self
-                        .attempt
+                        .call
                         .malformed("the stream goes on after its END record")),
                     false => Ok(()),
                 }
@@ -270,16 +270,16 @@ impl<'a> Incoming<'a> {
                 if self.request.resumable {
                     keep_partial(state, self.request, &self.begin, target);
                 }
-                Err(failed(&self.attempt, self.request, stop))
+                Err(failed(&self.call, self.request, stop))
             }
         }
     }
 }
 
-fn failed(attempt: &Attempt, request: &ReceiveRequest, stop: Stop) -> ZfsError {
+fn failed(call: &ZfsCall, request: &ReceiveRequest, stop: ReadEnd) -> ZfsError {
     match stop {
-        Stop::Errno(errno) => attempt.refused(errno),
-        Stop::Source(source) => ZfsError::Source {
+        ReadEnd::Errno(errno) => call.refused(errno),
+        ReadEnd::Source(source) => ZfsError::Source {
             subject: request.target.to_string(),
             source,
         },

@@ -23,7 +23,7 @@ const INHERITED: [&str; 4] = ["mountpoint", "readonly", "exec", "available"];
 const COPY_GUIDS_SKIPPED: u64 = 1 << 32;
 
 /// A source of an incremental: its guid, its txg, and whether it belongs to the origin of a clone.
-pub(super) struct Base {
+pub(super) struct IncrementalBase {
     pub(super) guid: u64,
     pub(super) txg: u64,
     pub(super) is_of_origin: bool,
@@ -506,7 +506,7 @@ impl State {
 
     /// Returns the base of an incremental: an earlier state of the dataset, or of the clone's
     /// origin.
-    pub(super) fn base(&self, request: &SendRequest) -> Result<Option<Base>, i32> {
+    pub(super) fn base(&self, request: &SendRequest) -> Result<Option<IncrementalBase>, i32> {
         let sent = self.snapshot(&request.snapshot).ok_or(libc::ENOENT)?;
         let dataset = request.snapshot.dataset();
         let base = match &request.base {
@@ -516,7 +516,7 @@ impl State {
                 if !self.is_before(dataset, name.dataset(), snapshot.createtxg) {
                     return Err(libc::EXDEV);
                 }
-                Base {
+                IncrementalBase {
                     guid: snapshot.guid,
                     txg: snapshot.createtxg,
                     is_of_origin: name.dataset() != dataset,
@@ -532,7 +532,7 @@ impl State {
                 if !self.is_before(dataset, name.dataset(), bookmark.createtxg) {
                     return Err(libc::EXDEV);
                 }
-                Base {
+                IncrementalBase {
                     guid: bookmark.guid,
                     txg: bookmark.createtxg,
                     is_of_origin: false,

@@ -59,7 +59,7 @@ impl Sum {
 }
 
 /// The input of one stream.
-pub(super) struct StreamSource<'a> {
+pub(super) struct FakeStream<'a> {
     pub(super) name: String,
     pub(super) to_guid: u64,
     pub(super) from_guid: u64,
@@ -116,7 +116,7 @@ pub(super) struct Written {
 
 /// Writes the whole stream, or its beginning up to a block that cannot be read. Returns `None` if
 /// the resume point is not in the content.
-pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Written> {
+pub(super) fn write_stream(source: &FakeStream<'_>) -> Option<Written> {
     let mut writer = Writer {
         out: Vec::new(),
         sum: Sum::default(),
@@ -168,7 +168,7 @@ pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Written> {
 /// Returns the runs of object numbers that the receiver must free: those freed since the base or,
 /// in a full stream, the gaps. A resumed stream has none, because they were sent before its resume
 /// point.
-fn freed_runs(source: &StreamSource<'_>, first_object: u64) -> Vec<(u64, u64)> {
+fn freed_runs(source: &FakeStream<'_>, first_object: u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     if source.resume.is_some() {
         return runs;
@@ -193,7 +193,7 @@ fn freed_runs(source: &StreamSource<'_>, first_object: u64) -> Vec<(u64, u64)> {
 }
 
 impl Writer {
-    fn begin(&mut self, source: &StreamSource<'_>) {
+    fn begin(&mut self, source: &FakeStream<'_>) {
         let payload = begin_list(source.resume, source.ivsets);
         let resuming = if source.resume.is_some() {
             FEATURE_RESUMING

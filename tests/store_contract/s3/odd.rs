@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use zfs_backup::store::probe::{Ability, Deleting};
 use zfs_backup::store::{
-    Doubt, EvidenceTier, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreProbe, StoreRead,
-    StoreWrite, Wait,
+    EvidenceTier, ProbeDoubt, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreProbe,
+    StoreRead, StoreWrite, Wait,
 };
 
 /// The requests of the probe of a good server on a bucket without versions.
@@ -264,7 +264,7 @@ async fn uploads_whose_checksum_the_server_refuses_fall_back_to_md5() {
         );
         let doubts = Arc::new(AtomicUsize::new(0));
         let heard = Arc::clone(&doubts);
-        let doubt = Doubt::new(move |_| {
+        let doubt = ProbeDoubt::new(move |_| {
             heard.fetch_add(1, Ordering::SeqCst);
         });
         let store = connect_by(&proxy, quick(&settings, &n.to_string())).await;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use zfs_backup::store::probe::{Ability, Deleting, Fact};
 use zfs_backup::store::{
-    Doubt, EvidenceTier, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreInfo, StoreProbe,
-    StoreRead, StoreWrite,
+    EvidenceTier, ProbeDoubt, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreInfo,
+    StoreProbe, StoreRead, StoreWrite,
 };
 
 pub(super) const UNDER: &str = "@zfs-backup/probe/0123456789abcdef/";
@@ -311,7 +311,7 @@ pub(super) async fn store_follows_its_probe_and_reports_a_contradiction(
     let heard = Arc::new(AtomicUsize::new(0));
     let doubt = || {
         let heard = Arc::clone(&heard);
-        Doubt::new(move |_| {
+        ProbeDoubt::new(move |_| {
             heard.fetch_add(1, Ordering::SeqCst);
         })
     };
@@ -379,7 +379,7 @@ pub(super) async fn store_with_working_conditional_puts_is_not_checked_before_a_
         conditional_put: Ability::Works,
         ..StoreProbe::default()
     };
-    let proven = unproven.following(works.clone(), Doubt::new(|_| {}));
+    let proven = unproven.following(works.clone(), ProbeDoubt::new(|_| {}));
     contract::put_new_is_create_only(&proven).await;
     for (store, name, looks) in [(&proven, "one", 1), (&unproven, "two", 2)] {
         let before = proxy.requests("HEAD /");
@@ -390,7 +390,7 @@ pub(super) async fn store_with_working_conditional_puts_is_not_checked_before_a_
     let lost = first(1, Action::LoseReply, |head| head.starts_with("put"));
     let lossy = connect_by(&Proxy::start(&weed.endpoint(), lost), settings)
         .await
-        .following(works, Doubt::new(|_| {}));
+        .following(works, ProbeDoubt::new(|_| {}));
     assert_eq!(
         lossy.put_new(&key("three"), pattern(9, 1)).await.unwrap().0,
         PutOutcome::Identical

@@ -1,7 +1,7 @@
 //! Documents with a value for each field.
 
 use crate::cli::commands::accept_store::AcceptedStore;
-use crate::cli::commands::adopt::{Adoption, Other};
+use crate::cli::commands::adopt::{AdoptDocument, Other};
 use crate::cli::commands::backup::{self, BackupResult, Committed, DatasetResult, Estimate, Plan};
 use crate::cli::commands::config::recover::RecoveredConfig;
 use crate::cli::commands::config::{CheckedConfig, ShownConfig};
@@ -13,7 +13,7 @@ use crate::cli::commands::holds::{HeldSnapshots, Listed};
 use crate::cli::commands::key::PublicKeys;
 use crate::cli::commands::key::rekey::ChangedKeys;
 use crate::cli::commands::prune::plan::{DoubtText, PrunedDataset};
-use crate::cli::commands::prune::{Foreign, Pruned};
+use crate::cli::commands::prune::{Foreign, PruneDocument};
 use crate::cli::commands::prune_snapshots::{PrunedSnapshot, PrunedSnapshots};
 use crate::cli::commands::restore::tree::{MemberResult, TreeResult};
 use crate::cli::commands::restore::{
@@ -39,7 +39,7 @@ use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid, SnapshotName
 use crate::plan::BackupFacts;
 use crate::plan::adopt::{Holder, Holding};
 use crate::plan::copy::LeftReason;
-use crate::plan::health::{Health, Level};
+use crate::plan::health::{DatasetHealth, Level};
 use crate::plan::prune::{Doomed, DoomedLeftover, Kept, LeftAlone, Proof, PrunePlan};
 use crate::plan::retention::Reason;
 use crate::plan::send::{FullReason, SendPlan};
@@ -54,7 +54,9 @@ use crate::run::prune::Forgotten;
 use crate::run::restore::{LostBookmark, LostSnapshot, RestoreSet, ResumedReceive, Rollback};
 use crate::run::verify::{BrokenBackup, Damage, ReadReport, VerifyReport};
 use crate::sign::TrustedKeys;
-use crate::state::history::{CommitNote, DrillNote, FailureNote, Record, SeenNote, VerifyNote};
+use crate::state::history::{
+    CommitNote, DatasetHistory, DrillNote, FailureNote, SeenNote, VerifyNote,
+};
 use crate::state::probes::ProbeNote;
 use crate::store::EvidenceTier;
 use crate::zfs::{SendBase, Snapshot};
@@ -263,7 +265,7 @@ fn uploads() -> Vec<Value> {
             }],
             failed: vec![dataset()],
         }),
-        to_value(&upload::Plans {
+        to_value(&upload::CopyPlans {
             plans: vec![upload::DatasetPlan {
                 dataset: dataset(),
                 copy: vec![upload::PlannedCopy {
@@ -321,7 +323,7 @@ fn prune() -> Value {
         }],
         doubts: Vec::new(),
     };
-    to_value(&Pruned {
+    to_value(&PruneDocument {
         store: "x",
         carried_out: true,
         datasets: vec![PrunedDataset {
@@ -404,7 +406,7 @@ fn adopt() -> Value {
         newest: at(),
         is_newer: true,
     };
-    to_value(&Adoption {
+    to_value(&AdoptDocument {
         format: 1,
         dataset: &dataset(),
         own: &origin(),
@@ -526,8 +528,8 @@ fn stored() -> StoreView {
     }
 }
 
-fn record() -> Record {
-    Record {
+fn record() -> DatasetHistory {
+    DatasetHistory {
         commit: Some(CommitNote {
             id: id(),
             snapshot_at: at(),
@@ -569,7 +571,7 @@ fn health() -> Value {
         datasets: vec![Judged {
             dataset: dataset(),
             record: Some(record()),
-            health: Health {
+            health: DatasetHealth {
                 level: Level::Warning,
                 reasons: vec![text()],
                 late: true,

@@ -20,7 +20,7 @@ use crate::run::backup::{BackupEnv, back_up};
 use crate::run::identity::Purpose;
 use crate::run::keys::WriterKeys;
 use crate::run::pool::snapshot::take_snapshots;
-use crate::state::history::Records;
+use crate::state::history::HistoryRecords;
 use crate::zfs::fake::FakeZfs;
 use crate::zfs::{DatasetType, Zfs, ZfsRead};
 use jiff::Timestamp;
@@ -237,7 +237,7 @@ impl Host {
     /// Returns the failures that `health` reports.
     fn failures(&self) -> Vec<String> {
         let config = self.config();
-        let record = Records::new(
+        let record = HistoryRecords::new(
             &config.state_dir,
             &known_stores(&config).unwrap()[0],
             &self.dataset,

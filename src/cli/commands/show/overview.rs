@@ -9,19 +9,19 @@ use std::collections::BTreeMap;
 
 /// A line, with the word in it that is coloured.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Line {
+pub(crate) struct MarkedLine {
     pub(crate) text: String,
     pub(crate) mark: Option<(String, Mark)>,
 }
 
-impl From<String> for Line {
+impl From<String> for MarkedLine {
     fn from(text: String) -> Self {
         Self { text, mark: None }
     }
 }
 
 /// Returns the table and the remarks below it.
-pub(crate) fn lines(overview: &Overview) -> Vec<Line> {
+pub(crate) fn lines(overview: &Overview) -> Vec<MarkedLine> {
     let mut rows = vec![
         [
             "DATASET", "LAST", "CHAIN", "REMOTE", "VERIFIED", "DRILLED", "STATE",
@@ -37,14 +37,14 @@ pub(crate) fn lines(overview: &Overview) -> Vec<Line> {
             .zip(&states)
             .map(|(dataset, (state, _))| row(overview, dataset, state)),
     );
-    let mut lines: Vec<Line> = Vec::new();
+    let mut lines: Vec<MarkedLine> = Vec::new();
     for (number, row) in narrow_table(&rows, &[], WIDTH).into_iter().enumerate() {
         let mark = number
             .checked_sub(1)
             .and_then(|number| states.get(number))
             .cloned();
         let last = row.len() - 1;
-        let marked = |(index, text): (usize, String)| Line {
+        let marked = |(index, text): (usize, String)| MarkedLine {
             text,
             mark: mark.clone().filter(|_| index == last),
         };
@@ -56,7 +56,7 @@ pub(crate) fn lines(overview: &Overview) -> Vec<Line> {
     let footer = footer(overview)
         .into_iter()
         .flat_map(|line| wrap(&line, WIDTH, "    "));
-    lines.extend(footer.map(Line::from));
+    lines.extend(footer.map(MarkedLine::from));
     lines
 }
 
@@ -167,7 +167,7 @@ fn state(dataset: &DatasetView) -> (String, Mark) {
 }
 
 /// Returns the reasons that are printed below a dataset that is not OK.
-fn remarks(dataset: &DatasetView) -> Vec<Line> {
+fn remarks(dataset: &DatasetView) -> Vec<MarkedLine> {
     let mut texts: Vec<String> = dataset
         .errors
         .iter()
@@ -201,7 +201,7 @@ fn remarks(dataset: &DatasetView) -> Vec<Line> {
     let lines = texts
         .into_iter()
         .flat_map(|text| wrap(&format!("  {}: {text}", dataset.dataset), WIDTH, "    "));
-    lines.map(Line::from).collect()
+    lines.map(MarkedLine::from).collect()
 }
 
 fn footer(overview: &Overview) -> Vec<String> {

@@ -31,7 +31,7 @@ use crate::run::pool::snapshot::is_own;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::is_held;
-use crate::state::history::Records;
+use crate::state::history::HistoryRecords;
 use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::StoreRead;
 use crate::store::key::dataset_prefix;
@@ -363,7 +363,7 @@ impl Survey {
                 }
             }
             let Some(store) = known.first() else { continue };
-            let record = Records::new(&config.state_dir, store, &dataset.dataset).read();
+            let record = HistoryRecords::new(&config.state_dir, store, &dataset.dataset).read();
             dataset.record = self.keep(record, &mut dataset.errors, output);
             let Some(record) = &dataset.record else {
                 continue;

@@ -2,8 +2,8 @@
 //! field.
 
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
-use crate::plan::health::Health;
-use crate::state::history::Record;
+use crate::plan::health::DatasetHealth;
+use crate::state::history::DatasetHistory;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
@@ -45,14 +45,14 @@ pub(crate) struct DatasetView {
     pub(crate) intermediate: Option<StoreView>,
     pub(crate) remote: Option<StoreView>,
     /// This host's record of the store that counts: the remote, else the intermediate directory.
-    pub(crate) record: Option<Record>,
+    pub(crate) record: Option<DatasetHistory>,
     /// Stores in which a run seems to work on the dataset.
     pub(crate) running_in: Vec<String>,
     /// Errors of the sources that could not be read.
     pub(crate) errors: Vec<String>,
     /// The verdict on age, verification and failures; `None` without a configuration.
     #[serde(skip)]
-    pub(crate) health: Option<Health>,
+    pub(crate) health: Option<DatasetHealth>,
     /// Whether the intermediate directory is the only store.
     #[serde(skip)]
     pub(crate) only_intermediate: bool,

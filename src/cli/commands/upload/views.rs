@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// The document of a dry run.
 #[derive(Serialize)]
-pub(crate) struct Plans {
+pub(crate) struct CopyPlans {
     pub(crate) plans: Vec<DatasetPlan>,
 }
 

@@ -25,7 +25,7 @@ use crate::stream::nvlist::with_resume_point;
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamError, feature};
 use crate::stream::resuming::{ResumeStart, ResumingError};
 use crate::stream::resync::{
-    Boundary, Gather, Place, Record, Scout, Wanted, Within, boundary_after_begin,
+    Boundary, Gather, GatheredRecord, Scout, StreamPlace, Wanted, Within, boundary_after_begin,
 };
 use crate::zfs::ResumeToken;
 use std::collections::BTreeMap;
@@ -97,13 +97,13 @@ pub(in crate::run::restore) fn find_start(
             skip_bytes: boundary.position,
         });
     }
-    let object = Place {
+    let object = StreamPlace {
         object: token.object,
         within: Within::Object,
     };
     let point = match token.offset {
         0 => object,
-        offset => Place {
+        offset => StreamPlace {
             within: Within::Block(offset),
             ..object
         },
@@ -111,7 +111,7 @@ pub(in crate::run::restore) fn find_start(
     let entry = search.seek(point, search.entries.before(token.bytes))?;
     if start.begin.has(feature::RAW) {
         let first = token.object / OBJECTS_PER_RANGE * OBJECTS_PER_RANGE;
-        let range = Place {
+        let range = StreamPlace {
             object: first,
             within: Within::Range,
         };
@@ -199,7 +199,7 @@ fn read_opening(
 }
 
 /// The records after an entry: the first boundary, and the place of the first record that has one.
-type Found = (Option<Boundary>, Option<Place>);
+type Found = (Option<Boundary>, Option<StreamPlace>);
 
 /// A search through one stream, with the results of its reads.
 struct RecordSearch<'a> {
@@ -214,7 +214,7 @@ struct RecordSearch<'a> {
 impl RecordSearch<'_> {
     /// Returns the last entry whose first following record is at or before that place. The place
     /// lies after that entry.
-    fn seek(&mut self, place: Place, hint: ReadPoint) -> Result<ReadPoint, RunError> {
+    fn seek(&mut self, place: StreamPlace, hint: ReadPoint) -> Result<ReadPoint, RunError> {
         let mut low = 0;
         let mut high = self.entries.count;
         let mut guess = hint.0.max(1);
@@ -271,7 +271,7 @@ impl RecordSearch<'_> {
         entry: ReadPoint,
         object: u64,
         wanted: Wanted,
-    ) -> Result<Vec<Record>, RunError> {
+    ) -> Result<Vec<GatheredRecord>, RunError> {
         let from = self.read_from(entry)?.0.unwrap_or(self.opening.boundary);
         let mut gather = Gather::new(self.opening.begin.clone(), from, object, wanted);
         let skip = from.position - self.entries.position(entry);

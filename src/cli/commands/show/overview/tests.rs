@@ -9,7 +9,7 @@ use crate::cli::commands::show::views::{
 use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::health::judge_health;
-use crate::state::history::{DrillNote, FailureNote, Record, SeenNote, VerifyNote};
+use crate::state::history::{DatasetHistory, DrillNote, FailureNote, SeenNote, VerifyNote};
 use insta::assert_snapshot;
 use jiff::Timestamp;
 
@@ -26,8 +26,8 @@ fn id(seconds_ago: i64, kind: BackupKind, guid: u64) -> BackupId {
     BackupId::new(ago(seconds_ago), kind, Guid(guid), 0xfeed)
 }
 
-fn record(newest_ago: i64, position: u32) -> Record {
-    Record {
+fn record(newest_ago: i64, position: u32) -> DatasetHistory {
+    DatasetHistory {
         seen: Some(SeenNote {
             at: ago(6 * HOUR),
             newest: Some(id(newest_ago, BackupKind::Incr, 7)),
@@ -42,11 +42,11 @@ fn record(newest_ago: i64, position: u32) -> Record {
             backups: 22,
             read_data: "none".into(),
         }),
-        ..Record::default()
+        ..DatasetHistory::default()
     }
 }
 
-fn dataset(name: &str, record: Option<Record>) -> DatasetView {
+fn dataset(name: &str, record: Option<DatasetHistory>) -> DatasetView {
     let mut view = DatasetView {
         dataset: name.parse().unwrap(),
         local: None,
@@ -181,7 +181,7 @@ fn screen(overview: &Overview) -> String {
 
 #[test]
 fn overview_table_shows_each_dataset_state_from_the_history() {
-    let photos = Record {
+    let photos = DatasetHistory {
         drill: Some(DrillNote {
             at: ago(12 * DAY),
             id: id(0, BackupKind::Full, 1),
@@ -200,14 +200,14 @@ fn overview_table_shows_each_dataset_state_from_the_history() {
     };
     let mail = dataset(
         "tank/mail",
-        Some(Record {
+        Some(DatasetHistory {
             failures: vec![failure],
             ..record(6 * HOUR, 2)
         }),
     );
     let mut running = dataset("tank/vm", Some(record(6 * HOUR, 0)));
     running.running_in.push("s3:bucket/nas1".into());
-    let new = dataset("tank/new", Some(Record::default()));
+    let new = dataset("tank/new", Some(DatasetHistory::default()));
     let all = overview(vec![
         dataset("tank/photos", Some(photos)),
         secret,
@@ -237,7 +237,7 @@ fn overview_table_shows_each_dataset_state_from_the_history() {
 
 #[test]
 fn overview_shows_unfinished_first_full_and_damage_from_the_listing() {
-    let mut media = dataset("tank/media", Some(Record::default()));
+    let mut media = dataset("tank/media", Some(DatasetHistory::default()));
     media.local = Some(local("tank/media", false));
     media.remote = Some(StoreView {
         unfinished: vec![attempt(9, false)],
@@ -307,7 +307,7 @@ fn unreadable_or_unverified_dataset_is_never_shown_as_ok() {
     assert_eq!(state(&future).0, "UNKNOWN");
     let unverified = dataset(
         "tank/a",
-        Some(Record {
+        Some(DatasetHistory {
             verify: None,
             ..record(6 * HOUR, 1)
         }),

@@ -4,12 +4,12 @@ use super::{ZfsErrno, ZfsError};
 use std::fmt::Display;
 
 /// An operation and its subject.
-pub(super) struct Attempt {
+pub(super) struct ZfsCall {
     operation: &'static str,
     subject: String,
 }
 
-impl Attempt {
+impl ZfsCall {
     pub(super) fn new(operation: &'static str, subject: impl Display) -> Self {
         Self {
             operation,
@@ -57,7 +57,7 @@ impl Attempt {
         }
     }
 
-    /// As [`Attempt::refused`], unless the number is 0.
+    /// As [`ZfsCall::refused`], unless the number is 0.
     pub(super) fn verdict(&self, errno: i32) -> Result<(), ZfsError> {
         if errno == 0 {
             Ok(())
