@@ -129,7 +129,8 @@ pub const SIGNATURE_BYTES_MAX: u64 = 8 * 1024;
 /// The snapshot of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRef {
-    /// The snapshot's guid.
+    /// The guid of the snapshot, which names it in streams and does not change with a
+    /// rename.
     pub guid: Guid,
     /// The snapshot's transaction group, which orders the backups of one origin.
     #[serde(with = "decimal")]
@@ -152,9 +153,9 @@ pub struct BaseRef {
 /// The pool and dataset that were sent. Two hosts under one prefix have different origins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The dataset's guid.
+    /// The guid of the dataset, which does not change with a rename.
     pub dataset_guid: Guid,
-    /// The pool's guid.
+    /// The guid of the pool, which a send to another pool does not copy.
     pub pool_guid: Guid,
 }
 
@@ -190,7 +191,7 @@ pub struct SendInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CompressionName {
-    /// No compression.
+    /// The sealed bytes are the stream itself.
     None,
     /// Zstandard, with one frame per chunk.
     Zstd,
@@ -210,10 +211,10 @@ pub struct ChunkListRef {
 /// The small objects of a backup, pinned by their hashes; `None` if the backup has no such object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
-    /// `RESTORE.txt`
+    /// The hash of `RESTORE.txt`, the description of a restore by hand.
     #[serde(rename = "RESTORE.txt")]
     pub restore_text: Digest,
-    /// `private.age`
+    /// The hash of `private.age`, the sealed facts that would reveal content.
     #[serde(rename = "private.age")]
     pub private: Digest,
     /// `keyring.age`; absent in recipients mode.
@@ -226,19 +227,19 @@ pub struct Files {
 /// The description of one complete, valid backup. The module's documentation has the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// The storage format: [`FORMAT`].
     pub format: u32,
     /// Features that a reader must know. A reader refuses a manifest with an unknown one, and prune
     /// keeps the backup. No features are defined yet.
     pub requires: Vec<String>,
-    /// Always "manifest".
+    /// Always "manifest", so that no other signed object passes for one.
     #[serde(rename = "type")]
     pub object_type: String,
     /// The dataset as named in the store.
     pub dataset: DatasetName,
     /// The id of the backup.
     pub id: BackupId,
-    /// Full or incremental.
+    /// Whether the stream is a full or an incremental.
     pub kind: BackupKind,
     /// The snapshot that was sent.
     pub snapshot: SnapshotRef,
@@ -279,7 +280,7 @@ pub struct Manifest {
     pub recipients: Vec<String>,
     /// The lists of chunks.
     pub chunk_lists: Vec<ChunkListRef>,
-    /// The small objects.
+    /// The hashes of the backup's small objects.
     pub files: Files,
     /// The version of this program.
     pub tool_version: String,
@@ -305,10 +306,10 @@ pub struct ResumeEntry {
     /// The stream position just after the record.
     #[serde(with = "decimal")]
     pub position: u64,
-    /// The record's object.
+    /// The ZFS object number of the last record.
     #[serde(with = "decimal")]
     pub object: u64,
-    /// The record's offset.
+    /// The offset of the last record within its object, in bytes.
     #[serde(with = "decimal")]
     pub offset: u64,
     /// The running Fletcher-4 at this position, as four numbers of 16 hexadecimal digits.
@@ -359,9 +360,9 @@ impl ChunkEntry {
 /// A list of chunks: unsigned, pinned by its hash in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkList {
-    /// [`FORMAT`].
+    /// The storage format: [`FORMAT`].
     pub format: u32,
-    /// Always "chunks".
+    /// Always "chunks", so that no other object passes for a chunk list.
     #[serde(rename = "type")]
     pub object_type: String,
     /// The chunks, in order.
@@ -372,9 +373,9 @@ pub struct ChunkList {
 /// this object protects the chain of its base from pruning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
-    /// [`FORMAT`].
+    /// The storage format: [`FORMAT`].
     pub format: u32,
-    /// Always "started".
+    /// Always "started", so that no other signed object passes for one.
     #[serde(rename = "type")]
     pub object_type: String,
     /// The dataset as named in the store.
@@ -425,9 +426,9 @@ pub struct LiveEntry {
 /// The evidence of one store for one backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
-    /// [`FORMAT`].
+    /// The storage format: [`FORMAT`].
     pub format: u32,
-    /// Always "receipt".
+    /// Always "receipt", so that no other signed object passes for one.
     #[serde(rename = "type")]
     pub object_type: String,
     /// The dataset as named in the store.
@@ -457,14 +458,14 @@ pub struct PrunedEntry {
 /// explain the gap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PruneRecord {
-    /// [`FORMAT`].
+    /// The storage format: [`FORMAT`].
     pub format: u32,
-    /// Always "prune-record".
+    /// Always "prune-record", so that no other signed object passes for one.
     #[serde(rename = "type")]
     pub object_type: String,
     /// The dataset as named in the store.
     pub dataset: DatasetName,
-    /// The deleted backups.
+    /// The backups and attempts that this prune deletes.
     pub pruned: Vec<PrunedEntry>,
     /// The version of this program.
     pub tool_version: String,
@@ -488,9 +489,9 @@ impl PruneRecord {
 /// that would reveal content are sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgressObject {
-    /// [`FORMAT`].
+    /// The storage format: [`FORMAT`].
     pub format: u32,
-    /// Always "progress".
+    /// Always "progress", so that no other signed object passes for one.
     #[serde(rename = "type")]
     pub object_type: String,
     /// The dataset as named in the store.
@@ -512,9 +513,9 @@ pub struct ProgressObject {
 /// `private.age`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Private {
-    /// [`FORMAT`].
+    /// The storage format: [`FORMAT`].
     pub format: u32,
-    /// Always "private".
+    /// Always "private", so that no other sealed object passes for one.
     #[serde(rename = "type")]
     pub object_type: String,
     /// The id of the backup.

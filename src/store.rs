@@ -85,7 +85,7 @@ pub enum EvidenceTier {
     Md5Etag,
     /// An immutable version or file id, and the size.
     IdPin,
-    /// Only the size.
+    /// The store reports only the size, which shows a cut object and no changed byte.
     SizeOnly,
     /// The file system's bytes themselves: only reading them is evidence.
     ReadBack,
@@ -136,7 +136,7 @@ impl Evidence {
 pub struct ListedObject {
     /// The object's key, below the store's prefix.
     pub key: String,
-    /// The object's size.
+    /// The size of the object in bytes, as the store reports it.
     pub bytes: u64,
     /// The time of the last write, by the store's clock, if the store reports it.
     pub modified_at: Option<jiff::Timestamp>,
@@ -205,7 +205,7 @@ pub enum Wait {
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", place(subject, store))]
 pub struct StoreError {
-    /// The kind.
+    /// The kind, on which callers branch.
     pub kind: StoreErrorKind,
     /// Whether a wait may help.
     pub wait: Wait,

@@ -13,7 +13,7 @@ use std::fmt;
 /// An unfinished upload, as its signed first object describes it.
 #[derive(Debug, Clone)]
 pub struct HeldAttempt {
-    /// The upload's id.
+    /// The id that the backup will have.
     pub id: BackupId,
     /// The dataset and pool that the upload comes from.
     pub origin: Origin,
@@ -53,7 +53,7 @@ pub struct Holding {
     /// The origin or time line.
     #[serde(rename = "line", serialize_with = "line_of")]
     pub holder: Holder,
-    /// The origin.
+    /// The dataset and pool that the backups come from.
     pub origin: Origin,
     /// The hosts that made the backups, if their manifests have host marks.
     pub hosts: BTreeSet<HostMark>,

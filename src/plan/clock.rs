@@ -37,7 +37,7 @@ pub struct ClockReading {
 pub struct StoreClock {
     /// The store, as messages name it.
     pub store: String,
-    /// The store's time.
+    /// The present time by that clock.
     pub at: Timestamp,
 }
 
@@ -76,11 +76,11 @@ pub enum ClockDoubt {
     /// A store's own clock shows another time.
     #[error("this host's clock, {now}, is {} ahead of the clock of {store}, {at}", age_words(seconds(*at, *now)))]
     AheadOfStore {
-        /// This host's time.
+        /// The present time by this host's clock.
         now: Timestamp,
-        /// The store.
+        /// The store, as messages name it.
         store: String,
-        /// The store's time.
+        /// The present time by the store's clock.
         at: Timestamp,
     },
     /// Within one boot the time of day ran faster than the time since boot.
@@ -90,7 +90,7 @@ pub enum ClockDoubt {
         age_words(seconds(*expected, *now))
     )]
     Jumped {
-        /// This host's time.
+        /// The present time by this host's clock.
         now: Timestamp,
         /// The time that an undisturbed clock would show.
         expected: Timestamp,
@@ -98,7 +98,7 @@ pub enum ClockDoubt {
     /// The host was off, or the clock is wrong; nothing but the clock itself distinguishes the two.
     #[error("this host's clock, {now}, is {} after the last run, at {last}, and nothing confirms it", age_words(seconds(*last, *now)))]
     Idle {
-        /// This host's time.
+        /// The present time by this host's clock.
         now: Timestamp,
         /// The time of the last run.
         last: Timestamp,
@@ -109,7 +109,7 @@ pub enum ClockDoubt {
         age_words(seconds(*newest, *now))
     )]
     Unconfirmed {
-        /// This host's time.
+        /// The present time by this host's clock.
         now: Timestamp,
         /// The newest time from before this run.
         newest: Timestamp,

@@ -55,25 +55,25 @@ pub enum CopyGap {
         "{of} builds on {parent}, which is neither in the intermediate directory nor in the remote"
     )]
     MissingParent {
-        /// The backup.
+        /// The backup that cannot be copied.
         of: BackupId,
-        /// The base.
+        /// The missing base, as the manifest names it.
         parent: BackupId,
     },
     /// The base was pruned in the remote, and is copied again only on request.
     #[error("{of} builds on {parent}, which was pruned in the remote")]
     PrunedParent {
-        /// The backup.
+        /// The backup that cannot be copied.
         of: BackupId,
-        /// The base.
+        /// The base that the remote had.
         parent: BackupId,
     },
     /// The base is in the remote and cannot be restored there, so no backup may be based on it.
     #[error("{of} builds on {parent}, which is damaged in the remote: {flaw}")]
     DamagedParent {
-        /// The backup.
+        /// The backup that cannot be copied.
         of: BackupId,
-        /// The base.
+        /// The base that the remote cannot restore.
         parent: BackupId,
         /// The flaw of the base.
         flaw: String,
@@ -81,15 +81,15 @@ pub enum CopyGap {
     /// The base cannot be copied.
     #[error("{of} builds on {parent}, which cannot be copied")]
     ParentNotCopied {
-        /// The backup.
+        /// The backup that cannot be copied.
         of: BackupId,
-        /// The base.
+        /// The base that cannot be copied either.
         parent: BackupId,
     },
     /// The remote has another manifest under this id.
     #[error("the remote has another manifest under the id {id}")]
     Differs {
-        /// The id.
+        /// The id that both stores use.
         id: BackupId,
     },
 }

@@ -4,7 +4,7 @@ use crate::model::Guid;
 use crate::zfs::{Bookmark, Snapshot};
 use jiff::Timestamp;
 
-/// Returns day `n`.
+/// Returns midnight, UTC, of day `n` after 1970-01-01.
 pub(super) fn at(n: u64) -> Timestamp {
     Timestamp::from_second(i64::try_from(n).unwrap() * 86_400).unwrap()
 }

@@ -61,9 +61,9 @@ pub struct HealthFacts {
 pub struct FailureFact {
     /// The time of the failure.
     pub at: Timestamp,
-    /// The step.
+    /// The name of the command that failed.
     pub step: String,
-    /// The reason.
+    /// The text of the error and its causes, on one line.
     pub reason: String,
     /// Whether stored data is damaged.
     pub damage: bool,
@@ -99,7 +99,8 @@ pub struct DatasetHealth {
 /// be trusted.
 const CLOCK_SLACK: Duration = Duration::from_secs(24 * 3600);
 
-/// Judges one dataset.
+/// Returns the worst level that the facts give against the limits, with a reason for each
+/// finding.
 pub fn judge_health(facts: &HealthFacts, limits: &HealthLimits, now: Timestamp) -> DatasetHealth {
     let mut found: Vec<(Level, String)> = Vec::new();
     let mut late = false;

@@ -21,7 +21,7 @@ pub struct RunFacts {
     pub has_interrupted_commits: bool,
     /// The kind of the first upload to resume; `None` without an unfinished upload.
     pub unfinished: Option<BackupKind>,
-    /// `--restart`.
+    /// Whether `--restart` asks to abandon all unfinished uploads first.
     pub restart: bool,
     /// Whether the newest snapshot can be sent now as an incremental on a complete chain.
     pub can_send_incremental: bool,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 /// The running user and all groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The effective user.
+    /// The effective user id; 0 is root.
     pub uid: u32,
     /// The effective group and all supplementary groups.
     pub gids: Vec<u32>,
@@ -66,7 +66,7 @@ pub fn missing_permissions(
 /// The objects that a permission must cover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
-    /// The dataset itself.
+    /// The dataset itself, not its descendants.
     Itself,
     /// Existing descendants: the dataset's snapshots, or datasets below it.
     Below,

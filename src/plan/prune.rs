@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The objects under an id without a valid, trusted manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
-    /// The id.
+    /// The id that the backup would have.
     pub id: BackupId,
     /// The number of objects.
     pub objects: usize,
@@ -49,7 +49,7 @@ pub struct Leftover {
 /// An object that exists and cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// The reason.
+    /// The text of the error and its causes, on one line.
     pub reason: String,
     /// Whether the reason is damage or forgery, and not only a later version.
     pub damage: bool,
@@ -137,9 +137,9 @@ pub struct PruneInput<'a> {
     pub leftovers: &'a [Leftover],
     /// The second store that holds these backups.
     pub secondary: SecondaryFacts<'a>,
-    /// The retention rules.
+    /// The rules of `[lifecycle-remote]` or `[lifecycle-intermediate]`.
     pub rules: &'a RetentionRules,
-    /// The present time.
+    /// The present time, by which ages are judged.
     pub now: Timestamp,
     /// The store's clock: the time of the dataset's newest object.
     pub store_clock: Option<Timestamp>,
@@ -184,7 +184,7 @@ pub struct Doomed {
     pub id: BackupId,
     /// Bytes of its objects.
     pub bytes: u64,
-    /// The reason.
+    /// The rule or dependency that keeps the backup.
     pub reason: Reason,
 }
 
@@ -207,7 +207,7 @@ pub struct DoomedLeftover {
     pub objects: usize,
     /// The bytes of the objects.
     pub bytes: u64,
-    /// The proof.
+    /// The proof that no host will resume the upload.
     pub proof: Proof,
 }
 
@@ -220,7 +220,7 @@ pub struct LeftAlone {
     pub objects: usize,
     /// The bytes of the objects.
     pub bytes: u64,
-    /// The reason.
+    /// The reason why the leftover is kept, in words for the screen.
     pub why: String,
 }
 
@@ -231,7 +231,7 @@ pub struct PrunePlan {
     pub keep: Vec<Kept>,
     /// The deleted backups, in the order of deletion: descendants before ancestors.
     pub delete: Vec<Doomed>,
-    /// The deleted leftovers.
+    /// The leftovers that are deleted; only those with a proof.
     pub delete_leftovers: Vec<DoomedLeftover>,
     /// The kept leftovers, with reasons.
     pub left_alone: Vec<LeftAlone>,

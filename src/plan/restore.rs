@@ -20,7 +20,7 @@ pub enum RestoreGap {
     MissingBase {
         /// The backup that needs it.
         of: BackupId,
-        /// The missing backup.
+        /// The base, as the manifest names it.
         missing: BackupId,
     },
     /// The store has the base with another manifest than the one that the backup is based on.
@@ -28,7 +28,7 @@ pub enum RestoreGap {
     ChangedBase {
         /// The backup that needs it.
         of: BackupId,
-        /// The base.
+        /// The base, which has the expected id and another manifest.
         base: BackupId,
     },
 }

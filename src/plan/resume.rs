@@ -42,7 +42,7 @@ pub struct ResumeFacts<'a> {
     pub flags: &'a [String],
     /// Bytes of the stream in a chunk.
     pub split_bytes: u64,
-    /// Compression before sealing.
+    /// The compression that a new send would use.
     pub compression: CompressionName,
     /// The recipients that chunks would be sealed to.
     pub recipients: &'a [String],

@@ -5,7 +5,7 @@ use crate::model::Digest;
 /// The share of the chunks to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadShare {
-    /// All chunks.
+    /// Every chunk of every backup.
     All,
     /// A percentage of the bytes, chosen at random: 1 to 99.
     Percent(u8),

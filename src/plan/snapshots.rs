@@ -25,7 +25,7 @@ pub fn bookmark_name(snapshot: Guid) -> String {
 pub struct StoreNeeds {
     /// The store, as messages name it.
     pub store: String,
-    /// The complete backups.
+    /// The facts of the complete backups.
     pub facts: Vec<BackupFacts>,
     /// The attempts without a valid manifest that this pool or a journal of this host knows, with
     /// the facts of their first objects. Other attempts in the store say nothing about this pool,
@@ -42,7 +42,7 @@ pub enum SnapshotReason {
     Held,
     /// The snapshot is the newest own one, and a store has no complete backup of it.
     NotStored {
-        /// The store.
+        /// The store without that backup, as messages name it.
         store: String,
     },
     /// The snapshot is the newest own one, and no store is configured.
@@ -56,13 +56,13 @@ pub enum SnapshotReason {
     NoBookmark,
     /// An unfinished upload needs the snapshot.
     UnfinishedUpload {
-        /// The attempt.
+        /// The id of the upload.
         id: BackupId,
     },
     /// The base of an unfinished upload of this host is unknown, so the upload may need this
     /// snapshot.
     UploadUnknown {
-        /// The attempt.
+        /// The id of the upload with the unknown base.
         id: BackupId,
     },
     /// The snapshot looks old, but by a doubtful clock.
@@ -115,23 +115,23 @@ impl fmt::Display for SnapshotReason {
 /// The decision about one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SnapshotVerdict {
-    /// The snapshot.
+    /// The full name, `dataset@snapshot`.
     #[serde(rename = "snapshot")]
     pub name: SnapshotName,
     /// Whether the snapshot is destroyed.
     pub destroy: bool,
     /// The bytes that destroying it would free, as ZFS reports.
     pub used_bytes: u64,
-    /// The reason.
+    /// The reason for keeping or destroying it.
     pub reason: SnapshotReason,
 }
 
 /// The reason why no old snapshot of a dataset is destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotsDoubt {
-    /// The finding.
+    /// The doubtful fact, in words for the screen.
     pub what: String,
-    /// The remedy.
+    /// The action that a person can take.
     pub hint: String,
 }
 
@@ -173,7 +173,7 @@ pub struct SnapshotsInput<'a> {
     /// The age in days from which own snapshots are destroyed; with 0 each is destroyed as soon as
     /// a bookmark replaces it.
     pub oldest_days: u32,
-    /// The present time.
+    /// The present time, by which ages are judged.
     pub now: Timestamp,
     /// The reason why that time may not be used to find old snapshots; `None` if it may.
     pub clock: Option<&'a ClockDoubt>,

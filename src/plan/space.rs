@@ -22,7 +22,7 @@ pub struct ArrivingBytes {
 /// The free space at a place, compared with the bytes that a restore writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fit {
-    /// Everything fits.
+    /// The free space is at least the bytes to write.
     Fits,
     /// Everything fits only if the target compresses it well, or frees space first.
     Doubtful(Shortage),
@@ -30,7 +30,7 @@ pub enum Fit {
     TooLarge(Shortage),
     /// The space at the place is unknown.
     Unknown {
-        /// The place.
+        /// The dataset or folder, as messages name it.
         place: String,
     },
 }

@@ -42,9 +42,9 @@ pub struct PoolView {
 /// A backup of a pool's origin that is not of its time line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stray<'a> {
-    /// The backup.
+    /// The facts of the backup.
     pub backup: &'a BackupFacts,
-    /// The evidence.
+    /// The evidence that the pool's time line does not contain the backup.
     pub why: StrayReason<'a>,
 }
 
@@ -58,7 +58,7 @@ pub enum StrayReason<'a> {
     },
     /// A later backup of the pool does not follow from the backup.
     Skipped {
-        /// The later backup.
+        /// The later backup of the pool, whose chain lacks the backup.
         by: &'a BackupFacts,
     },
     /// The pool has neither its snapshot nor a bookmark of it, and no later backup of the pool can

@@ -15,9 +15,9 @@ use std::fmt::Write as _;
 /// A hash that a store computes and that this program can compute too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HashKind {
-    /// CRC-64/NVME.
+    /// CRC-64/NVME, 8 bytes.
     Crc64nvme,
-    /// CRC-32/ISCSI.
+    /// CRC-32/ISCSI (Castagnoli), 4 bytes.
     Crc32c,
     Sha256,
     Sha1,
@@ -88,7 +88,7 @@ enum HasherState {
 }
 
 impl Hasher {
-    /// Begins a hash.
+    /// Returns a hasher of no bytes yet.
     pub(crate) fn new(kind: HashKind) -> Self {
         let state = match kind {
             HashKind::Crc64nvme => crc_state(CrcAlgorithm::Crc64Nvme),

@@ -50,9 +50,9 @@ pub struct ObjectKey(String);
 pub struct ParsedKey {
     /// The dataset, as named in the store.
     pub dataset: DatasetName,
-    /// The backup.
+    /// The id of the backup, complete or not.
     pub id: BackupId,
-    /// The object.
+    /// The object that the last part of the key names.
     pub object: BackupObject,
     /// Whether the key names the signature of that object.
     pub signature: bool,

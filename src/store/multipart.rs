@@ -35,7 +35,7 @@ pub(super) trait MultipartStore: Adapter + Send + Sync + 'static {
     /// Returns the patience with which requests are repeated.
     fn patience(&self) -> &Patience;
 
-    /// Begins an upload.
+    /// Begins an upload of one object, to which parts are added.
     fn begin(
         &self,
         key: &ObjectKey,

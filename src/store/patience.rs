@@ -67,7 +67,7 @@ struct Outage {
 enum Next {
     /// The request waits, at most until this time.
     WaitUntil(Instant),
-    /// The request fails.
+    /// The request fails at once with the error of the store.
     Fail,
 }
 

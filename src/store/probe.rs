@@ -137,14 +137,14 @@ impl ProbeDoubt {
 
 impl fmt::Debug for ProbeDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Doubt")
+        f.write_str("ProbeDoubt")
     }
 }
 
 /// A setting of the bucket, if it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fact<T> {
-    /// The setting.
+    /// The setting, as the store reports it.
     Known(T),
     /// The bucket does not or cannot report the setting, for this reason. Neither a yes nor a no.
     Unknown(String),

@@ -38,15 +38,15 @@ pub enum Doubt {
         id: BackupId,
         /// The other host's mark.
         host: Option<HostMark>,
-        /// The evidence.
+        /// The evidence, in words for the screen.
         why: String,
     },
     /// A manifest exists and is invalid or untrusted.
     #[error("the manifest of {id} is invalid or untrusted: {reason}")]
     ManifestUnreadable {
-        /// The backup.
+        /// The backup with that manifest.
         id: BackupId,
-        /// The reason.
+        /// The text of the error and its causes, on one line.
         reason: String,
         /// Whether the reason is damage or forgery.
         damage: bool,
@@ -54,7 +54,7 @@ pub enum Doubt {
     /// A manifest's signature, or a hidden version of a manifest, exists and the manifest does not.
     #[error("the manifest of {id} is missing, and its signature or a hidden version of it exists")]
     ManifestLost {
-        /// The backup.
+        /// The backup whose manifest is missing.
         id: BackupId,
         /// Whether no other backup holds its snapshot.
         damage: bool,
@@ -64,7 +64,7 @@ pub enum Doubt {
         "the receipt of {seen_by} lists {id}, which no longer exists, and no signed prune record explains it"
     )]
     Gone {
-        /// The backup.
+        /// The backup that the receipt lists.
         id: BackupId,
         /// The backup of the receipt.
         seen_by: BackupId,
@@ -72,9 +72,9 @@ pub enum Doubt {
     /// The newest receipt is invalid or untrusted.
     #[error("the receipt of {id} is invalid or untrusted: {reason}")]
     ReceiptUnreadable {
-        /// The backup.
+        /// The backup with that receipt.
         id: BackupId,
-        /// The reason.
+        /// The text of the error and its causes, on one line.
         reason: String,
         /// Whether the reason is damage or forgery.
         damage: bool,
@@ -82,9 +82,9 @@ pub enum Doubt {
     /// A backup that is to be kept cannot be restored.
     #[error("{id} must be kept but is not usable: {reason}")]
     NotUsable {
-        /// The backup.
+        /// The backup that must be kept.
         id: BackupId,
-        /// The reason.
+        /// The flaw of the backup or of an ancestor.
         reason: String,
     },
     /// The store has backups, and none of them can be restored.
@@ -96,11 +96,11 @@ pub enum Doubt {
     /// A snapshot's time lies in the future.
     #[error("{id} is of {at}, more than a day ahead of {clock}, {now}")]
     Ahead {
-        /// The backup.
+        /// The backup of that snapshot.
         id: BackupId,
         /// The time of its snapshot.
         at: Timestamp,
-        /// The clock.
+        /// The clock that the snapshot is compared with, as messages name it.
         clock: &'static str,
         /// The time on that clock.
         now: Timestamp,
@@ -119,9 +119,9 @@ pub enum Doubt {
     /// The base of an unfinished upload is unknown, so every backup may be needed.
     #[error("the base of the unfinished upload {id} is unknown: {reason}")]
     UploadUnreadable {
-        /// The attempt.
+        /// The id of the unfinished upload.
         id: BackupId,
-        /// The reason.
+        /// The text of the error and its causes, on one line.
         reason: String,
         /// Whether the reason is damage or forgery.
         damage: bool,

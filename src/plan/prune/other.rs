@@ -10,11 +10,11 @@ use jiff::Timestamp;
     if self.is_in_future { "; the date of the record is in the future" } else { "" }
 )]
 pub struct OtherPrune {
-    /// The backup.
+    /// A backup or attempt of the record that still has objects.
     pub id: BackupId,
     /// The time of the record.
     pub at: Timestamp,
-    /// The record's key.
+    /// The key of the prune record in the store.
     pub record: String,
     /// The record is dated by a clock that is ahead of this host's.
     pub is_in_future: bool,

@@ -20,19 +20,19 @@ const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
 const ATTEMPT_SLACK_DEFAULT: Duration = Duration::from_secs(60);
 /// The first pause. It doubles with each of five retries: about 6 s in all.
 const PAUSE_FIRST_DEFAULT: Duration = Duration::from_millis(200);
-/// B2's own limit.
+/// The longest name of a file in bytes, which B2 sets.
 const NAME_BYTES_MAX: usize = 1024;
 
 /// The settings of a B2 store.
 #[derive(Debug, Clone)]
 pub struct B2Settings {
-    /// The bucket's name.
+    /// The name of the bucket, which is unique in all of B2.
     pub bucket: String,
     /// The prefix below which all names lie, without slashes at its ends; may be empty.
     pub prefix: String,
     /// The URL at which the account is authorized; `None` means Backblaze's own.
     pub endpoint: Option<String>,
-    /// The application key.
+    /// The application key, if one is configured.
     pub credentials: Option<B2Credentials>,
     /// Reads the key again when the store refuses it.
     pub renew: Option<Renew<B2Credentials>>,
@@ -48,7 +48,7 @@ pub struct B2Settings {
     /// Part size in bytes: at least the account's minimum (5,000,000). A chunk up to this size is
     /// sent in one request, and B2 computes and keeps its SHA-1.
     pub part_bytes: usize,
-    /// Parts in flight.
+    /// The number of parts of one chunk that are sent at once.
     pub concurrency: usize,
     /// The slowest acceptable rate in bytes per second. The time limit of one attempt at one part
     /// is derived from it.
@@ -157,9 +157,9 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 /// An application key. Debug output hides the key itself.
 #[derive(Clone, PartialEq, Eq)]
 pub struct B2Credentials {
-    /// The key's id.
+    /// The id of the key, which is not secret.
     pub application_key_id: String,
-    /// The key.
+    /// The secret part of the key.
     pub application_key: String,
 }
 

@@ -69,14 +69,14 @@ pub enum Outcome {
     ReplyLost(StoreErrorKind),
 }
 
-/// A recorded call.
+/// A call that the store received, with the outcome that it reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreEvent {
-    /// The operation.
+    /// The called function of the store.
     pub operation: Operation,
     /// The key, or the prefix.
     pub key: String,
-    /// The outcome.
+    /// The effect of the call and the reported result.
     pub outcome: Outcome,
 }
 

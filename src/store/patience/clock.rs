@@ -20,7 +20,7 @@ pub enum PatienceClock {
         begun_at: Instant,
         /// The time of day then.
         begun: Zoned,
-        /// The milliseconds since.
+        /// The milliseconds that have passed since the clock was made.
         passed_ms: Arc<AtomicU64>,
     },
 }

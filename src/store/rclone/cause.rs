@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitStatus;
 
-/// rclone's own statuses.
+/// The exit statuses of rclone, from its documentation.
 const NO_FOLDER: i32 = 3;
 const NO_FILE: i32 = 4;
 const TEMPORARY: i32 = 5;
@@ -113,7 +113,7 @@ impl RcloneCause {
         }
     }
 
-    /// Returns the remedy.
+    /// Returns the action that a person can take, if rclone's message tells one.
     pub(super) fn hint(&self, remote: &str, conf: &str) -> Option<String> {
         let words = self.text.to_ascii_lowercase();
         match self.kind() {

@@ -16,7 +16,7 @@ use std::fmt;
 pub(super) enum S3Stage {
     /// The request was never sent.
     Building,
-    /// No response arrived.
+    /// The request got no response, so the store may have obeyed it.
     Transport,
     /// No response arrived in time.
     TimeOut,
@@ -40,7 +40,7 @@ pub(super) struct S3Cause {
     request_id: Option<String>,
     /// The actual region of the bucket, if the store reports it.
     region: Option<String>,
-    /// The store's clock.
+    /// The time of the response by the store's clock, from the `Date` header.
     date: Option<String>,
 }
 

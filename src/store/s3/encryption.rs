@@ -53,7 +53,7 @@ pub enum S3EncryptionKind {
 }
 
 impl S3EncryptionKind {
-    /// All kinds.
+    /// All kinds, in the order in which messages list them.
     pub const ALL: [Self; 3] = [Self::Aes256, Self::Kms, Self::KmsDsse];
 
     /// Whether the key is one of the key service.

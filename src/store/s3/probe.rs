@@ -35,7 +35,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(12);
 /// The age from which an object under the prefix is the remains of a killed probe.
 const LEFTOVER_SECONDS: i64 = 3600;
 
-/// A running probe.
+/// A probe of a store, with its findings so far.
 struct Probing {
     shared: Arc<Shared>,
     prefix: String,

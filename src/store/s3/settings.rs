@@ -29,13 +29,13 @@ const ATTEMPT_SLACK_DEFAULT: Duration = Duration::from_secs(60);
 /// The settings of an S3 store; for a `None` the SDK's own sources apply.
 #[derive(Debug, Clone)]
 pub struct S3Settings {
-    /// The bucket.
+    /// The name of the bucket.
     pub bucket: String,
     /// The prefix below which all keys lie, without slashes at its ends; may be empty.
     pub prefix: String,
-    /// The endpoint URL.
+    /// The URL of the endpoint; `None` means that of the SDK for the region.
     pub endpoint: Option<String>,
-    /// The region.
+    /// The region, which signatures name; `None` means that of the SDK.
     pub region: Option<String>,
     /// The profile of the shared configuration files.
     pub profile: Option<String>,
@@ -53,7 +53,7 @@ pub struct S3Settings {
     pub encryption: Option<S3Encryption>,
     /// Part size in bytes, at least 5 MiB.
     pub part_bytes: usize,
-    /// Parts in flight.
+    /// The number of parts of one chunk that are sent at once.
     pub concurrency: usize,
     /// Access key and secret, if they come from files; else the default credential chain.
     pub credentials: Option<S3Credentials>,
@@ -159,7 +159,7 @@ impl S3Settings {
 pub struct S3Credentials {
     /// The access key id.
     pub access_key_id: String,
-    /// The secret.
+    /// The secret key, which signs requests.
     pub secret_access_key: String,
 }
 
@@ -176,7 +176,7 @@ pub enum S3Checksum {
     /// CRC64NVME over the whole object.
     #[default]
     Crc64nvme,
-    /// SHA-256 by parts.
+    /// SHA-256 of each part, and the hash of these hashes.
     Sha256,
     /// CRC32C over the whole object.
     Crc32c,
