@@ -30,7 +30,7 @@ use crate::zfs::{Bookmark, SendBase, Snapshot};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, Serializer};
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The kind that the command line requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,9 @@ pub struct SendFacts<'a> {
     pub snapshots: &'a [Snapshot],
     /// All bookmarks of the dataset.
     pub bookmarks: &'a [Bookmark],
+    /// The bases that `snapshots` and `bookmarks` leave out: ZFS would not receive a raw incremental
+    /// from them.
+    pub unfit_bases: &'a BTreeSet<Guid>,
     /// The dataset's backups in the target.
     pub target: &'a [BackupFacts],
     /// The dataset's backups in the remote, if the target is the intermediate directory: they may
@@ -181,6 +184,9 @@ pub enum LocalBase {
     Bookmark,
     /// A bookmark of it with a redaction list, which cannot be the base of an ordinary stream.
     Redacted,
+    /// A snapshot or bookmark of it without an IV-set guid, which cannot be the base of a raw
+    /// stream.
+    Unfit,
     /// The dataset has neither the snapshot nor a bookmark of it.
     Neither,
 }
@@ -413,6 +419,9 @@ fn base_loss(facts: &SendFacts<'_>) -> BaseLoss {
         here: match here {
             None if newest.is_some_and(|newest| has_redacted(facts, newest.snapshot.guid)) => {
                 LocalBase::Redacted
+            }
+            None if newest.is_some_and(|it| facts.unfit_bases.contains(&it.snapshot.guid)) => {
+                LocalBase::Unfit
             }
             None => LocalBase::Neither,
             Some((SendBase::Snapshot(_), _)) => LocalBase::Snapshot,

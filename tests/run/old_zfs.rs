@@ -63,7 +63,13 @@ async fn bookmark_without_ivset_guid_is_no_base() {
             world.zfs.hide_ivsets();
         }
         let refused = world.try_back_up_as(RequestedKind::Incremental).await;
-        assert!(matches!(refused, Err(RunError::Conflict { .. })));
+        let Err(refused @ RunError::Conflict { .. }) = refused else {
+            panic!("{refused:?}");
+        };
+        let message = refused.to_string();
+        assert!(message.contains("only without an IV-set guid"), "{message}");
+        let hint = refused.hint();
+        assert!(hint.is_some_and(|hint| hint.contains("--full")));
         assert_eq!(world.manifest_keys().len(), 1);
         let run = world.try_back_up_as(RequestedKind::Lifecycle).await;
         assert_eq!(committed(run.unwrap()).manifest.kind, BackupKind::Full);

@@ -14,6 +14,8 @@ const RULES: LifecycleRules = LifecycleRules {
     auto_full_bytes_max: 1000,
 };
 
+static NO_BASES: BTreeSet<Guid> = BTreeSet::new();
+
 fn bookmark(n: u64) -> Bookmark {
     fixtures::bookmark(&format!("zfs-backup_{}", Guid(n)), n)
 }
@@ -141,6 +143,7 @@ impl Case {
             redacted_dataset: None,
             snapshots: &snapshots,
             bookmarks: &bookmarks,
+            unfit_bases: &NO_BASES,
             target: &self.target,
             remote: &self.remote,
             unseen: self.unseen,
@@ -456,6 +459,7 @@ fn own_bookmark_is_preferred_and_a_foreign_one_accepted_as_base() {
             redacted_dataset: None,
             snapshots: std::slice::from_ref(&sent),
             bookmarks,
+            unfit_bases: &NO_BASES,
             target: &[full(1)],
             remote: &[],
             unseen: None,
@@ -684,6 +688,7 @@ fn facts_of<'a>(case: &'a Case, snapshots: &'a [Snapshot]) -> SendFacts<'a> {
         redacted_dataset: None,
         snapshots,
         bookmarks: &[],
+        unfit_bases: &NO_BASES,
         target: &case.target,
         remote: &[],
         unseen: None,
@@ -897,6 +902,7 @@ fn send_conflict_lists_the_state_of_store_and_pool() {
         redacted_dataset: None,
         snapshots: std::slice::from_ref(&only),
         bookmarks: &redacted,
+        unfit_bases: &NO_BASES,
         target: &case.target,
         remote: &[],
         unseen: None,
@@ -922,6 +928,15 @@ fn send_conflict_lists_the_state_of_store_and_pool() {
         panic!("a base")
     };
     assert_eq!(loss.here, LocalBase::Neither);
+    let facts = SendFacts {
+        bookmarks: &[],
+        unfit_bases: &BTreeSet::from([Guid(1)]),
+        ..facts
+    };
+    insta::assert_snapshot!(plan_send(&facts, &RULES, RequestedKind::Incremental).unwrap_err().to_string(), @r"
+    no incremental possible. Nothing sent.
+      store's newest: 1970-01-02 guid 0000000000000001  here: only without an IV-set guid (a fault of OpenZFS up to 2.1.5): ZFS would not receive a raw incremental from it
+    ");
     let flags = FullReason::Flags {
         chain: names(&["compressed"]),
         now: vec![],

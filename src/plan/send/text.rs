@@ -72,6 +72,9 @@ impl fmt::Display for BaseLoss {
                     LocalBase::Redacted => {
                         "only a bookmark with a redaction list, from which no backup can start"
                     }
+                    LocalBase::Unfit => {
+                        "only without an IV-set guid (a fault of OpenZFS up to 2.1.5): ZFS would not receive a raw incremental from it"
+                    }
                     LocalBase::Neither => "neither snapshot nor bookmark",
                 })?;
                 match flaw {

@@ -241,14 +241,6 @@ impl Local {
         self.unfit_bases.extend(guids);
     }
 
-    /// Returns whether the dataset has this base only in a form from which ZFS receives no raw
-    /// incremental.
-    fn has_only_unfit(&self, guid: Guid) -> bool {
-        let has_snapshot = self.snapshots.iter().any(|snapshot| snapshot.guid == guid);
-        let has_bookmark = self.bookmarks.iter().any(|bookmark| bookmark.guid == guid);
-        self.unfit_bases.contains(&guid) && !has_snapshot && !has_bookmark
-    }
-
     /// Returns the origin of the stream: the guids of the dataset and its pool.
     ///
     /// # Errors
@@ -341,6 +333,7 @@ pub(super) fn decide(
         redacted_dataset: local.dataset.redacted.then_some(name),
         snapshots: &local.snapshots,
         bookmarks: &local.bookmarks,
+        unfit_bases: &local.unfit_bases,
         target: &stores.target_facts(),
         remote: &stores.remote_facts(),
         unseen: stores.unseen.as_deref(),
@@ -349,9 +342,8 @@ pub(super) fn decide(
         full_estimate_bytes,
         now: (env.now)(),
     };
-    let plan = plan_send(&facts, &settings.lifecycle, requested);
-    warn_of_unfit_base(local, &facts, plan.as_ref().ok());
-    let mut plan = plan.map_err(|conflict| explain(env, name, conflict))?;
+    let mut plan = plan_send(&facts, &settings.lifecycle, requested)
+        .map_err(|conflict| explain(env, name, conflict))?;
     if let (SendPlan::Full { .. }, RequestedKind::Lifecycle) = (&plan, requested)
         && let Some(Err(count)) =
             full_estimate_bytes.map(|bytes| check_chunk_count(bytes, settings.split_bytes))
@@ -375,28 +367,6 @@ pub(super) fn decide(
         estimate_bytes,
         stepped_over,
     })
-}
-
-/// Warns if there is no incremental because the newest stored backup's base lacks its IV-set guid.
-fn warn_of_unfit_base(local: &Local, facts: &SendFacts<'_>, plan: Option<&SendPlan>) {
-    if matches!(
-        plan,
-        Some(SendPlan::Incremental { .. } | SendPlan::UpToDate { .. })
-    ) {
-        return;
-    }
-    let usable = facts.target.iter().chain(facts.remote);
-    let newest = usable
-        .filter(|backup| backup.is_usable())
-        .max_by_key(|backup| backup.snapshot.createtxg);
-    let Some(newest) = newest.filter(|newest| local.has_only_unfit(newest.snapshot.guid)) else {
-        return;
-    };
-    tracing::warn!(
-        dataset = %local.dataset.name,
-        "cannot make a raw incremental on {}: its snapshot or bookmark in the pool has no IV-set guid (a fault of OpenZFS up to 2.1.5), and ZFS would refuse to receive the incremental",
-        newest.id
-    );
 }
 
 /// Returns the kernel's estimate of a stream in bytes. A missing estimate is only logged.
