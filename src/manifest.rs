@@ -476,6 +476,10 @@ pub struct PruneRecord {
     /// fills in the time from the listing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded_at: Option<Timestamp>,
+    /// The keys of earlier records that this record replaces. They no longer count, although the
+    /// store may have to keep them because they are locked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub voids: Vec<String>,
 }
 
 impl PruneRecord {

@@ -35,8 +35,8 @@ pub async fn read_pruned(
 }
 
 /// Returns the signed prune records of one dataset with their keys, in order, without those written
-/// before `since`. An untrusted record is left out with a warning. Each record has its time by the
-/// store's clock, if the store reports one.
+/// before `since` and those that another record voids. An untrusted record is left out with a
+/// warning. Each record has its time by the store's clock, if the store reports one.
 ///
 /// # Errors
 /// [`CatalogError::Store`] when a listing or a fetch fails.
@@ -112,6 +112,12 @@ pub async fn read_prune_records_through(
             Err(error) => return Err(error),
         }
     }
+    // A void record may itself be void: what it voids stays void.
+    let void: BTreeSet<String> = records
+        .iter()
+        .flat_map(|(_, record)| record.voids.iter().cloned())
+        .collect();
+    records.retain(|(key, _)| !void.contains(key.as_str()));
     Ok(records)
 }
 

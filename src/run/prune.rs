@@ -133,7 +133,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
     let record = put_record(env, &task.stored, entries(&first)).await?;
     let second = read_view_uncached(env, task, Some(record.key())).await?;
     if let Err(why) = check_again(env, &first.plan, &second) {
-        record.withdraw(env).await?;
+        record.withdraw(env, &task.stored).await?;
         return Err(RunError::refused(
             format!("{}: {why}; nothing was deleted", task.stored),
             "run it again",

@@ -121,6 +121,7 @@ pub(crate) fn plant_prune_record(world: &World, store: &MemoryStore, pruned: &[&
         tool_version: "test".into(),
         written_at: crate::world::now(),
         recorded_at: None,
+        voids: Vec::new(),
     };
     let bytes = to_stored_bytes(&record).unwrap();
     let signature = world

@@ -216,6 +216,7 @@ fn plant_record(world: &World, number: u64, bytes: usize) -> ObjectKey {
         tool_version: "0".into(),
         written_at: now(),
         recorded_at: None,
+        voids: Vec::new(),
     };
     let mut text = to_stored_bytes(&record).unwrap();
     text.resize(bytes.max(text.len()), b' ');

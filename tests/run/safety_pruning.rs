@@ -571,6 +571,7 @@ fn pruner(world: &World) -> impl Fn(&MemoryStore, &BackupId) + Send + Sync + use
             tool_version: "test".into(),
             written_at: now(),
             recorded_at: None,
+            voids: Vec::new(),
         };
         let bytes = to_stored_bytes(&record).unwrap();
         let signature = signing

@@ -209,7 +209,7 @@ pub async fn forget(
     // The second reading finds an upload that chose this backup as its base before the record was
     // put.
     if let Err(error) = plan_forget(env, dataset, id, intermediate).await {
-        record.withdraw(env).await?;
+        record.withdraw(env, dataset).await?;
         return Err(error);
     }
     delete_backup(env, dataset, id, false).await?;

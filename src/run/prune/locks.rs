@@ -89,7 +89,7 @@ async fn lock_of_leftover(
 
 /// Returns the lock that ends last of those that still hold; a lock with an unreadable end counts as
 /// the last.
-fn last_lock(untils: impl Iterator<Item = String>, now: Timestamp) -> Option<Lock> {
+pub(super) fn last_lock(untils: impl Iterator<Item = String>, now: Timestamp) -> Option<Lock> {
     let mut last: Option<(Timestamp, String)> = None;
     for until in untils {
         let Ok(end) = until.parse::<Timestamp>() else {

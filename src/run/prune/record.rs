@@ -1,10 +1,14 @@
 //! Signed prune records: put before anything is deleted, and withdrawn when the backups that they
-//! name stay.
+//! name stay. A record that the store keeps because it is locked is voided by a newer record:
+//! otherwise it would still prove a deletion that was not made, and a backup that is lost later
+//! would pass for pruned.
 
 use super::PruneEnv;
 use super::at_work::OwnRecords;
+use super::locks::last_lock;
 use crate::manifest::{FORMAT, PRUNE_RECORD_BYTES_MAX, PruneRecord, PrunedEntry, to_stored_bytes};
 use crate::model::{BackupId, DatasetName};
+use crate::plan::prune::Lock;
 use crate::run::RunError;
 use crate::sign::SignedType;
 use crate::store::ObjectKey;
@@ -23,9 +27,18 @@ impl WrittenRecord {
         &self.key
     }
 
-    /// Deletes the record. The caller has deleted none of the backups that the record names.
-    pub(super) async fn withdraw(&self, env: &PruneEnv) -> Result<(), RunError> {
-        delete_record(env, &self.key).await
+    /// Deletes the record, or voids it if the store keeps it locked. The caller has deleted none of
+    /// the backups that the record names.
+    pub(super) async fn withdraw(
+        &self,
+        env: &PruneEnv,
+        dataset: &DatasetName,
+    ) -> Result<(), RunError> {
+        let content = Content {
+            voids: vec![self.key.to_string()],
+            ..Content::new(env, Vec::new())
+        };
+        remove_record(env, dataset, &self.key, content).await
     }
 }
 
@@ -35,17 +48,50 @@ pub(super) async fn put_record(
     dataset: &DatasetName,
     pruned: Vec<PrunedEntry>,
 ) -> Result<WrittenRecord, RunError> {
-    put_record_of(env, dataset, pruned, (env.now, None)).await
+    let content = Content::new(env, pruned);
+    put_record_of(env, dataset, content).await
+}
+
+/// The statements of a record.
+struct Content {
+    pruned: Vec<PrunedEntry>,
+    written_at: Timestamp,
+    recorded_at: Option<Timestamp>,
+    voids: Vec<String>,
+}
+
+impl Content {
+    /// Names these backups from now on.
+    fn new(env: &PruneEnv, pruned: Vec<PrunedEntry>) -> Self {
+        Self {
+            pruned,
+            written_at: env.now,
+            recorded_at: None,
+            voids: Vec::new(),
+        }
+    }
+
+    /// Replaces the record under `key` and what that record voids.
+    fn replacing(key: &ObjectKey, record: &PruneRecord, pruned: Vec<PrunedEntry>) -> Self {
+        let mut voids = record.voids.clone();
+        voids.push(key.to_string());
+        Self {
+            pruned,
+            written_at: record.written_at,
+            recorded_at: record.recorded_at,
+            voids,
+        }
+    }
 }
 
 async fn put_record_of(
     env: &PruneEnv,
     dataset: &DatasetName,
-    pruned: Vec<PrunedEntry>,
-    (written_at, recorded_at): (Timestamp, Option<Timestamp>),
+    content: Content,
 ) -> Result<WrittenRecord, RunError> {
     let nonce = getrandom::u64()?;
-    let time = written_at
+    let time = content
+        .written_at
         .to_zoned(TimeZone::UTC)
         .strftime("%Y%m%dT%H%M%SZ")
         .to_string();
@@ -54,10 +100,11 @@ async fn put_record_of(
         format: FORMAT,
         object_type: SignedType::PruneRecord.as_str().to_owned(),
         dataset: dataset.clone(),
-        pruned,
+        pruned: content.pruned,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        written_at,
-        recorded_at,
+        written_at: content.written_at,
+        recorded_at: content.recorded_at,
+        voids: content.voids,
     };
     let bytes = to_stored_bytes(&record).map_err(|error| RunError::File {
         operation: "write",
@@ -110,18 +157,56 @@ pub(super) async fn void_records(
         if rest.len() == record.pruned.len() {
             continue;
         }
-        if !rest.is_empty() {
-            put_record_of(env, dataset, rest, (record.written_at, record.recorded_at)).await?;
-        }
-        delete_record(env, key).await?;
+        let content = Content::replacing(key, record, rest);
+        remove_record(env, dataset, key, content).await?;
     }
     Ok(())
 }
 
-/// Deletes a record before its signature: a signature alone says nothing.
-async fn delete_record(env: &PruneEnv, key: &ObjectKey) -> Result<(), RunError> {
-    env.store.delete(key).await?;
-    Ok(env.store.delete(&key.signature()).await?)
+/// Deletes a record that `replacement` voids. The replacement is put only if it is needed: if it
+/// names backups or voids further records, or if the store keeps the record because it is locked. No
+/// reader counts a void record, so that a locked one is reported only once.
+async fn remove_record(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    key: &ObjectKey,
+    replacement: Content,
+) -> Result<(), RunError> {
+    let mut replacement = Some(replacement);
+    if let Some(needed) = replacement.take_if(|it| !it.pruned.is_empty() || it.voids.len() > 1) {
+        put_record_of(env, dataset, needed).await?;
+    }
+    let Some(lock) = delete_record(env, key).await? else {
+        return Ok(());
+    };
+    let store = env.store.url();
+    match lock {
+        Lock::Until(until) => tracing::warn!(
+            "{store} keeps the prune record {key}, which is locked until {until}; a newer record voids it"
+        ),
+        Lock::Unknown(reason) => tracing::warn!(
+            "{store} keeps the locked prune record {key}: {reason}; a newer record voids it"
+        ),
+    }
+    if let Some(replacement) = replacement {
+        put_record_of(env, dataset, replacement).await?;
+    }
+    Ok(())
+}
+
+/// Deletes a record before its signature: a signature alone says nothing. Returns the lock if the
+/// store refuses because the record is locked.
+async fn delete_record(env: &PruneEnv, key: &ObjectKey) -> Result<Option<Lock>, RunError> {
+    if let Err(refused) = env.store.delete(key).await {
+        let found = env.store.head(key).await.ok().flatten();
+        let until = found.and_then(|evidence| evidence.locked_until);
+        return match last_lock(until.into_iter(), env.now) {
+            Some(lock) => Ok(Some(lock)),
+            None => Err(refused.into()),
+        };
+    }
+    env.store.delete(&key.signature()).await?;
+    Ok(None)
 }
 
 #[cfg(test)]
