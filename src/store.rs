@@ -165,8 +165,11 @@ pub struct UnfinishedUpload {
 /// The kind of a failure, on which callers branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreErrorKind {
-    /// The object or bucket does not exist.
+    /// The object does not exist.
     NotFound,
+    /// The bucket does not exist, or these credentials do not see it. The error says nothing about
+    /// objects: none of them is known to be missing.
+    NoBucket,
     /// The key is taken by other bytes.
     AlreadyExists,
     /// Credentials are missing, wrong, or lack the permission.

@@ -44,6 +44,7 @@ use super::{
     PutOutcome, SpoolFile, SpooledStore, StoreDelete, StoreError, StoreErrorKind, StoreInfo,
     StoreProbe, StoreRead, StoreTraits, StoreWrite, UnfinishedUpload,
 };
+use crate::store::work::no_bucket_hint;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use cause::{AUTHORIZE, B2Cause};
@@ -133,9 +134,11 @@ impl Shared {
 
     /// Makes the error for a failure of the call `api`, with a hint.
     fn failed(&self, operation: &str, api: &str, subject: &str, cause: B2Cause) -> StoreError {
-        let hint = cause.hint(api, self.settings.endpoint());
-        let kind = cause.kind();
-        let is_outage = cause.is_outage();
+        let mut hint = cause.hint(api, self.settings.endpoint());
+        if cause.kind() == StoreErrorKind::NoBucket {
+            hint = hint.or_else(|| Some(no_bucket_hint(&self.settings.bucket)));
+        }
+        let (kind, is_outage) = (cause.kind(), cause.is_outage());
         StoreError::new(kind, operation, subject, &self.url, cause)
             .with_hint_of(hint)
             .with_outage(is_outage)

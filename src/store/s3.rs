@@ -89,9 +89,6 @@ struct Shared {
     lock_until: Option<Timestamp>,
     /// The probe of the store, and the callback for contradictions to it.
     expected: Option<(StoreProbe, ProbeDoubt)>,
-    /// Whether a response showed that the bucket exists. Until then "no such object" may mean "no
-    /// such bucket".
-    bucket_seen: AtomicBool,
 }
 
 impl S3Store {
@@ -176,7 +173,6 @@ impl Shared {
             falls_back: true,
             lock_until: None,
             expected: None,
-            bucket_seen: AtomicBool::new(false),
             settings,
         }
     }
@@ -296,10 +292,6 @@ impl Shared {
                 .operation_attempt_timeout(limit)
                 .build(),
         )
-    }
-
-    fn saw_bucket(&self) {
-        self.bucket_seen.store(true, Ordering::Relaxed);
     }
 }
 

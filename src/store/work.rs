@@ -112,6 +112,13 @@ pub(crate) fn is_untrusted(failure: &str) -> bool {
     failure.contains("certificate") || failure.contains("corruptmessage")
 }
 
+/// Returns the remedy for a bucket that the store does not have, or does not show.
+pub(crate) fn no_bucket_hint(bucket: &str) -> String {
+    format!(
+        "create the bucket {bucket:?}, or correct `remote`; if it was there before, it was deleted or these credentials lost it"
+    )
+}
+
 /// Returns the remedy for a store that was not reached or did not respond, derived from the text of
 /// the failure.
 pub(crate) fn transport_hint(failure: &str, endpoint: &str) -> String {

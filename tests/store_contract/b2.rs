@@ -184,6 +184,32 @@ async fn hidden_b2_object_is_absent_and_its_key_is_free() {
 }
 
 #[tokio::test]
+async fn b2_bucket_that_vanishes_is_no_missing_object() {
+    let sim = B2Sim::start();
+    let (store, name, bytes) = (connect(sim.settings()), key("x"), pattern(9, 1));
+    store.put_new(&name, bytes.clone()).await.unwrap();
+    assert_eq!(store.head(&key("y")).await.unwrap(), None);
+    sim.remove_bucket();
+    let errors = [
+        store.head(&name).await.map(drop),
+        store.get(&name, None, 9).await.map(drop),
+        store.list("").await.map(drop),
+        store.any_version(&name).await.map(drop),
+        store.delete(&name).await,
+        store.put_new(&name, bytes).await.map(drop),
+        upload(&store, &key("large"), &pattern(PART + 1, 1))
+            .await
+            .map(drop),
+    ];
+    for (n, error) in errors.into_iter().enumerate() {
+        let error = error.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::NoBucket, "{n}: {error}");
+        let hint = error.hint.as_deref().unwrap_or_default();
+        assert!(hint.contains("create the bucket"), "{n}: {hint}");
+    }
+}
+
+#[tokio::test]
 async fn delete_with_a_key_without_delete_rights_hides_the_b2_file() {
     let sim = B2Sim::start();
     let credentials = Some(sim.add_key(
@@ -342,7 +368,7 @@ async fn a_key_for_one_bucket_and_prefix_is_enough() {
 
 #[tokio::test]
 async fn impossible_b2_settings_are_refused_with_advice() {
-    use StoreErrorKind::{Denied, Invalid, NotFound, Unavailable};
+    use StoreErrorKind::{Denied, Invalid, NoBucket, Unavailable};
     let sim = B2Sim::start();
     sim.add_bucket("another");
     let narrow = sim.add_key("narrow", "listFiles", &["another"], None);
@@ -384,7 +410,7 @@ async fn impossible_b2_settings_are_refused_with_advice() {
         (settings(blind), Denied, "listBuckets"),
         (
             bucket("no-such-bucket"),
-            NotFound,
+            NoBucket,
             "create the bucket \"no-such-bucket\"",
         ),
         (

@@ -65,6 +65,7 @@ use probe::{
     store_with_working_conditional_puts_is_not_checked_before_a_put,
 };
 use scripted::{
+    bucket_that_vanishes_is_no_missing_object,
     different_part_checksum_in_the_response_fails_the_upload,
     silent_part_upload_is_retried_until_the_attempts_are_used,
     success_status_with_an_error_body_is_a_failure,
@@ -150,6 +151,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         s3_uploads_keep_the_rate_limit
         s3_downloads_keep_the_rate_limit
         missing_bucket_is_an_error_for_every_call
+        bucket_that_vanishes_is_no_missing_object
         unreachable_endpoint_is_named
         silent_server_ends_in_a_timeout
     });
@@ -493,7 +495,7 @@ async fn missing_bucket_is_an_error_for_every_call(_: Arc<Weed>, settings: S3Set
         store.unfinished("").await.unwrap_err(),
     ];
     for error in errors {
-        assert_eq!(error.kind, StoreErrorKind::NotFound);
+        assert_eq!(error.kind, StoreErrorKind::NoBucket);
         assert_says(
             &error,
             &["NoSuchBucket", "create the bucket \"no-such-bucket\""],

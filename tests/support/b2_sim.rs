@@ -231,6 +231,11 @@ impl B2Sim {
         self.0.state.lock().unwrap().add_bucket(name);
     }
 
+    /// Deletes the bucket with everything in it.
+    pub(crate) fn remove_bucket(&self) {
+        self.0.state.lock().unwrap().buckets.remove(0);
+    }
+
     /// Makes the next `times` requests of this call fail, after `skip` that succeed.
     pub(crate) fn fail(&self, call: &'static str, skip: usize, times: usize, fault: Fault) {
         self.0.faults.lock().unwrap().planned.push(Planned {

@@ -179,7 +179,8 @@ impl B2Cause {
     fn kind_of_code(&self) -> Option<StoreErrorKind> {
         Some(match self.code.as_str() {
             code if code.ends_with("cap_exceeded") => StoreErrorKind::Full,
-            "bad_bucket_id" | "file_not_present" | "no_such_file" => StoreErrorKind::NotFound,
+            "bad_bucket_id" => StoreErrorKind::NoBucket,
+            "file_not_present" | "no_such_file" => StoreErrorKind::NotFound,
             "part_sha1_mismatch" | "missing_part" => StoreErrorKind::Corrupt,
             _ if self.is_garbled() => StoreErrorKind::Corrupt,
             _ => return None,
@@ -268,7 +269,7 @@ mod tests {
             (403, "storage_cap_exceeded", "", Full, false, false, false),
             (403, "cap_exceeded", "", Full, false, false, false),
             (403, "access_denied", "", Denied, false, false, false),
-            (400, "bad_bucket_id", "", NotFound, false, false, false),
+            (400, "bad_bucket_id", "", NoBucket, false, false, false),
             (400, "auth_token_limit", "", Invalid, false, true, false),
             (
                 400,

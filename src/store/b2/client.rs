@@ -11,7 +11,7 @@ use super::settings::B2Settings;
 use super::{Shared, settings};
 use crate::store::answer::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::store::pace::PacedBody;
-use crate::store::work::{http_date, random_u64};
+use crate::store::work::{http_date, no_bucket_hint, random_u64};
 use crate::store::{B2Credentials, StoreErrorKind};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -382,8 +382,8 @@ impl Shared {
             .into_iter()
             .find(|bucket| bucket.bucket_name == *name);
         found.ok_or_else(|| {
-            let hint = format!("create the bucket {name:?}, or correct `remote`");
-            B2Cause::ours(StoreErrorKind::NotFound, "there is no such bucket").with_hint(hint)
+            B2Cause::ours(StoreErrorKind::NoBucket, "there is no such bucket")
+                .with_hint(no_bucket_hint(name))
         })
     }
 

@@ -59,6 +59,13 @@ impl Shared {
                 .await
             {
                 Err(cause) if cause.is_transient() && retries.wait(&cause).await => {}
+                Err(cause) if cause.kind() == StoreErrorKind::NotFound => {
+                    // The answer is the same for a missing bucket.
+                    return match self.live("get", key).await {
+                        Err(error) if error.kind == StoreErrorKind::NoBucket => Err(error),
+                        _ => Err(failed(cause)),
+                    };
+                }
                 fetched => return fetched.map_err(failed),
             }
         }

@@ -3,7 +3,9 @@
 
 use crate::model::error_chain;
 use crate::store::StoreErrorKind;
-use crate::store::work::{http_date, is_outage_status, is_untrusted, transport_hint};
+use crate::store::work::{
+    http_date, is_outage_status, is_untrusted, no_bucket_hint, transport_hint,
+};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
@@ -176,9 +178,8 @@ impl S3Cause {
 
     fn kind_of_code(&self) -> Option<StoreErrorKind> {
         Some(match self.code.as_deref()? {
-            "NoSuchBucket" | "NoSuchKey" | "NoSuchUpload" | "NoSuchVersion" | "NotFound" => {
-                StoreErrorKind::NotFound
-            }
+            "NoSuchBucket" => StoreErrorKind::NoBucket,
+            "NoSuchKey" | "NoSuchUpload" | "NoSuchVersion" | "NotFound" => StoreErrorKind::NotFound,
             "PreconditionFailed" => StoreErrorKind::AlreadyExists,
             "InvalidAccessKeyId"
             | "SignatureDoesNotMatch"
@@ -256,7 +257,7 @@ impl S3Cause {
     fn refusal_hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
         let code = self.code.as_deref().unwrap_or_default();
         Some(match code {
-            "NoSuchBucket" => format!("create the bucket {bucket:?}, or correct `remote`"),
+            "NoSuchBucket" => no_bucket_hint(bucket),
             "InvalidAccessKeyId" => {
                 format!("{endpoint} does not know this access key id: wrong key, or wrong endpoint")
             }
@@ -345,6 +346,7 @@ mod tests {
         for (status, code, kind) in [
             (404, "NoSuchKey", NotFound),
             (404, "", NotFound),
+            (404, "NoSuchBucket", NoBucket),
             (403, "AccessDenied", Denied),
             (403, "", Denied),
             (403, "storage_cap_exceeded", Full),

@@ -47,7 +47,6 @@ impl Shared {
                 page.map_err(|error| self.failed("list", "ListObjectsV2", prefix, error))
             };
             let page = self.settings.patience.wait_out(request).await?;
-            self.saw_bucket();
             let listed = page
                 .contents()
                 .iter()
@@ -109,7 +108,6 @@ impl Shared {
                 .await;
             let page = page
                 .map_err(|error| self.failed(operation, "ListMultipartUploads", prefix, error))?;
-            self.saw_bucket();
             uploads.extend(
                 page.uploads()
                     .iter()

@@ -214,7 +214,7 @@ impl Probing {
             Err(error) if error.is_transient() => return Err(error),
             deleted => deleted.err(),
         };
-        let is_there = shared.head(key).await?.is_some();
+        let is_there = shared.head_in_bucket(key).await?.is_some();
         let Some(refusal) = refusal else {
             return Ok(match (is_there, has_versions) {
                 (false, true) => Deleting::RemovesVersions,

@@ -37,7 +37,7 @@ impl Shared {
             let condition = self.put_condition();
             let asks = condition.is_some() && self.was_found_to_refuse_replacing();
             if !asks && !is_checked {
-                if let Some(found) = self.head(key).await? {
+                if let Some(found) = self.head_in_bucket(key).await? {
                     return self.compare_whole(key, &bytes, found).await;
                 }
                 is_checked = true;
@@ -92,10 +92,7 @@ impl Shared {
         } else {
             call
         };
-        call.send()
-            .await
-            .map(|_| self.saw_bucket())
-            .map_err(S3Cause::from)
+        call.send().await.map(drop).map_err(S3Cause::from)
     }
 
     /// Reads the store's evidence for the object, and compares it with what was sent with this

@@ -71,7 +71,6 @@ impl Shared {
         call.send()
             .await
             .map_err(|error| self.failed("access", "ListObjectsV2", "", error))?;
-        self.saw_bucket();
         Ok(())
     }
 
@@ -121,12 +120,32 @@ impl Shared {
         self.head_for(key, self.settings.checksum).await
     }
 
+    /// Does the same as `head`, but takes each 404 for a missing object: only where another
+    /// request of the same operation shows whether the bucket exists.
+    pub(super) async fn head_in_bucket(
+        &self,
+        key: &ObjectKey,
+    ) -> Result<Option<Evidence>, StoreError> {
+        match self.find(key, self.settings.checksum).await {
+            Ok(found) => Ok(Some(found)),
+            Err(cause) if is_missing(&cause) => Ok(None),
+            Err(cause) => self.explain_head(key, cause).await,
+        }
+    }
+
     /// Returns the evidence for an object that was sent with this checksum.
     pub(super) async fn head_for(
         &self,
         key: &ObjectKey,
         checksum: S3Checksum,
     ) -> Result<Option<Evidence>, StoreError> {
+        match self.find(key, checksum).await {
+            Ok(found) => Ok(Some(found)),
+            Err(cause) => self.explain_head(key, cause).await,
+        }
+    }
+
+    async fn find(&self, key: &ObjectKey, checksum: S3Checksum) -> Result<Evidence, Cause> {
         // B2 and others answer 400 to this header, and have no evidence but the ETag.
         let known =
             checksum != S3Checksum::Md5 && !self.refuses_checksum_mode.load(Ordering::Relaxed);
@@ -134,23 +153,20 @@ impl Shared {
             .ask_head(key, known.then_some(ChecksumMode::Enabled))
             .await;
         let cause = match asked {
-            Ok(found) => return Ok(Some(found)),
+            Ok(found) => return Ok(found),
             Err(cause) => cause,
         };
         let refused = cause.stage == S3Stage::Refused && matches!(cause.status, Some(400 | 501));
         if !known || !refused {
-            return self.explain_head(key, cause).await;
+            return Err(cause);
         }
-        match self.ask_head(key, None).await {
-            Ok(found) => {
+        let plain = self.ask_head(key, None).await;
+        match plain {
+            Err(plain) if !is_missing(&plain) => Err(cause),
+            plain => {
                 self.note_refused_checksum_mode();
-                Ok(Some(found))
+                plain
             }
-            Err(plain) if plain.stage == S3Stage::Refused && plain.status == Some(404) => {
-                self.note_refused_checksum_mode();
-                self.explain_head(key, plain).await
-            }
-            Err(_) => self.explain_head(key, cause).await,
         }
     }
 
@@ -174,22 +190,17 @@ impl Shared {
             .send()
             .await
             .map_err(S3Cause::from)?;
-        self.saw_bucket();
         Ok(self.evidence(&found))
     }
 
-    /// Explains a failed HEAD. Its response has no body with the reason, so another call is made
-    /// that may return the reason.
+    /// Explains a failed HEAD. Its response has no body with the reason, and a missing bucket has
+    /// the same status as a missing object, so another call is made that may return the reason.
     async fn explain_head(
         &self,
         key: &ObjectKey,
         cause: S3Cause,
     ) -> Result<Option<Evidence>, StoreError> {
-        let missing = cause.stage == S3Stage::Refused && cause.status == Some(404);
-        if missing && self.bucket_seen.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        if cause.stage == S3Stage::Refused && cause.status.is_some_and(|status| status < 500) {
+        if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
             let checked = self.check_bucket().await;
             checked.map_err(|error| StoreError {
                 operation: "check".to_owned(),
@@ -197,7 +208,7 @@ impl Shared {
                 ..error
             })?;
         }
-        if missing {
+        if is_missing(&cause) {
             Ok(None)
         } else {
             Err(self.failed("check", "HeadObject", key.as_str(), cause))
@@ -263,7 +274,6 @@ impl Shared {
             let answer = call.set_range(header).send().await;
             let answer =
                 answer.map_err(|error| self.failed("get", "GetObject", key.as_str(), error))?;
-            self.saw_bucket();
             match self
                 .read_body(
                     answer,
@@ -354,4 +364,9 @@ fn part_bytes(found: &HeadObjectOutput) -> Option<u64> {
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case(PART_BYTES_ENTRY));
     entry.and_then(|(_, value)| value.parse().ok())
+}
+
+/// Whether a HEAD found neither the object nor a reason: it or its bucket does not exist.
+fn is_missing(cause: &Cause) -> bool {
+    cause.stage == Stage::Refused && cause.status == Some(404)
 }

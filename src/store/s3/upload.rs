@@ -26,7 +26,7 @@ pub(super) async fn create(
     shared: &Arc<Shared>,
     key: &ObjectKey,
 ) -> Result<MultipartWriter<Shared>, StoreError> {
-    if shared.head(key).await?.is_some() {
+    if shared.head_in_bucket(key).await?.is_some() {
         return Err(shared.taken("begin upload of", key));
     }
     let upload_id = shared.begin(key).await?;
@@ -119,7 +119,6 @@ impl Shared {
         let begun = begun.map_err(|error| {
             self.failed(operation, "CreateMultipartUpload", key.as_str(), error)
         })?;
-        self.saw_bucket();
         let id = begun
             .upload_id()
             .filter(|id| !id.is_empty())

@@ -6,8 +6,9 @@ use crate::contract::{key, pattern, upload};
 use crate::proxy::{Action, Proxy, first};
 use crate::weed::Weed;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use zfs_backup::store::{S3Settings, StoreErrorKind, StoreRead, StoreWrite};
+use zfs_backup::store::{S3Settings, StoreDelete, StoreErrorKind, StoreRead, StoreWrite};
 
 pub(super) async fn success_status_with_an_error_body_is_a_failure(
     weed: Arc<Weed>,
@@ -157,5 +158,44 @@ pub(super) async fn silent_part_upload_is_retried_until_the_attempts_are_used(
             "{:?}",
             begun.elapsed()
         );
+    }
+}
+
+/// Decisions depend on missing objects, so a missing bucket must be another error.
+pub(super) async fn bucket_that_vanishes_is_no_missing_object(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let is_gone = Arc::new(AtomicBool::new(false));
+    let rule_is_gone = Arc::clone(&is_gone);
+    let proxy = Proxy::start(&weed.endpoint(), move |_: &str| {
+        match rule_is_gone.load(Ordering::SeqCst) {
+            true => Action::Refuse(404, "NoSuchBucket"),
+            false => Action::Pass,
+        }
+    });
+    let store = connect_by(&proxy, settings).await;
+    let (name, bytes) = (key("x"), pattern(9, 1));
+    store.put_new(&name, bytes.clone()).await.unwrap();
+    assert!(store.head(&name).await.unwrap().is_some());
+    assert_eq!(store.head(&key("y")).await.unwrap(), None);
+    let mut writer = store.create(&key("large")).await.unwrap();
+    writer.put_part(pattern(PART, 1)).await.unwrap();
+    is_gone.store(true, Ordering::SeqCst);
+    let errors = [
+        store.head(&name).await.map(drop),
+        store.get(&name, None, 9).await.map(drop),
+        store.list("").await.map(drop),
+        store.any_version(&name).await.map(drop),
+        store.delete(&name).await,
+        store.unfinished("").await.map(drop),
+        store.put_new(&name, bytes).await.map(drop),
+        store.create(&name).await.map(drop),
+        writer.finish().await.map(drop),
+    ];
+    for (n, error) in errors.into_iter().enumerate() {
+        let error = error.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::NoBucket, "{n}: {error}");
+        assert_says(&error, &["NoSuchBucket", "create the bucket", "lost it"]);
     }
 }
