@@ -65,7 +65,7 @@ use probe::{
     store_with_working_conditional_puts_is_not_checked_before_a_put,
 };
 use scripted::{
-    bucket_that_vanishes_is_no_missing_object,
+    bucket_that_vanishes_is_no_missing_object, delete_without_listed_versions_is_checked,
     different_part_checksum_in_the_response_fails_the_upload,
     silent_part_upload_is_retried_until_the_attempts_are_used,
     success_status_with_an_error_body_is_a_failure,
@@ -152,6 +152,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         s3_downloads_keep_the_rate_limit
         missing_bucket_is_an_error_for_every_call
         bucket_that_vanishes_is_no_missing_object
+        delete_without_listed_versions_is_checked
         unreachable_endpoint_is_named
         silent_server_ends_in_a_timeout
     });

@@ -14,6 +14,14 @@ enum Versions {
     Unknown(S3Cause),
 }
 
+/// The effect of a delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deleted {
+    Gone,
+    /// The object stays under a delete marker.
+    OnlyHidden,
+}
+
 impl Shared {
     pub(super) async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         match self.versions(key).await? {
@@ -25,18 +33,15 @@ impl Shared {
                 }
                 Ok(())
             }
-            Versions::Unknown(cause) => {
-                let only_hidden = self.delete_version(key, None).await?;
-                match only_hidden {
-                    true => Err(self.failed(
-                        "delete all versions of",
-                        "ListObjectVersions",
-                        key.as_str(),
-                        cause,
-                    )),
-                    false => Ok(()),
-                }
-            }
+            Versions::Unknown(cause) => match self.delete_plainly(key).await? {
+                Deleted::Gone => Ok(()),
+                Deleted::OnlyHidden => Err(self.failed(
+                    "delete all versions of",
+                    "ListObjectVersions",
+                    key.as_str(),
+                    cause,
+                )),
+            },
         }
     }
 
@@ -71,28 +76,37 @@ impl Shared {
         if self.head(key).await?.is_none() {
             return Ok(());
         }
-        let only_hidden = self.delete_version(key, None).await?;
-        let wrong = |text| self.wrong(StoreErrorKind::Unsupported, "delete", key.as_str(), text);
-        if only_hidden {
-            return Err(wrong(
+        match self.delete_plainly(key).await? {
+            Deleted::Gone => Ok(()),
+            Deleted::OnlyHidden => Err(self.wrong(
+                StoreErrorKind::Unsupported,
+                "delete",
+                key.as_str(),
                 "the store listed no version of the object, and hid it instead of deleting it",
-            ));
+            )),
         }
-        match self.head(key).await? {
-            None => Ok(()),
-            Some(_) => Err(wrong(
+    }
+
+    /// Deletes an object without naming a version, and checks that the store no longer has it.
+    async fn delete_plainly(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
+        let deleted = self.delete_version(key, None).await?;
+        match self.head_in_bucket(key).await? {
+            None => Ok(deleted),
+            Some(_) => Err(self.wrong(
+                StoreErrorKind::Unsupported,
+                "delete",
+                key.as_str(),
                 "the store answered that the object was deleted, and still has it",
             )),
         }
     }
 
-    /// Deletes one version, or the object. Returns whether the object was only hidden under a
-    /// marker.
+    /// Deletes one version, or the object.
     async fn delete_version(
         &self,
         key: &ObjectKey,
         version_id: Option<String>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Deleted, StoreError> {
         let named = version_id.is_some();
         let call = self
             .client
@@ -105,9 +119,12 @@ impl Shared {
             .await
             .map_err(S3Cause::from)
         {
-            Ok(deleted) => Ok(!named && deleted.delete_marker() == Some(true)),
+            Ok(deleted) if !named && deleted.delete_marker() == Some(true) => {
+                Ok(Deleted::OnlyHidden)
+            }
+            Ok(_) => Ok(Deleted::Gone),
             Err(cause) if cause.has_code("NoSuchKey") || cause.has_code("NoSuchVersion") => {
-                Ok(false)
+                Ok(Deleted::Gone)
             }
             Err(cause) => {
                 let api = if named {

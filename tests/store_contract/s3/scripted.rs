@@ -3,7 +3,7 @@
 
 use super::{PART, assert_empty, assert_says, below, completes, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
-use crate::proxy::{Action, Proxy, first};
+use crate::proxy::{Action, Proxy, chain, first};
 use crate::weed::Weed;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -197,5 +197,39 @@ pub(super) async fn bucket_that_vanishes_is_no_missing_object(
         let error = error.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::NoBucket, "{n}: {error}");
         assert_says(&error, &["NoSuchBucket", "create the bucket", "lost it"]);
+    }
+}
+
+/// A server that does not list versions may confirm a delete and keep the object.
+pub(super) async fn delete_without_listed_versions_is_checked(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let keeps = |head: &str| head.starts_with("delete");
+    let confirmed = Action::AnswerStatus(204, "", "");
+    for (n, (answer, works)) in [(confirmed, false), (Action::Pass, true)]
+        .into_iter()
+        .enumerate()
+    {
+        let no_versions = |head: &str| head.contains("?versions");
+        let proxy = Proxy::start(
+            &weed.endpoint(),
+            chain(vec![
+                Box::new(first(
+                    usize::MAX,
+                    Action::Refuse(403, "AccessDenied"),
+                    no_versions,
+                )),
+                Box::new(first(usize::MAX, answer, keeps)),
+            ]),
+        );
+        let store = connect_by(&proxy, below(&settings, &n.to_string())).await;
+        store.put_new(&key("x"), pattern(9, 1)).await.unwrap();
+        let deleted = store.delete(&key("x")).await;
+        assert_eq!(deleted.is_ok(), works);
+        if let Err(error) = deleted {
+            assert_says(&error, &["delete x", "and still has it"]);
+        }
+        store.delete(&key("never-there")).await.unwrap();
     }
 }
