@@ -119,6 +119,22 @@ fn frozen_archives_of_every_version_restore_to_the_same_bytes() {
     }
 }
 
+/// A dry run in JSON says whether the restore fits, as its log does.
+#[test]
+fn dry_run_of_a_restore_prints_the_space_as_json() {
+    let url = format!("file:{}", frozen("none").display());
+    let folder = TempDir::new().unwrap();
+    for (name, fit) in [("stream", "fits"), ("gone/stream", "unknown")] {
+        let file = folder.path().join(name).display().to_string();
+        let arguments = ["restore", "frozen/data", "--remote", &url];
+        let arguments = [&arguments[..], &["--output", &file, "--dry-run", "--json"]].concat();
+        let output = zb(&arguments, PASSPHRASE);
+        check(&output, 0, &["frozen/data is from"]);
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["space"]["fit"], fit, "{document}");
+    }
+}
+
 #[test]
 fn output_file_is_named_only_when_complete() {
     let (_store, url, backup) = thawed("none");

@@ -5,10 +5,11 @@
 //! needs at most its length, and less in a dataset that compresses.
 
 use crate::model::bytes_text;
+use serde::Serialize;
 use std::fmt;
 
 /// The bytes that one dataset of a restore brings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct ArrivingBytes {
     /// Bytes of stream that need at least as much space.
     pub stream_bytes: u64,
@@ -20,7 +21,8 @@ pub struct ArrivingBytes {
 }
 
 /// The free space at a place, compared with the bytes that a restore writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "fit", rename_all = "kebab-case")]
 pub enum Fit {
     /// The free space is at least the bytes to write.
     Fits,
@@ -36,13 +38,14 @@ pub enum Fit {
 }
 
 /// The sizes of a [`Fit`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shortage {
     /// The place: a dataset or a folder.
     pub place: String,
     /// The free space there.
     pub available_bytes: u64,
     /// The bytes that the restore writes and reserves.
+    #[serde(flatten)]
     pub arriving: ArrivingBytes,
 }
 

@@ -128,7 +128,7 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     see_to_leftovers(&*zfs, &parent, locks.as_deref(), context)?;
     check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
     let fit = judge_drill_fit(&*zfs, &set, &parent)?;
-    if let Err(failure) = check_fit(&fit, drill.although_full, context) {
+    if let Err(failure) = check_fit(fit, drill.although_full, context) {
         if let (Some(setup), Failure::Run(error)) = (&places.setup, &failure) {
             history::drill_failed(&setup.config, &stored, error);
         }

@@ -17,6 +17,7 @@ use crate::cli::screen::table::{age, bytes};
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::{DatasetName, InvalidName, SnapshotName};
+use crate::plan::space::Fit;
 use crate::run::restore::{
     ArrivingDataset, LostBookmark, PropertyChoice, ReceiveOptions, ReceivePlan, Received,
     RestoreBackup, RestoreLock, RestorePoint, RestoreSet, ResumeChoice, ResumedReceive, Rollback,
@@ -179,7 +180,7 @@ async fn restore_one(
     let check_space = |zfs: &dyn ZfsRead, plan: &ReceivePlan| {
         let arriving = ArrivingDataset { set, plan, options };
         let fit = judge_fit(zfs, target, &[arriving]);
-        check_fit(&fit, restore.although_full, context)
+        check_fit(fit, restore.although_full, context)
     };
     if context.global.dry_run {
         // Without ZFS, as on another host, the plan still shows the contents of the store.
@@ -188,15 +189,17 @@ async fn restore_one(
             .as_ref()
             .map(|zfs| check_target(&**zfs, target, set, options))
             .transpose()?;
-        if let Some((zfs, plan)) = zfs.as_ref().zip(plan.as_ref()) {
-            check_space(&**zfs, plan)?;
-        }
+        let space = zfs
+            .as_ref()
+            .zip(plan.as_ref())
+            .map(|(zfs, plan)| check_space(&**zfs, plan))
+            .transpose()?;
         let receive = PlannedReceive {
             resumed: find_resumed(context, set, plan.as_ref(), keys).await?,
             rollback: plan.as_ref().and_then(|plan| plan.rollback.as_ref()),
             plan: plan.as_ref(),
         };
-        output.emit(&PlannedRestore::new(set, Some(receive)));
+        output.emit(&PlannedRestore::new(set, Some(receive), space));
         return Ok(());
     }
     let _lock = lock(target)?;
@@ -400,6 +403,8 @@ pub(crate) struct PlannedRestore<'a> {
     /// The plan to receive, unless the stream would only be written.
     #[serde(flatten)]
     pub(crate) receive: Option<PlannedReceive<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) space: Option<Fit>,
     #[serde(skip)]
     pub(crate) set: &'a RestoreSet,
 }
@@ -421,7 +426,11 @@ pub(crate) struct PlannedReceive<'a> {
 }
 
 impl<'a> PlannedRestore<'a> {
-    pub(crate) fn new(set: &'a RestoreSet, receive: Option<PlannedReceive<'a>>) -> Self {
+    pub(crate) fn new(
+        set: &'a RestoreSet,
+        receive: Option<PlannedReceive<'a>>,
+        space: Option<Fit>,
+    ) -> Self {
         let backups = set.backups.iter().map(|backup| ChainBackup {
             store: backup.store.url(),
             manifest: &backup.manifest,
@@ -429,6 +438,7 @@ impl<'a> PlannedRestore<'a> {
         Self {
             backups: backups.collect(),
             receive,
+            space,
             set,
         }
     }
@@ -527,19 +537,21 @@ async fn restore_stream(
         point => find_restore_set(stores, dataset, keys, point).await?,
     };
     announce(&set, restore, &context.output)?;
-    if let (Some(file), [backup]) = (&restore.output, set.backups.as_slice()) {
-        check_fit(
-            &judge_file_fit(file, backup),
-            restore.although_full,
-            context,
-        )?;
-    }
+    let space = match (&restore.output, set.backups.as_slice()) {
+        (Some(file), [backup]) => {
+            let fit = judge_file_fit(file, backup);
+            Some(check_fit(fit, restore.although_full, context)?)
+        }
+        _ => None,
+    };
     if context.global.dry_run {
         let receive = match (&restore.output, set.backups.as_slice()) {
             (Some(file), [backup]) => find_resumed_file(context, backup, file).await?,
             _ => None,
         };
-        context.output.emit(&PlannedRestore::new(&set, receive));
+        context
+            .output
+            .emit(&PlannedRestore::new(&set, receive, space));
         return Ok(());
     }
     match &restore.output {

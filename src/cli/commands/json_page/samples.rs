@@ -44,6 +44,7 @@ use crate::plan::prune::{Doomed, DoomedLeftover, Kept, LeftAlone, Proof, PrunePl
 use crate::plan::retention::Reason;
 use crate::plan::send::{FullReason, SendPlan};
 use crate::plan::snapshots::{SnapshotReason, SnapshotVerdict};
+use crate::plan::space::{ArrivingBytes, judge_space};
 use crate::run::backup::{PausedUpload, PlannedResume};
 use crate::run::copy::CopiedBackup;
 use crate::run::doctor::{Check, CheckState};
@@ -667,19 +668,34 @@ fn restores() -> Vec<Value> {
         plan: Some(planned(&set, &manifest, None)),
         received: Some(vec![name()]),
     };
+    let space = Some(judge_space("x", &[ArrivingBytes::default()], None));
+    let shortage = ArrivingBytes {
+        stream_bytes: 1,
+        compressible_bytes: 1,
+        reserved_bytes: 1,
+    };
+    let shortage = Some(judge_space("x", &[shortage], Some(0)));
     vec![
         to_value(&Restored {
             received: vec![name()],
             went_on: Some(resumed),
             to_mount: vec![text()],
         }),
-        to_value(&planned(&set, &manifest, Some(receive))),
+        to_value(&PlannedRestore {
+            space: shortage.clone(),
+            ..planned(&set, &manifest, Some(receive))
+        }),
+        to_value(&PlannedRestore {
+            space,
+            ..planned(&set, &manifest, None)
+        }),
         to_value(&RefusedRollback {
             rollback: &rollback,
             carried_out: false,
         }),
         to_value(&TreeResult {
             datasets: vec![member],
+            space: shortage,
             to_mount: vec![text()],
             failed: vec![dataset()],
         }),
@@ -697,6 +713,7 @@ fn planned<'a>(
             manifest,
         }],
         receive,
+        space: None,
         set,
     }
 }

@@ -6,9 +6,9 @@ use crate::plan::space::Fit;
 use crate::run::RunError;
 
 /// Refuses a restore that does not fit, unless the user accepts it. A dry run, and everything that
-/// is not certain, only warns.
-pub(crate) fn check_fit(fit: &Fit, although_full: bool, context: &Context) -> Result<(), Failure> {
-    match fit {
+/// is not certain, only warns. Returns the fit for the document of a dry run.
+pub(crate) fn check_fit(fit: Fit, although_full: bool, context: &Context) -> Result<Fit, Failure> {
+    match &fit {
         Fit::Fits => {}
         Fit::TooLarge(_) if !although_full => {
             let hint = "make room or choose another target; --although-full restores anyway, \
@@ -24,5 +24,5 @@ pub(crate) fn check_fit(fit: &Fit, although_full: bool, context: &Context) -> Re
             context.output.always(&fit.to_string());
         }
     }
-    Ok(())
+    Ok(fit)
 }

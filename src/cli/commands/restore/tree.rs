@@ -9,6 +9,7 @@ use crate::cli::open::remote::open_zfs;
 use crate::cli::screen::output::Output;
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
+use crate::plan::space::Fit;
 use crate::run::RunError;
 use crate::run::restore::{
     ArrivingDataset, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed,
@@ -46,6 +47,9 @@ impl Placed<'_> {
 #[derive(Serialize)]
 pub(crate) struct TreeResult<'a> {
     pub(crate) datasets: Vec<MemberResult<'a>>,
+    /// The space for all datasets together; only of a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) space: Option<Fit>,
     pub(crate) to_mount: Vec<String>,
     pub(crate) failed: Vec<DatasetName>,
 }
@@ -85,13 +89,13 @@ pub(crate) async fn restore_tree(
         lock(target)?
     };
     check_all_allowed(&placed, context)?;
-    check_all_fit(&placed, target, restore, context)?;
+    let space = check_all_fit(&placed, target, restore, context)?;
     let mut done = Vec::new();
     let mut received_all = Vec::new();
     for place in &placed {
         if context.global.dry_run {
             output.line(format!("{}:", place.target));
-            let plan = output.printed(PlannedRestore::new(place.set, None));
+            let plan = output.printed(PlannedRestore::new(place.set, None, None));
             done.push(place.result(Some(plan), None));
             continue;
         }
@@ -121,6 +125,7 @@ pub(crate) async fn restore_tree(
     }
     output.json(&TreeResult {
         datasets: done,
+        space: space.filter(|_| context.global.dry_run),
         to_mount: say_all_visible(&received_all, output)?,
         failed: context.failed_datasets(),
     });
@@ -208,10 +213,10 @@ fn check_all_fit(
     root: &DatasetName,
     restore: &Restore,
     context: &Context,
-) -> Result<(), Failure> {
+) -> Result<Option<Fit>, Failure> {
     // Without ZFS, as on another host, a dry run still shows the contents of the store.
     let zfs = match open_zfs() {
-        Err(_) if context.global.dry_run => return Ok(()),
+        Err(_) if context.global.dry_run => return Ok(None),
         opened => opened?,
     };
     let mut plans = Vec::new();
@@ -232,7 +237,7 @@ fn check_all_fit(
         })
         .collect();
     let fit = judge_fit(&*zfs, root, &arriving);
-    check_fit(&fit, restore.although_full, context)
+    check_fit(fit, restore.although_full, context).map(Some)
 }
 
 /// Reports which datasets are not of the same moment.
