@@ -12,11 +12,16 @@ use std::process::{Command, Output, Stdio};
 const PASSPHRASE: &str = "frozen for ever in version one";
 
 fn zb(host: &Host, arguments: &[&str]) -> Output {
+    zb_with(host, &folder_of_rclone(), arguments)
+}
+
+/// Runs the program with the rclone of this folder.
+fn zb_with(host: &Host, rclone: &Path, arguments: &[&str]) -> Output {
     let path = env::var("PATH").unwrap_or_default();
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
     command
         .args(arguments)
-        .env("PATH", format!("{}:{path}", folder_of_rclone().display()));
+        .env("PATH", format!("{}:{path}", rclone.display()));
     // Variables that a user's environment may have, and that must not change anything.
     command
         .env("RCLONE_CONFIG", host.path("rclone.conf"))
@@ -56,6 +61,42 @@ fn configure(host: &Host, more: &str) -> String {
     fs::write(host.path("zb.toml"), text).unwrap();
     fs::set_permissions(host.path("zb.toml"), fs::Permissions::from_mode(0o600)).unwrap();
     path("zb.toml")
+}
+
+/// `doctor` puts, lists and removes names that some file systems do not keep apart.
+#[test]
+fn doctor_reports_a_remote_that_mixes_names() {
+    for (change, states) in [("tr A-Z a-z", vec!["bad"]), ("cat", vec![])] {
+        let host = Host::new("http://127.0.0.1:9");
+        let config = configure(&host, "");
+        // A script in front of rclone changes the names of the check as a file system might.
+        let script = format!(
+            "#!/bin/sh\nn=$#\nwhile [ $n -gt 0 ]; do a=$1; shift; n=$((n-1))\ncase \"$a\" in */probe/*) \
+             a=\"${{a%/probe/*}}/probe/$(printf '%s' \"${{a##*/probe/}}\" | {change})\";; esac\n\
+             set -- \"$@\" \"$a\"; done\nexec '{}' \"$@\"\n",
+            folder_of_rclone().join("rclone").display()
+        );
+        let bin = host.path("bin");
+        fs::create_dir(&bin).unwrap();
+        fs::write(bin.join("new"), script).unwrap();
+        fs::set_permissions(bin.join("new"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(bin.join("new"), bin.join("rclone")).unwrap();
+        let output = zb_with(&host, &bin, &["-c", &config, "doctor", "--json"]);
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = document["checks"].as_array().unwrap();
+        let named: Vec<_> = checks
+            .iter()
+            .filter(|check| check["subject"] == "names")
+            .collect();
+        let found: Vec<_> = named.iter().map(|check| check["state"].clone()).collect();
+        assert_eq!(found, states, "{change}: {document:#}");
+        let text = format!("{named:?}");
+        assert!(
+            states.is_empty() || text.contains("does not keep names apart"),
+            "{text}"
+        );
+        assert!(glob(&host.path("objects"), "").is_empty());
+    }
 }
 
 #[test]

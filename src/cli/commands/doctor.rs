@@ -124,7 +124,7 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
                         .err()
                         .map(|error| Check::failed("identity", &error)),
                 );
-                check_names(context, &[(StoreRole::Intermediate, &*store)], checks).await;
+                check_names(context, &[&*store], checks).await;
                 checks.push(keyring(setup, &*store).await);
             }
             Err(failure) => checks.push(check_of("intermediate", &failure)),
@@ -147,14 +147,14 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
         },
     ));
     let mut stores: Vec<(StoreRole, &dyn StoreRead)> = vec![(StoreRole::Remote, &*store)];
-    let mut named: Vec<(StoreRole, &dyn StoreWrite)> = vec![(StoreRole::Remote, &*store)];
+    let mut named: Vec<&dyn StoreWrite> = vec![&*store];
     let intermediate = setup
         .open_unidentified(StoreRole::Intermediate, Access::Read)
         .await
         .ok();
     if let Some(store) = &intermediate {
         stores.push((StoreRole::Intermediate, &**store));
-        named.push((StoreRole::Intermediate, &**store));
+        named.push(&**store);
     }
     let identities = check_identities(config, &stores).await;
     checks.extend(
@@ -196,15 +196,11 @@ async fn store(context: &Context, setup: &Setup, checks: &mut Vec<Check>) -> Opt
 }
 
 /// Checks that the stores keep the names of objects. A dry run puts nothing, so it cannot check.
-async fn check_names(
-    context: &Context,
-    stores: &[(StoreRole, &dyn StoreWrite)],
-    checks: &mut Vec<Check>,
-) {
+async fn check_names(context: &Context, stores: &[&dyn StoreWrite], checks: &mut Vec<Check>) {
     if context.global.dry_run {
         return;
     }
-    for (_, store) in stores {
+    for store in stores {
         if let Err(error) = store.check_names(PROBE_PREFIX).await {
             checks.push(Check::failed("names", &error.into()));
         }

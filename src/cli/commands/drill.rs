@@ -12,6 +12,7 @@ use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::bytes;
 use crate::config::Config;
 use crate::model::{BackupId, DatasetName};
+use crate::plan::space::Fit;
 use crate::run::pool::select::{Selected, select_datasets};
 use crate::run::restore::drill::{
     AbandonedScratch, Comparison, check_drill_allowed, clean_up, drill as run_drill,
@@ -128,12 +129,9 @@ pub(crate) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     see_to_leftovers(&*zfs, &parent, locks.as_deref(), context)?;
     check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
     let fit = judge_drill_fit(&*zfs, &set, &parent)?;
-    if let Err(failure) = check_fit(fit, drill.although_full, context) {
-        if let (Some(setup), Failure::Run(error)) = (&places.setup, &failure) {
-            history::drill_failed(&setup.config, &stored, error);
-        }
-        return Err(failure);
-    }
+    let fits = check_fit(fit, drill.although_full, context);
+    let config = places.setup.as_ref().map(|setup| &setup.config);
+    note_refusal(fits, config, &stored)?;
     if context.global.dry_run {
         output.line(format!(
             "{stored}: would restore {} below {parent}",
@@ -207,6 +205,18 @@ fn note_drill(config: &Config, stored: &DatasetName, set: &RestoreSet, error: Op
             history::drilled(config, stored, &drilled);
         }
     }
+}
+
+/// Records a drill that is refused for lack of space: `health` reports it like one that failed.
+fn note_refusal(
+    fits: Result<Fit, Failure>,
+    config: Option<&Config>,
+    stored: &DatasetName,
+) -> Result<(), Failure> {
+    if let (Some(config), Err(Failure::Run(error))) = (config, &fits) {
+        history::drill_failed(config, stored, error);
+    }
+    fits.map(drop)
 }
 
 /// Returns the dataset below which the drill makes its scratch dataset.
@@ -318,4 +328,58 @@ fn words_of(set: &RestoreSet) -> String {
         more => format!("a full and {more} incrementals"),
     };
     format!("{chain} up to {snapshot}, {}", bytes(stored))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::Global;
+    use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
+    use crate::config::Environment;
+    use crate::plan::health::judge_health;
+    use crate::plan::space::{ArrivingBytes, judge_space};
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    /// Returns a configuration whose remote is a folder.
+    fn config(folder: &Path) -> Config {
+        let (file, place) = (folder.join("zb.toml"), folder.display());
+        let text = format!(
+            "[main]\nzfs_fs = \"tank/a\"\nencryption_passphrase = \"x\"\nremote = \"file:{place}/remote\"\n\
+             state_dir = \"{place}/state\"\n"
+        );
+        std::fs::create_dir(folder.join("remote")).unwrap();
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        Config::load(&file, &Environment::current()).unwrap()
+    }
+
+    #[test]
+    fn drill_that_is_refused_for_space_shows_in_health() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, stored) = (config(folder.path()), "tank/a".parse().unwrap());
+        let global = Global {
+            quiet: true,
+            ..Global::default()
+        };
+        let output = Arc::new(Output::new(&global));
+        let stop = tokio::sync::watch::channel(false).1;
+        let context = Context::new(global, output, stop, Arc::default());
+        let arriving = ArrivingBytes {
+            stream_bytes: 2,
+            ..ArrivingBytes::default()
+        };
+        let fit = judge_space("tank/scratch", &[arriving], Some(1));
+        let fits = check_fit(fit, false, &context);
+        note_refusal(fits, Some(&config), &stored).unwrap_err();
+        let store = known_stores(&config).unwrap().remove(0);
+        let records = Records::new(&config.state_dir, &store, &stored);
+        let facts = facts_of(&records.read().unwrap(), None);
+        let health = judge_health(&facts, &DEFAULT_LIMITS, Timestamp::now());
+        let said = health
+            .reasons
+            .iter()
+            .any(|reason| reason.contains("drill") && reason.contains("tank/scratch has 1 left"));
+        assert!(said, "{:?}", health.reasons);
+    }
 }

@@ -150,7 +150,16 @@ impl Drop for PartialFile {
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), RunError> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+    note_lock(
+        flock(file, FlockOperation::NonBlockingLockExclusive),
+        file,
+        path,
+    )
+}
+
+/// Interprets the result of `flock`.
+fn note_lock(locked: Result<(), Errno>, file: &File, path: &Path) -> Result<(), RunError> {
+    match locked {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(RunError::State(StateError::Locked {
             subject: path.display().to_string(),
@@ -248,6 +257,22 @@ mod tests {
             "{:?}",
             names(folder.path())
         );
+    }
+
+    #[test]
+    fn file_system_without_locks_only_warns_and_other_failures_of_a_lock_are_errors() {
+        let file = tempfile::tempfile().unwrap();
+        let lock_result = |locked| note_lock(locked, &file, Path::new("/x/stream.partial"));
+        for errno in [Errno::NOLCK, Errno::OPNOTSUPP, Errno::NOSYS] {
+            lock_result(Err(errno)).unwrap();
+        }
+        let locked = lock_result(Err(Errno::WOULDBLOCK)).unwrap_err();
+        assert!(
+            matches!(&locked, RunError::State(StateError::Locked { subject, .. }) if subject.contains("stream.partial")),
+            "{locked:?}"
+        );
+        let failed = lock_result(Err(Errno::IO)).unwrap_err();
+        assert!(matches!(failed, RunError::File { .. }), "{failed:?}");
     }
 
     #[test]

@@ -12,18 +12,22 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 struct Away {
     clock: PatienceClock,
     begun: Instant,
-    seconds: u64,
+    time: Duration,
     requests: AtomicUsize,
 }
 
 impl Away {
     fn for_seconds(seconds: u64) -> Self {
+        Self::during(Duration::from_secs(seconds))
+    }
+
+    fn during(time: Duration) -> Self {
         let begun = "2026-11-30T03:12:45[UTC]".parse().unwrap();
         let clock = PatienceClock::simulated(begun);
         Self {
             begun: clock.now(),
             clock,
-            seconds,
+            time,
             requests: AtomicUsize::new(0),
         }
     }
@@ -44,7 +48,7 @@ impl Away {
 
     async fn request(&self) -> Result<(), StoreError> {
         self.requests.fetch_add(1, Ordering::SeqCst);
-        match self.passed() < self.seconds {
+        match self.clock.now() - self.begun < self.time {
             true => Err(failure(Unavailable)),
             false => Ok(()),
         }
@@ -100,6 +104,41 @@ async fn outage_shorter_than_the_limit_is_waited_out_with_growing_pauses() {
     assert!((180..=210).contains(&passed), "{passed} s");
     let requests = away.requests();
     assert!((8..=20).contains(&requests), "{requests} requests");
+}
+
+/// Outages of each length, with the limit and the largest number of requests.
+#[tokio::test]
+async fn outages_from_half_a_second_to_ten_minutes_by_table() {
+    let table = [
+        (500, LIMIT, true, 2),
+        (5_000, LIMIT, true, 4),
+        (30_000, LIMIT, true, 8),
+        (90_000, LIMIT, true, 11),
+        (180_000, LIMIT, true, 16),
+        (600_000, LIMIT, true, 48),
+        (500, Duration::from_secs(60), true, 2),
+        (59_000, Duration::from_secs(60), true, 12),
+        (90_000, Duration::from_secs(60), false, 12),
+        (600_000, Duration::from_secs(60), false, 12),
+        (500, Duration::ZERO, false, 1),
+    ];
+    for (millis, limit, ends_well, requests_max) in table {
+        let away = Away::during(Duration::from_millis(millis));
+        let (patience, _sender) = away.patience(limit);
+        let ended = patience.wait_out(|| away.request()).await;
+        let (passed, requests) = (away.clock.now() - away.begun, away.requests());
+        let row = format!("{millis} ms, limit {limit:?}: {requests} requests in {passed:?}");
+        assert_eq!(ended.is_ok(), ends_well, "{row}");
+        assert!(requests <= requests_max, "{row}");
+        match ended {
+            // The store answers again at most one pause before a request notices it.
+            Ok(()) => assert!(passed < away.time + PAUSE_MAX.mul_f64(1.5), "{row}"),
+            Err(error) => {
+                assert_eq!(passed, limit, "{row}");
+                assert_eq!(error.kind, Unavailable, "{row}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -163,7 +202,7 @@ async fn after_a_wait_in_vain_each_request_gets_one_attempt_until_one_succeeds()
     patience.wait_out(|| away.request()).await.unwrap();
     // The next outage is waited for again.
     let next = Away {
-        seconds: 60,
+        time: Duration::from_secs(60),
         ..Away::for_seconds(0)
     };
     let begun = away.passed();
