@@ -156,6 +156,15 @@ impl Patience {
         self.state().outage.is_some()
     }
 
+    /// Whether requests wait for the store and are repeated when it may answer again.
+    pub(super) fn is_waiting(&self) -> bool {
+        let state = self.state();
+        state
+            .outage
+            .as_ref()
+            .is_some_and(|outage| !outage.is_given_up)
+    }
+
     /// Ends the outage, because the store answered an attempt that began after it.
     fn note_answer(&self, begun: Count) {
         let mut state = self.state();

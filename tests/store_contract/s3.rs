@@ -49,6 +49,7 @@ use lock::{
 use odd::{
     each_odd_answer_to_a_probe_stands_for_itself,
     mismatch_of_a_checksum_is_no_reason_for_another_one,
+    part_is_sent_once_by_each_attempt_in_an_outage,
     passing_and_other_failures_do_not_change_the_checksum,
     passing_failure_of_a_create_only_put_says_nothing,
     probe_of_a_good_server_makes_no_more_requests,
@@ -171,6 +172,7 @@ async fn odd_s3_servers_are_probed_and_used() {
         mismatch_of_a_checksum_is_no_reason_for_another_one
         passing_failure_of_a_create_only_put_says_nothing
         probe_of_a_store_that_stops_answering_is_an_outage
+        part_is_sent_once_by_each_attempt_in_an_outage
         probe_tries_the_next_checksum_after_any_refusal_that_repeats
         uploads_and_puts_fall_back_when_the_algorithm_is_refused
         passing_and_other_failures_do_not_change_the_checksum

@@ -5,7 +5,7 @@ use super::keys::{CredentialSource, S3Keys};
 use super::limit::AnswerLimit;
 use super::{S3Encryption, S3Settings, is_local};
 use crate::model::error_chain;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Patience, StoreError, StoreErrorKind};
 use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::environment::{
     EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider,
@@ -20,7 +20,8 @@ use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::SharedHttpClient;
-use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::interceptors::InterceptorContext;
+use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction, RetryConfig};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     Builder, Credentials, IdentityCache, ProvideCredentials, Region, RequestChecksumCalculation,
@@ -30,6 +31,7 @@ use aws_sdk_s3::config::{
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::{Connector, tls};
 use std::fs::read_to_string;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The maximum number of attempts of one request.
@@ -194,7 +196,10 @@ fn build_config(
     config
         // [`S3Keys`] holds, renews and retries credentials in one place.
         .identity_cache(IdentityCache::no_cache())
-        .retry_classifier(keys)
+        .retry_classifier(Retries {
+            keys,
+            patience: Arc::clone(&settings.patience),
+        })
         .force_path_style(settings.path_style.unwrap_or(endpoint.is_some()))
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
@@ -205,6 +210,30 @@ fn build_config(
                 .with_max_attempts(ATTEMPTS_MAX)
                 .with_initial_backoff(settings.pause_first),
         )
+}
+
+/// Decides what the SDK retries: also requests whose keys may have changed, and nothing while
+/// [`Patience`] waits for the store. Otherwise each of its attempts would send a whole part several
+/// times.
+#[derive(Debug)]
+struct Retries {
+    keys: Keys,
+    patience: Arc<Patience>,
+}
+
+impl ClassifyRetry for Retries {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match self.keys.classify_retry(context) {
+            RetryAction::NoActionIndicated if self.patience.is_waiting() => {
+                RetryAction::RetryForbidden
+            }
+            action => action,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "retries of this program"
+    }
 }
 
 async fn find_region(settings: &S3Settings, has_endpoint: bool) -> Option<Region> {

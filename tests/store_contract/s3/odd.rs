@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use zfs_backup::store::probe::{Ability, Deleting};
 use zfs_backup::store::{
-    EvidenceTier, ProbeDoubt, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreProbe,
-    StoreRead, StoreWrite, Wait,
+    EvidenceTier, Patience, PatienceClock, ProbeDoubt, PutOutcome, S3Checksum, S3Settings,
+    StoreErrorKind, StoreProbe, StoreRead, StoreWrite, Wait,
 };
 
 /// The requests of the probe of a good server on a bucket without versions.
@@ -404,4 +404,35 @@ pub(super) async fn passing_and_other_failures_do_not_change_the_checksum(
         assert_says(&error, &["upload part ", "InternalError"]);
         assert_empty(&connect(settings).await).await;
     }
+}
+
+/// Only one layer repeats a request while the store is away: each attempt sends a part once.
+pub(super) async fn part_is_sent_once_by_each_attempt_in_an_outage(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let is_away = Arc::new(AtomicBool::new(false));
+    let rule_is_away = Arc::clone(&is_away);
+    let proxy = Proxy::start(&weed.endpoint(), move |_: &str| {
+        match rule_is_away.load(Ordering::SeqCst) {
+            true => Action::Refuse(502, "BadGateway"),
+            false => Action::Pass,
+        }
+    });
+    let clock = PatienceClock::simulated("2026-11-30T03:12:45[UTC]".parse().unwrap());
+    let (_sender, stop) = tokio::sync::watch::channel(false);
+    let settings = S3Settings {
+        patience: Arc::new(Patience::by_clock(Duration::from_secs(300), stop, clock)),
+        ..quick(&settings, "x")
+    };
+    let store = connect_by(&proxy, settings).await;
+    let mut writer = store.create(&key("large")).await.unwrap();
+    is_away.store(true, Ordering::SeqCst);
+    writer.put_part(pattern(PART, 1)).await.unwrap();
+    let error = writer.finish().await.unwrap_err();
+    assert_eq!(error.wait, Wait::IsOver, "{}", story(&error));
+    let sent = proxy.requests("partNumber=1");
+    println!("    a part was sent {sent} times in an outage of 5 minutes");
+    // The SDK's own attempts at the beginning, then one for each pause of 1 to 30 seconds.
+    assert!((12..=32).contains(&sent), "{sent}");
 }
