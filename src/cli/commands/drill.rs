@@ -373,7 +373,7 @@ mod tests {
         let fits = check_fit(fit, false, &context);
         note_refusal(fits, Some(&config), &stored).unwrap_err();
         let store = known_stores(&config).unwrap().remove(0);
-        let records = Records::new(&config.state_dir, &store, &stored);
+        let records = HistoryRecords::new(&config.state_dir, &store, &stored);
         let facts = facts_of(&records.read().unwrap(), None);
         let health = judge_health(&facts, &DEFAULT_LIMITS, Timestamp::now());
         let said = health

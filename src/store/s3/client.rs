@@ -217,7 +217,7 @@ fn build_config(
 /// times.
 #[derive(Debug)]
 struct Retries {
-    keys: Keys,
+    keys: S3Keys,
     patience: Arc<Patience>,
 }
 

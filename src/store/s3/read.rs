@@ -145,7 +145,7 @@ impl Shared {
         }
     }
 
-    async fn find(&self, key: &ObjectKey, checksum: S3Checksum) -> Result<Evidence, Cause> {
+    async fn find(&self, key: &ObjectKey, checksum: S3Checksum) -> Result<Evidence, S3Cause> {
         // B2 and others answer 400 to this header, and have no evidence but the ETag.
         let known =
             checksum != S3Checksum::Md5 && !self.refuses_checksum_mode.load(Ordering::Relaxed);
@@ -200,7 +200,7 @@ impl Shared {
         key: &ObjectKey,
         cause: S3Cause,
     ) -> Result<Option<Evidence>, StoreError> {
-        if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
+        if cause.stage == S3Stage::Refused && cause.status.is_some_and(|status| status < 500) {
             let checked = self.check_bucket().await;
             checked.map_err(|error| StoreError {
                 operation: "check".to_owned(),
@@ -367,6 +367,6 @@ fn part_bytes(found: &HeadObjectOutput) -> Option<u64> {
 }
 
 /// Whether a HEAD found neither the object nor a reason: it or its bucket does not exist.
-fn is_missing(cause: &Cause) -> bool {
-    cause.stage == Stage::Refused && cause.status == Some(404)
+fn is_missing(cause: &S3Cause) -> bool {
+    cause.stage == S3Stage::Refused && cause.status == Some(404)
 }
