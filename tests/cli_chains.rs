@@ -90,6 +90,7 @@ fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
         ),
         role: StoreRole::Remote,
         other: None,
+        listed: None,
         keys,
         settings: BackupSettings {
             split_bytes: 1 << 16,
@@ -105,6 +106,7 @@ fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
             restart: false,
             window: None,
             until: None,
+            skip_unchanged: false,
         },
         now: jiff::Timestamp::now,
         planned: Arc::new(|_| {}),

@@ -46,6 +46,7 @@ void nvlist_free(nvlist_t *list);
 int nvlist_unpack(char *packed, size_t packed_bytes, nvlist_t **list, int kmflag);
 
 int nvlist_add_boolean(nvlist_t *list, const char *name);
+int nvlist_add_boolean_value(nvlist_t *list, const char *name, boolean_t value);
 int nvlist_add_uint64(nvlist_t *list, const char *name, uint64_t value);
 int nvlist_add_string(nvlist_t *list, const char *name, const char *value);
 int nvlist_add_nvlist(nvlist_t *list, const char *name, NV_CONST nvlist_t *value);

@@ -29,6 +29,8 @@ int lzc_create(const char *name, enum lzc_dataset_type type, nvlist_t *propertie
 int lzc_destroy(const char *name);
 int lzc_rollback_to(const char *filesystem, const char *snapshot);
 
+int lzc_sync(const char *pool, nvlist_t *arguments, nvlist_t **results);
+
 int lzc_snapshot(nvlist_t *snapshots, nvlist_t *properties, nvlist_t **errors);
 int lzc_destroy_snaps(nvlist_t *snapshots, boolean_t deferred, nvlist_t **errors);
 

@@ -10,10 +10,11 @@ use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::state::remembered::{ManifestPart, RememberedManifests};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, StoreRead};
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Saves the manifests of these backups and removes all others. Fetches only manifests that are
+/// Saves the manifests of these backups, as listed at that time, and removes all others. Fetches only manifests that are
 /// neither saved nor cached.
 ///
 /// # Errors
@@ -23,9 +24,11 @@ pub(crate) async fn remember(
     store: &dyn StoreRead,
     dataset: &DatasetName,
     whole: &[&StoredBackup],
+    listed_at: Timestamp,
 ) -> Result<(), CatalogError> {
     let files = RememberedManifests::new(state_dir, &store.known(), dataset);
     files.create()?;
+    files.clear_read_at()?;
     let wanted: BTreeSet<&BackupId> = whole.iter().map(|backup| &backup.manifest.id).collect();
     for id in files.ids()?.iter().filter(|id| !wanted.contains(id)) {
         files.remove(id)?;
@@ -50,7 +53,34 @@ pub(crate) async fn remember(
         files.write(id, ManifestPart::Signature, &signature)?;
         files.write(id, ManifestPart::Manifest, &manifest)?;
     }
+    files.note_read_at(listed_at)?;
     Ok(())
+}
+
+/// Returns when this host last read the store's backups of the dataset; `None` if that is not
+/// known.
+///
+/// # Errors
+/// [`CatalogError::State`].
+pub(crate) fn read_at(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<Option<Timestamp>, CatalogError> {
+    Ok(RememberedManifests::new(state_dir, store, dataset).read_at()?)
+}
+
+/// Makes the next backup read the store, because its backups of the dataset are no longer what this
+/// host remembers.
+///
+/// # Errors
+/// [`CatalogError::State`].
+pub(crate) fn distrust(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<(), CatalogError> {
+    Ok(RememberedManifests::new(state_dir, store, dataset).clear_read_at()?)
 }
 
 /// Saves the manifest of a backup that this host has just committed to the store, so that a plan

@@ -49,6 +49,11 @@ pub struct SnapshotSettings {
     /// The age in days from which own snapshots are destroyed; 0 keeps bookmarks only; `None`
     /// destroys no snapshots.
     pub oldest_days: Option<u32>,
+    /// Whether `snapshot` takes a snapshot of a dataset to which nothing was written since its newest
+    /// one.
+    pub of_unchanged: bool,
+    /// Whether a snapshot is not backed up if nothing was written since the newest backup.
+    pub skip_unchanged: bool,
 }
 
 /// The intermediate directory.
@@ -197,6 +202,8 @@ impl Default for SnapshotSettings {
             prefix: "zfs-backup_".to_owned(),
             source: SnapshotSource::Own,
             oldest_days: None,
+            of_unchanged: true,
+            skip_unchanged: true,
         }
     }
 }
@@ -212,6 +219,9 @@ impl SnapshotSettings {
             SnapshotSource::Matching(glob) => glob.clone(),
         });
         visitor.with_default("use_snapshots", &mut self.source, source);
+        let of_unchanged = &mut self.of_unchanged;
+        visitor.with_default("snapshot_unchanged", of_unchanged, form::switch());
+        visitor.with_default("skip_unchanged", &mut self.skip_unchanged, form::switch());
     }
 }
 

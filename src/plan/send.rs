@@ -17,6 +17,9 @@
 //!    chain, and the next incremental is based on it.
 //! 8. An incremental.
 //!
+//! A snapshot that differs from the newest usable backup in nothing is [`SendPlan::Unchanged`] in
+//! place of 7 and 8, as the caller finds out with [`newest_comparable`].
+//!
 //! `--incremental` is a conflict where 4 to 6 would make a full, and at the number of incrementals
 //! in 7. Age and share only decide when no kind is requested.
 
@@ -115,6 +118,14 @@ pub enum SendPlan {
     /// A complete backup of the snapshot is already stored.
     UpToDate {
         /// The backup of the snapshot.
+        id: BackupId,
+    },
+    /// Nothing was written between the snapshot of a stored backup and this snapshot.
+    Unchanged {
+        /// The snapshot.
+        #[serde(serialize_with = "name_of")]
+        snapshot: Snapshot,
+        /// The backup that has the same content.
         id: BackupId,
     },
 }
@@ -282,6 +293,18 @@ pub fn plan_send(
             backup: Box::new(backup.clone()),
         }),
     }
+}
+
+/// Returns the backup that makes a new one needless if nothing was written since its snapshot: the
+/// newest usable one, made with the present flags and recipients. Returns `None` if there is no
+/// such backup, or if the snapshot itself is stored.
+pub fn newest_comparable<'a>(facts: &SendFacts<'a>) -> Option<(SendBase, &'a BackupFacts)> {
+    check_not_redacted(facts).ok()?;
+    let snapshot = facts.snapshot?;
+    if up_to_date(facts, snapshot, RequestedKind::Lifecycle).is_some() {
+        return None;
+    }
+    newest_base(facts, snapshot).filter(|(_, backup)| is_made_alike(facts, backup))
 }
 
 /// Checks that neither the dataset nor the snapshot to send is redacted: the backup could not be

@@ -22,6 +22,7 @@ mod recorder;
 mod release;
 mod source;
 mod steps;
+mod unchanged;
 mod unfinished;
 
 pub use estimate::estimate_full;
@@ -32,7 +33,7 @@ use super::keys::WriterKeys;
 use super::transfer::{ProgressSink, Stop};
 use crate::config::{RawMode, SnapshotSource, Window};
 use crate::manifest::Manifest;
-use crate::model::{BackupId, KnownStore, ReadFault};
+use crate::model::{BackupId, DatasetName, KnownStore, ReadFault};
 use crate::plan::resume::ResumeVerdict;
 use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::run::pool::select::Selected;
@@ -44,12 +45,13 @@ use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
-use planning::{View, decide, unreadable_snapshots};
+use planning::{View, plan, unreadable_snapshots};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use steps::Steps;
+use unchanged::settle_from_memory;
 use unfinished::{judge_all, stored_of};
 
 /// Settings of a backup.
@@ -81,6 +83,8 @@ pub struct BackupSettings {
     pub window: Option<Window>,
     /// The time after which an upload pauses between two chunks.
     pub until: Option<Timestamp>,
+    /// Whether a snapshot is not backed up if nothing was written since the newest backup.
+    pub skip_unchanged: bool,
 }
 
 impl BackupSettings {
@@ -130,6 +134,9 @@ pub struct BackupEnv {
     /// The other configured store, if there is one. If the target is the intermediate directory,
     /// bases may be in it.
     pub other: Option<OtherStore>,
+    /// The datasets that the target lists, as just read. With them a dataset that did not change
+    /// costs no request; `None` reads the target for each dataset.
+    pub listed: Option<Arc<BTreeSet<DatasetName>>>,
     /// The keys.
     pub keys: WriterKeys,
     /// The settings.
@@ -207,8 +214,26 @@ pub struct BackupRun {
 pub enum BackupEnd {
     /// The newest snapshot is stored as this backup, of this run or an earlier one.
     UpToDate(BackupId),
+    /// Nothing was written between the snapshot of a stored backup and the newest snapshot.
+    Unchanged {
+        /// The backup.
+        id: BackupId,
+        /// The newest snapshot.
+        snapshot: Snapshot,
+    },
     /// The upload is outside its hours and waits for the next run. Its stored chunks are kept.
     Paused(PausedUpload),
+}
+
+impl BackupEnd {
+    /// Returns the end of a run whose plan uploads nothing; `None` for other plans.
+    fn without_upload(plan: SendPlan) -> Option<Self> {
+        match plan {
+            SendPlan::UpToDate { id } => Some(Self::UpToDate(id)),
+            SendPlan::Unchanged { snapshot, id } => Some(Self::Unchanged { id, snapshot }),
+            SendPlan::Full { .. } | SendPlan::Incremental { .. } => None,
+        }
+    }
 }
 
 /// A paused upload, which waits for the next run.
@@ -248,7 +273,7 @@ pub async fn plan_backup(
 ) -> Result<PlannedBackup, RunError> {
     let view = View::read(env, selected, CacheMode::ReadOnly).await?;
     let unreadable = unreadable_snapshots(env, &view.stores)?;
-    decide(env, &view, requested, &unreadable)
+    plan(env, &view, requested, &unreadable).await
 }
 
 /// Lists the interrupted uploads that [`back_up`] would resume or leave, in its order. Changes
@@ -305,6 +330,12 @@ pub async fn back_up(
         &env.store.known(),
         &selected.stored,
     )?;
+    if let Some(end) = settle_from_memory(env, selected, requested).await? {
+        return Ok(BackupRun {
+            committed: Vec::new(),
+            end: Ok(end),
+        });
+    }
     let mut steps = Steps {
         env,
         selected,
@@ -318,11 +349,15 @@ pub async fn back_up(
         unreadable: BTreeMap::new(),
         stepped_over: BTreeMap::new(),
         unfit_bases: BTreeSet::new(),
+        unchanged: None,
     };
     let ended = steps.run().await;
     let stepped_over = steps.stepped_over.pop_last().map(|(_, newest)| newest);
     let end = match (ended, stepped_over) {
-        (Ok(id), None) => Ok(BackupEnd::UpToDate(id)),
+        (Ok(id), None) => Ok(match steps.unchanged.take() {
+            Some(snapshot) => BackupEnd::Unchanged { id, snapshot },
+            None => BackupEnd::UpToDate(id),
+        }),
         (Ok(id), Some(stepped_over)) => Err(stepped_over.into_error(Some(id))),
         // The next run resumes the upload of a newer snapshot.
         (Err(RunError::Paused { id, why }), Some(stepped_over)) => {

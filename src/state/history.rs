@@ -9,7 +9,7 @@ use super::dir::state_name;
 use super::dir::{create_folder, replace_file};
 use super::error::{StateError, failed};
 use crate::manifest::Manifest;
-use crate::model::{BackupId, DatasetName, KnownStore, StoreId};
+use crate::model::{BackupId, DatasetName, Digest, KnownStore, StoreId};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub struct DatasetHistory {
     pub commit: Option<CommitNote>,
     /// The content of the store at its last listing.
     pub seen: Option<SeenNote>,
+    /// The last snapshot that needed no backup.
+    pub unchanged: Option<UnchangedNote>,
     /// The last verification without damage.
     pub verify: Option<VerifyNote>,
     /// The last successful drill.
@@ -63,6 +65,26 @@ pub struct OwnCommit {
     /// The backup's id.
     pub id: BackupId,
     /// When the backup was committed.
+    pub at: Timestamp,
+}
+
+/// A hash of what the newest backup records of the dataset beside the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecordedNote {
+    /// The backup's id.
+    pub(crate) id: BackupId,
+    /// The hash of the properties and of what else is recorded.
+    pub(crate) blake3: Digest,
+}
+
+/// A snapshot that needed no backup, because nothing was written since the newest one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnchangedNote {
+    /// The backup with the content of the snapshot.
+    pub id: BackupId,
+    /// When the snapshot was taken.
+    pub snapshot_at: Timestamp,
+    /// When the snapshot was found to be unchanged.
     pub at: Timestamp,
 }
 
@@ -157,6 +179,7 @@ impl HistoryRecords {
         Ok(DatasetHistory {
             commit: self.load("commit")?,
             seen: self.load("seen")?,
+            unchanged: self.load("unchanged")?,
             verify: self.load("verify")?,
             drill: self.load("drill")?,
             failures: self.failures()?,
@@ -193,6 +216,31 @@ impl HistoryRecords {
             raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
         };
         self.store("commit", &note)?;
+        self.note_success("backup")
+    }
+
+    /// Records what the backup records of the dataset beside the stream.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn note_recorded(&self, note: &RecordedNote) -> Result<(), StateError> {
+        self.store("recorded", note)
+    }
+
+    /// Returns the last [`RecordedNote`].
+    ///
+    /// # Errors
+    /// As for [`Records::read`].
+    pub(crate) fn recorded(&self) -> Result<Option<RecordedNote>, StateError> {
+        self.load("recorded")
+    }
+
+    /// Records that a snapshot needed no backup, and clears the failure of the step `backup`.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn note_unchanged(&self, note: &UnchangedNote) -> Result<(), StateError> {
+        self.store("unchanged", note)?;
         self.note_success("backup")
     }
 
@@ -407,10 +455,17 @@ impl DatasetHistory {
     /// Returns when the snapshot of the newest known backup was taken: a backup that this host
     /// committed, or one that it saw in the store.
     pub fn newest_at(&self) -> Option<Timestamp> {
+        let newest = self.newest();
+        let unchanged = self.unchanged.as_ref();
         self.commit
             .as_ref()
             .map(|commit| commit.snapshot_at)
             .max(self.seen.as_ref().and_then(|seen| seen.newest_at))
+            .max(
+                unchanged
+                    .filter(|note| newest == Some(&note.id))
+                    .map(|note| note.snapshot_at),
+            )
     }
 
     /// Returns the newest known backup.

@@ -8,9 +8,13 @@ use super::dir::{create_folder, replace_until_crash, state_name};
 use super::error::{StateError, failed};
 use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX};
 use crate::model::{BackupId, DatasetName, KnownStore};
+use jiff::Timestamp;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+
+/// The file with the time at which the store was last read.
+const READ_AT: &str = "read-at";
 
 /// A file of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,37 @@ impl RememberedManifests {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(source) => Err(failed("read", &self.folder, source)),
+        }
+    }
+
+    /// Records when the store was read.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn note_read_at(&self, at: Timestamp) -> Result<(), StateError> {
+        let path = self.folder.join(READ_AT);
+        replace_until_crash(&path, at.to_string().as_bytes())
+            .map_err(|source| failed("write", &path, source))
+    }
+
+    /// Removes the record of when the store was read, so that the next run reads it.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn clear_read_at(&self) -> Result<(), StateError> {
+        remove_if_there(&self.folder.join(READ_AT))
+    }
+
+    /// Returns when the store was last read; `None` if that is not known.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(crate) fn read_at(&self) -> Result<Option<Timestamp>, StateError> {
+        let path = self.folder.join(READ_AT);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(text.trim().parse().ok()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(failed("read", &path, source)),
         }
     }
 
@@ -137,19 +172,19 @@ impl RememberedManifests {
     /// # Errors
     /// [`StateError::File`].
     pub(crate) fn remove(&self, id: &BackupId) -> Result<(), StateError> {
-        for part in [ManifestPart::Manifest, ManifestPart::Signature] {
-            let path = self.path(id, part);
-            match std::fs::remove_file(&path) {
-                Err(source) if source.kind() != ErrorKind::NotFound => {
-                    return Err(failed("remove", &path, source));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        [ManifestPart::Manifest, ManifestPart::Signature]
+            .into_iter()
+            .try_for_each(|part| remove_if_there(&self.path(id, part)))
     }
 
     fn path(&self, id: &BackupId, part: ManifestPart) -> PathBuf {
         self.folder.join(format!("{id}.{}", part.extension()))
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StateError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", path, source)),
+        _ => Ok(()),
     }
 }

@@ -114,6 +114,19 @@ impl Libraries {
         &self.nvpair
     }
 
+    /// Writes out the pool's open transaction group and waits for it.
+    #[doc(alias = "lzc_sync")]
+    pub(super) fn sync_pool(&'static self, pool: &CStr, arguments: &NvList) -> CallOutcome {
+        self.with_list(|slot| {
+            // SAFETY: name and list live through the call and are only read; the slot takes a list
+            // that becomes ours.
+            unsafe {
+                self.core
+                    .lzc_sync(pool.as_ptr(), arguments.as_ptr(), slot.as_mut_ptr())
+            }
+        })
+    }
+
     /// Takes snapshots: the keys of the list are their names.
     #[doc(alias = "lzc_snapshot")]
     pub(super) fn snapshot(&'static self, snapshots: &NvList, properties: &NvList) -> CallOutcome {

@@ -550,6 +550,11 @@ impl ZfsSend for FakeZfs {
 }
 
 impl ZfsSnapshots for FakeZfs {
+    fn sync_pool(&self, pool: &str) -> Result<(), ZfsError> {
+        drop(self.call(&ZfsCall::new("sync", pool))?);
+        Ok(())
+    }
+
     fn take_snapshots(
         &self,
         names: &[SnapshotName],

@@ -106,6 +106,18 @@ impl NvList {
         })
     }
 
+    /// Adds a truth value.
+    #[doc(alias = "nvlist_add_boolean_value")]
+    pub(super) fn add_switch(&mut self, name: &str, value: bool) -> Result<(), i32> {
+        let name = c_string(name)?;
+        // SAFETY: the list is ours and live, the name lives through the call, and the library
+        // copies it.
+        status(unsafe {
+            self.lib
+                .nvlist_add_boolean_value(self.raw.as_ptr(), name.as_ptr(), value.into())
+        })
+    }
+
     /// Adds a number.
     #[doc(alias = "nvlist_add_uint64")]
     pub(super) fn add_number(&mut self, name: &str, value: u64) -> Result<(), i32> {

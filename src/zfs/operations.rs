@@ -105,6 +105,13 @@ pub trait ZfsSend: ZfsRead {
 
 /// Takes and destroys snapshots and bookmarks, and holds and releases snapshots.
 pub trait ZfsSnapshots: ZfsRead {
+    /// Waits until everything that was written to the pool before the call is in a transaction
+    /// group on disk. Only that is counted by properties such as `written`.
+    ///
+    /// # Errors
+    /// [`ZfsError::System`] when the kernel refuses, such as for a read-only pool.
+    fn sync_pool(&self, pool: &str) -> Result<(), ZfsError>;
+
     /// Takes all snapshots in one transaction group, or none. All must be in one pool, and at most
     /// one per dataset. The user properties are set on each snapshot itself.
     ///

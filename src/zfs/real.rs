@@ -204,6 +204,16 @@ impl ZfsSend for RealZfs {
 }
 
 impl ZfsSnapshots for RealZfs {
+    fn sync_pool(&self, pool: &str) -> Result<(), ZfsError> {
+        let call = ZfsCall::new("sync", pool);
+        let refused = |errno| call.refused(errno);
+        let arguments = self
+            .list(|list| list.add_switch("force", false))
+            .map_err(refused)?;
+        let name = c_string(pool).map_err(refused)?;
+        answer(&call, self.libraries.sync_pool(&name, &arguments)).map(drop)
+    }
+
     fn take_snapshots(
         &self,
         names: &[SnapshotName],

@@ -240,6 +240,10 @@ impl ZfsSend for RecordedZfs {
 }
 
 impl ZfsSnapshots for RecordedZfs {
+    fn sync_pool(&self, _: &str) -> Result<(), ZfsError> {
+        Ok(())
+    }
+
     fn take_snapshots(
         &self,
         names: &[SnapshotName],

@@ -228,6 +228,11 @@ pub struct LibZfsCore {
         filesystem: *const ::std::os::raw::c_char,
         snapshot: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int,
+    pub lzc_sync: unsafe extern "C" fn(
+        pool: *const ::std::os::raw::c_char,
+        arguments: *mut nvlist_t,
+        results: *mut *mut nvlist_t,
+    ) -> ::std::os::raw::c_int,
     pub lzc_snapshot: unsafe extern "C" fn(
         snapshots: *mut nvlist_t,
         properties: *mut nvlist_t,
@@ -323,6 +328,7 @@ impl LibZfsCore {
         let lzc_destroy = unsafe { __library.get(b"lzc_destroy\0") }.map(|sym| *sym)?;
         let lzc_rollback_to = unsafe { __library.get(b"lzc_rollback_to\0") }
             .map(|sym| *sym)?;
+        let lzc_sync = unsafe { __library.get(b"lzc_sync\0") }.map(|sym| *sym)?;
         let lzc_snapshot = unsafe { __library.get(b"lzc_snapshot\0") }.map(|sym| *sym)?;
         let lzc_destroy_snaps = unsafe { __library.get(b"lzc_destroy_snaps\0") }
             .map(|sym| *sym)?;
@@ -350,6 +356,7 @@ impl LibZfsCore {
             lzc_create,
             lzc_destroy,
             lzc_rollback_to,
+            lzc_sync,
             lzc_snapshot,
             lzc_destroy_snaps,
             lzc_hold,
@@ -389,6 +396,14 @@ impl LibZfsCore {
         snapshot: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int {
         unsafe { (self.lzc_rollback_to)(filesystem, snapshot) }
+    }
+    pub unsafe fn lzc_sync(
+        &self,
+        pool: *const ::std::os::raw::c_char,
+        arguments: *mut nvlist_t,
+        results: *mut *mut nvlist_t,
+    ) -> ::std::os::raw::c_int {
+        unsafe { (self.lzc_sync)(pool, arguments, results) }
     }
     pub unsafe fn lzc_snapshot(
         &self,
@@ -540,6 +555,11 @@ pub struct LibNvPair {
         list: *mut nvlist_t,
         name: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int,
+    pub nvlist_add_boolean_value: unsafe extern "C" fn(
+        list: *mut nvlist_t,
+        name: *const ::std::os::raw::c_char,
+        value: boolean_t,
+    ) -> ::std::os::raw::c_int,
     pub nvlist_add_uint64: unsafe extern "C" fn(
         list: *mut nvlist_t,
         name: *const ::std::os::raw::c_char,
@@ -612,6 +632,10 @@ impl LibNvPair {
             .map(|sym| *sym)?;
         let nvlist_add_boolean = unsafe { __library.get(b"nvlist_add_boolean\0") }
             .map(|sym| *sym)?;
+        let nvlist_add_boolean_value = unsafe {
+            __library.get(b"nvlist_add_boolean_value\0")
+        }
+            .map(|sym| *sym)?;
         let nvlist_add_uint64 = unsafe { __library.get(b"nvlist_add_uint64\0") }
             .map(|sym| *sym)?;
         let nvlist_add_string = unsafe { __library.get(b"nvlist_add_string\0") }
@@ -644,6 +668,7 @@ impl LibNvPair {
             nvlist_free,
             nvlist_unpack,
             nvlist_add_boolean,
+            nvlist_add_boolean_value,
             nvlist_add_uint64,
             nvlist_add_string,
             nvlist_add_nvlist,
@@ -685,6 +710,14 @@ impl LibNvPair {
         name: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int {
         unsafe { (self.nvlist_add_boolean)(list, name) }
+    }
+    pub unsafe fn nvlist_add_boolean_value(
+        &self,
+        list: *mut nvlist_t,
+        name: *const ::std::os::raw::c_char,
+        value: boolean_t,
+    ) -> ::std::os::raw::c_int {
+        unsafe { (self.nvlist_add_boolean_value)(list, name, value) }
     }
     pub unsafe fn nvlist_add_uint64(
         &self,

@@ -330,6 +330,7 @@ fn base_destroyed_between_plan_and_send_causes_a_new_plan() {
             store: store.clone(),
             role: StoreRole::Remote,
             other: None,
+            listed: None,
             keys: keys.clone(),
             settings: BackupSettings {
                 split_bytes: 256 << 10,
@@ -350,6 +351,7 @@ fn base_destroyed_between_plan_and_send_causes_a_new_plan() {
                 restart: false,
                 window: None,
                 until: None,
+                skip_unchanged: false,
             },
             now: jiff::Timestamp::now,
             planned: Arc::new(move |_| {

@@ -374,6 +374,10 @@ impl ZfsSend for ThroughSend {
 }
 
 impl ZfsSnapshots for ThroughSend {
+    fn sync_pool(&self, pool: &str) -> Result<(), ZfsError> {
+        self.zfs.sync_pool(pool)
+    }
+
     fn take_snapshots(
         &self,
         names: &[SnapshotName],

@@ -75,6 +75,7 @@ mod stock;
 mod sums;
 mod two_hosts;
 mod two_stores;
+mod unchanged;
 mod unfinished;
 mod unreadable;
 mod upload;

@@ -220,13 +220,24 @@ fn hooks(log: &Path, pre: &str, post: &str) -> Hooks {
 }
 
 async fn run(zfs: &FakeZfs, hooks: &Hooks, stop: &Stop) -> SnapshotsTaken {
-    let datasets = datasets(zfs, &["tank/a"]);
+    run_on(zfs, &["tank/a"], hooks, stop, true).await
+}
+
+async fn run_on(
+    zfs: &FakeZfs,
+    names: &[&str],
+    hooks: &Hooks,
+    stop: &Stop,
+    of_unchanged: bool,
+) -> SnapshotsTaken {
+    let datasets = datasets(zfs, names);
     let variables = vec![("ZFS_BACKUP_STEP", "step02".to_owned())];
     let running = RunningHook::default();
     let run = SnapshotRun {
         zfs,
         datasets: &datasets,
         prefix: "zfs-backup_",
+        of_unchanged,
         now,
         hooks,
         variables,
@@ -309,4 +320,53 @@ async fn stop_request_ends_the_pre_hook_and_still_runs_the_post_hook() {
             .unwrap()
             .ends_with("post status=1 step=step02\n")
     );
+}
+
+#[tokio::test]
+async fn dataset_without_a_write_since_its_newest_own_snapshot_gets_none_if_so_configured() {
+    let zfs = pools(&[
+        "tank/new",
+        "tank/same",
+        "tank/written",
+        "tank/foreign",
+        "dozer/busy",
+    ]);
+    let all = [
+        "tank/new",
+        "tank/same",
+        "tank/written",
+        "tank/foreign",
+        "dozer/busy",
+    ];
+    take(&zfs, &all[1..]);
+    zfs.write_file(&name("tank/written"), 7, b"new");
+    let foreign = name("tank/foreign").snapshot("autosnap_1_daily").unwrap();
+    zfs.take_snapshots(&[foreign], &Default::default()).unwrap();
+    let hooks = Hooks {
+        pre_snapshot: None,
+        post_snapshot: None,
+        ..hooks(Path::new("/dev/null"), "exit 0", "exit 0")
+    };
+    let taken = async |of_unchanged| {
+        let mut taken = run_on(&zfs, &all, &hooks, &never(), of_unchanged).await;
+        taken.taken.sort();
+        (told(&taken).0, taken.unchanged)
+    };
+    let (some, unchanged) = taken(false).await;
+    let next = format!("{SHORT}-1");
+    assert_eq!(
+        some,
+        ["tank/foreign", "tank/new", "tank/written"].map(|dataset| format!("{dataset}@{next}"))
+    );
+    assert_eq!(
+        unchanged,
+        ["tank/same", "dozer/busy"].map(|dataset| name(dataset).snapshot(SHORT).unwrap())
+    );
+    let (every, unchanged) = taken(true).await;
+    assert_eq!((every.len(), unchanged.len()), (5, 0));
+    // The datasets of a pool that cannot be synced all get one.
+    zfs.fail_call(all.len() as u64 + 1, libc_eperm());
+    let (some, unchanged) = taken(false).await;
+    assert_eq!(some, [format!("dozer/busy@{SHORT}-2")]);
+    assert_eq!(unchanged.len(), 4);
 }

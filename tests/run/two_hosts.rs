@@ -288,6 +288,7 @@ impl TwoHosts {
             restart: false,
             window: None,
             until: None,
+            skip_unchanged: false,
         }
     }
 
@@ -324,6 +325,7 @@ impl TwoHosts {
             store: self.store(target, actor),
             role,
             other: Some(other),
+            listed: None,
             keys: self.writer.clone(),
             settings: self.settings(host),
             now: clock_of(host),

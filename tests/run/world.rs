@@ -142,6 +142,7 @@ impl World {
             restart: false,
             window: None,
             until: None,
+            skip_unchanged: false,
         };
         Self {
             zfs,
@@ -184,6 +185,7 @@ impl World {
             store: Arc::new(self.store.clone()),
             role: StoreRole::Remote,
             other: None,
+            listed: None,
             keys: self.writer.clone(),
             settings: self.settings.clone(),
             now,
@@ -378,6 +380,7 @@ pub(crate) fn all_committed(run: BackupRun) -> Vec<CommittedBackup> {
             assert!(!run.committed.is_empty(), "up to date with {id}");
             run.committed
         }
+        Ok(BackupEnd::Unchanged { id, .. }) => panic!("unchanged since {id}"),
         Ok(BackupEnd::Paused(paused)) => panic!("{} pauses: {}", paused.id, paused.why),
         Err(error) => panic!("{error}"),
     }

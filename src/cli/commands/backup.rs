@@ -1,5 +1,6 @@
 //! `stream-to-remote` and `export-intermediate`.
 
+use crate::catalog::list_datasets;
 use crate::cli::args::Kind;
 use crate::cli::context::{Context, Setup};
 use crate::cli::failure::Failure;
@@ -14,7 +15,7 @@ use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::progress::UploadProgress;
 use crate::cli::screen::table::{bytes, tier_words};
 use crate::config::{Config, KeySource};
-use crate::model::{BackupId, BackupKind, DatasetName};
+use crate::model::{BackupId, BackupKind, DatasetName, SnapshotName};
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
     BackupEnd, BackupEnv, BackupRun, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
@@ -34,6 +35,7 @@ use crate::zfs::recorded::RecordedZfs;
 use crate::zfs::{Zfs, ZfsRead};
 use jiff::Timestamp;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -187,6 +189,7 @@ async fn back_up_all(
     let keys = keys_for_writing(setup, &*target.store).await?;
     // All datasets of the run share one end of the time window.
     let until = backup_settings(config).until;
+    let listed = list_to_skip(config, &target).await?;
     let mut results = Vec::new();
     for selected in &datasets {
         let dataset = &selected.dataset.name;
@@ -204,6 +207,7 @@ async fn back_up_all(
         let mut backup = backup_env(config, kind, &target, zfs, keys.clone(), stop.clone());
         (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
         backup.settings.until = until;
+        backup.listed.clone_from(&listed);
         let started = Instant::now();
         let run = wait_for_others(context, async || {
             back_up(&backup, selected, requested).await
@@ -225,6 +229,11 @@ async fn back_up_all(
                 results.push(output.printed(DatasetResult::new(dataset, result)));
             }
             Ok(BackupEnd::UpToDate(_)) => {}
+            Ok(BackupEnd::Unchanged { id, snapshot }) => {
+                let snapshot = snapshot.name;
+                let result = BackupResult::Unchanged { id, snapshot };
+                results.push(output.printed(DatasetResult::new(dataset, result)));
+            }
             Ok(BackupEnd::Paused(paused)) => {
                 context.paused(dataset);
                 let result = BackupResult::Paused(paused);
@@ -255,6 +264,19 @@ async fn back_up_all(
         failed: context.failed_datasets(),
     });
     context.verdict()
+}
+
+/// Lists the datasets of the remote, so that those that did not change cost no request of their
+/// own.
+async fn list_to_skip(
+    config: &Config,
+    target: &Target,
+) -> Result<Option<Arc<BTreeSet<DatasetName>>>, Failure> {
+    if target.role != StoreRole::Remote || !config.snapshots.skip_unchanged {
+        return Ok(None);
+    }
+    let listed = list_datasets(&*target.store).await?;
+    Ok(Some(Arc::new(listed.into_iter().collect())))
 }
 
 /// Gets the keys from the remote, when this host has none and starts with an empty intermediate
@@ -296,6 +318,7 @@ fn backup_env(
         store: Arc::clone(&target.store),
         role: target.role,
         other: target.other.clone(),
+        listed: None,
         keys,
         settings,
         now: Timestamp::now,
@@ -432,7 +455,10 @@ impl Plan {
             bytes,
             chunks: bytes.map(|bytes| bytes.div_ceil(split_bytes).max(1)),
         };
-        let sends = !matches!(planned.plan, SendPlan::UpToDate { .. });
+        let sends = matches!(
+            planned.plan,
+            SendPlan::Full { .. } | SendPlan::Incremental { .. }
+        );
         Self::Send {
             plan: planned.plan,
             estimate: sends.then_some(estimate),
@@ -461,6 +487,10 @@ impl Render for DatasetResult<Plan> {
             SendPlan::UpToDate { id } => {
                 format!("{dataset}: up to date, {id} holds the newest snapshot")
             }
+            SendPlan::Unchanged { snapshot, id } => format!(
+                "{dataset}: unchanged, {id} has what @{} has",
+                snapshot.name.short()
+            ),
             SendPlan::Full { snapshot, why } => format!(
                 "{dataset} FULL ({why}) of @{}: {size}",
                 snapshot.name.short()
@@ -509,7 +539,13 @@ fn render_resume(dataset: &DatasetName, resume: &PlannedResume, split_bytes: u64
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub(crate) enum BackupResult {
     Committed(Committed),
-    UpToDate { id: BackupId },
+    UpToDate {
+        id: BackupId,
+    },
+    Unchanged {
+        id: BackupId,
+        snapshot: SnapshotName,
+    },
     Paused(PausedUpload),
 }
 
@@ -559,6 +595,10 @@ impl Render for DatasetResult<BackupResult> {
             BackupResult::Committed(committed) => render_committed(dataset, committed, output),
             BackupResult::UpToDate { id } => output.line(format!(
                 "{dataset}: up to date, {id} holds the newest snapshot"
+            )),
+            BackupResult::Unchanged { id, snapshot } => output.line(format!(
+                "{dataset}: unchanged, {id} has what @{} has",
+                snapshot.short()
             )),
             BackupResult::Paused(PausedUpload {
                 id,

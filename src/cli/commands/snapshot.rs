@@ -57,6 +57,7 @@ pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
         zfs: &*zfs,
         datasets: &datasets,
         prefix: &config.snapshots.prefix,
+        of_unchanged: config.snapshots.of_unchanged,
         now: Timestamp::now,
         hooks: &config.hooks,
         variables,
@@ -69,12 +70,20 @@ pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
 fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
     let SnapshotsTaken {
         taken,
+        unchanged,
         refused,
         hook_errors,
     } = outcome;
     for name in &taken {
         context.output.line(format!("snapshot {name}"));
         context.done(name.dataset(), 0);
+    }
+    for newest in unchanged {
+        let dataset = newest.dataset();
+        context
+            .output
+            .line(format!("{dataset}: nothing was written since {newest}"));
+        context.done(dataset, 0);
     }
     for (dataset, error) in refused {
         match &error {

@@ -2,6 +2,7 @@
 //! nothing: the backup exists nevertheless.
 
 use crate::catalog::Catalog;
+use crate::catalog::remembered::distrust;
 use crate::cli::open::identity::known_stores;
 use crate::config::Config;
 use crate::model::DatasetName;
@@ -12,7 +13,7 @@ use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;
 use crate::state::history::{
-    DatasetHistory, DrillNote, FailureNote, HistoryRecords, OwnCommit, VerifyNote,
+    DatasetHistory, DrillNote, FailureNote, HistoryRecords, OwnCommit, UnchangedNote, VerifyNote,
 };
 use crate::store::StoreInfo;
 use jiff::Timestamp;
@@ -47,8 +48,18 @@ pub(crate) fn backed_up(
             Timestamp::now(),
         ));
     }
-    if let (true, Ok(BackupEnd::UpToDate(_))) = (run.committed.is_empty(), &run.end) {
-        warn_if_unsaved(records.note_success("backup"));
+    match &run.end {
+        Ok(BackupEnd::UpToDate(_)) if run.committed.is_empty() => {
+            warn_if_unsaved(records.note_success("backup"));
+        }
+        Ok(BackupEnd::Unchanged { id, snapshot }) => {
+            warn_if_unsaved(records.note_unchanged(&UnchangedNote {
+                id: id.clone(),
+                snapshot_at: snapshot.created_at,
+                at: Timestamp::now(),
+            }));
+        }
+        Ok(BackupEnd::UpToDate(_) | BackupEnd::Paused(_)) | Err(_) => {}
     }
 }
 
@@ -104,6 +115,14 @@ pub(crate) fn verified(
 ) {
     let at = Timestamp::now();
     let records = records(config, store, stored);
+    if !report.damage.is_empty()
+        && let Err(error) = distrust(&config.state_dir, &store.known(), stored)
+    {
+        tracing::warn!(
+            "the next backup may take the damaged store for whole: {}",
+            error_chain(&error)
+        );
+    }
     let reason = match (report.damage.first(), report.backups) {
         (Some(first), _) => format!(
             "{} objects damaged, first {}: {}",

@@ -35,6 +35,7 @@ pub(crate) fn backup_settings(config: &Config) -> BackupSettings {
             .to_string_lossy()
             .into_owned(),
         restart: false,
+        skip_unchanged: config.snapshots.skip_unchanged,
         window: config.pace.window,
         until: config
             .pace

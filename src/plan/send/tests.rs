@@ -157,6 +157,7 @@ impl Case {
                 assert_eq!(Some(snapshot), candidate);
                 format!("full {}", reason(&why))
             }
+            Ok(SendPlan::Unchanged { .. }) => unreachable!("plan_send never finds this"),
             Ok(SendPlan::Incremental {
                 snapshot,
                 base,

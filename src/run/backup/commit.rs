@@ -1,6 +1,7 @@
 //! The commit: the steps that turn a whole, confirmed stream into a backup, the manifest last.
 
 use super::attempt::{Attempt, Course};
+use super::documents::Recorded;
 use super::{CommittedBackup, StoreRole};
 use crate::catalog::stores::StoresView;
 use crate::manifest::{
@@ -8,11 +9,12 @@ use crate::manifest::{
     parse_chunk_list, parse_manifest,
 };
 use crate::model::{BackupId, Digest};
-use crate::run::RunError;
 use crate::run::commit::put::to_json;
 use crate::run::commit::target::{CommitError, CommitTarget};
 use crate::run::transfer::Transferred;
+use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::history::{HistoryRecords, RecordedNote};
 use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::store::key::{BackupObject, object_name};
 use bytes::Bytes;
@@ -99,6 +101,9 @@ impl Attempt<'_> {
         if self.env.role == StoreRole::Remote {
             target.remember(&bytes);
         }
+        if course.private.is_none() {
+            self.note_recorded();
+        }
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
         let evidence = transferred
             .chunks
@@ -111,6 +116,26 @@ impl Attempt<'_> {
             chunks: entries.len(),
             evidence,
         })
+    }
+
+    /// Records what the backup has beside its stream, so that a later run can see whether it changed.
+    /// Must not be called if an earlier run sealed `private.age`: it may have read other values.
+    /// Without the record the next run makes a backup.
+    fn note_recorded(&self) {
+        let state_dir = &self.env.settings.state_dir;
+        let records = HistoryRecords::new(state_dir, &self.env.store.known(), &self.stored);
+        let noted = Recorded::of(&self.local, false)
+            .blake3()
+            .and_then(|blake3| {
+                let id = self.id.clone();
+                Ok(records.note_recorded(&RecordedNote { id, blake3 })?)
+            });
+        if let Err(error) = noted {
+            tracing::debug!(
+                error = error_chain(&error),
+                "cannot record what the backup has beside its stream"
+            );
+        }
     }
 
     /// Returns the bytes of `private.age`. Each sealing gives other bytes, so the journal records

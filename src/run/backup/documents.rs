@@ -9,7 +9,7 @@ use crate::manifest::{
     BaseRef, ChainPlace, ChunkEntry, ChunkListRef, Descendant, FORMAT, Files, Manifest, Origin,
     Private, RestoreText, SendInfo, SnapshotRef, Started, ZfsKey, restore_text,
 };
-use crate::model::{BackupId, Guid};
+use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
 use crate::run::commit::put::to_json;
 use crate::run::pool::view::pool_view;
@@ -17,9 +17,53 @@ use crate::run::transfer::Transferred;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::state::host_mark::host_mark;
-use crate::zfs::{PropertyValue, Snapshot};
+use crate::zfs::{Dataset, PropertyValue, Snapshot};
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// What `private.age` records of a dataset and its stream does not have.
+#[derive(Serialize)]
+pub(super) struct Recorded {
+    properties: BTreeMap<String, String>,
+    clone_origin: Option<String>,
+    zfs_key: Option<ZfsKey>,
+}
+
+impl Recorded {
+    /// Gathers what a backup of the dataset would record now.
+    pub(super) fn of(local: &Dataset, raw: bool) -> Self {
+        let text = |name: &str| match &local.properties.get(name)?.value {
+            PropertyValue::Text(text) => Some(text.clone()),
+            PropertyValue::Number(number) => Some(number.to_string()),
+        };
+        let own = |property: &&String| {
+            let source = local.properties[*property].source.as_deref();
+            source.is_some_and(|source| source == local.name.as_str() || source == "$recvd")
+        };
+        let names = local.properties.keys().filter(own);
+        Self {
+            properties: names
+                .filter_map(|name| Some((name.clone(), text(name)?)))
+                .collect(),
+            clone_origin: local.origin.as_ref().map(ToString::to_string),
+            zfs_key: local.encrypted.then(|| ZfsKey {
+                encryption_root: text("encryptionroot"),
+                key_format: text("keyformat"),
+                raw,
+            }),
+        }
+    }
+
+    /// Returns the hash by which two of them are compared.
+    ///
+    /// # Errors
+    /// As for [`to_json`].
+    pub(super) fn blake3(&self) -> Result<Digest, RunError> {
+        Ok(Digest::of(&to_json(self)?))
+    }
+}
 
 impl Attempt<'_> {
     pub(super) fn started(&self) -> Result<Started, RunError> {
@@ -102,30 +146,19 @@ impl Attempt<'_> {
     }
 
     pub(super) fn private(&self, descendants: Option<Vec<Descendant>>) -> Result<Bytes, RunError> {
-        let text = |name: &str| match &self.local.properties.get(name)?.value {
-            PropertyValue::Text(text) => Some(text.clone()),
-            PropertyValue::Number(number) => Some(number.to_string()),
-        };
-        let zfs_key = self.local.encrypted.then(|| ZfsKey {
-            encryption_root: text("encryptionroot"),
-            key_format: text("keyformat"),
-            raw: self.flags.raw,
-        });
-        let own = |property: &&String| {
-            let source = self.local.properties[*property].source.as_deref();
-            source.is_some_and(|source| source == self.local.name.as_str() || source == "$recvd")
-        };
-        let names = self.local.properties.keys().filter(own);
+        let Recorded {
+            properties,
+            clone_origin,
+            zfs_key,
+        } = Recorded::of(&self.local, self.flags.raw);
         let private = Private {
             format: FORMAT,
             object_type: "private".to_owned(),
             id: self.id.clone(),
             snapshot_name: self.snapshot.name.to_string(),
             host: self.env.settings.host.clone(),
-            properties: names
-                .filter_map(|name| Some((name.clone(), text(name)?)))
-                .collect(),
-            clone_origin: self.local.origin.as_ref().map(ToString::to_string),
+            properties,
+            clone_origin,
             descendants,
             zfs_key,
         };

@@ -1,6 +1,7 @@
 //! Reads what the stores and the pool hold of a dataset, and decides what to send.
 
 use super::source::{flag_names, send_flags};
+use super::unchanged::find_unchanged;
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, SteppedOver, StoreRole};
 use crate::catalog::remembered::{recall, remember};
 use crate::catalog::stores::{RemoteView, StoresView, is_out_of_reach};
@@ -9,6 +10,7 @@ use crate::catalog::{Catalog, read_catalog_through};
 use crate::config::SnapshotSource;
 use crate::manifest::{Manifest, Origin};
 use crate::model::{BackupId, DatasetName, Digest, Guid, ReadFault};
+use crate::plan::BackupFacts;
 use crate::plan::chunk_count::check_chunk_count;
 use crate::plan::resume::unreadable_at;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
@@ -21,6 +23,7 @@ use crate::state::manifests::{CacheMode, ObjectCache};
 use crate::store::StoreRead;
 use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, ZfsRead, ZfsSend};
 use globset::Glob;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The stores and the pool, as a step of a run has read them.
@@ -135,13 +138,19 @@ fn untrusted_reason(catalog: &Catalog, store_url: &str) -> Option<String> {
 
 /// Saves what the remote holds, to plan with it while the remote is out of reach. A failure costs
 /// only that.
-pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, stores: &StoresView) {
+pub(super) async fn remember_remote(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    stores: &StoresView,
+    listed_at: Timestamp,
+) {
     let (store, usable): (&dyn StoreRead, _) = match (&stores.remote, env.role) {
         (RemoteView::Current(store, usable), _) => (&**store, usable),
         (_, StoreRole::Remote) => (&*env.store, &stores.target),
         (RemoteView::None | RemoteView::Remembered(_), StoreRole::Intermediate) => return,
     };
-    if let Err(error) = remember(&env.settings.state_dir, store, stored, &usable.whole()).await {
+    let state_dir = &env.settings.state_dir;
+    if let Err(error) = remember(state_dir, store, stored, &usable.whole(), listed_at).await {
         tracing::warn!(
             error = error_chain(&error),
             "cannot save the remote's manifests for planning while it is offline"
@@ -253,7 +262,7 @@ impl Local {
     }
 
     /// Returns the snapshots that may be sent, the newest first.
-    fn candidates(&self, settings: &BackupSettings) -> Result<Vec<&Snapshot>, RunError> {
+    pub(super) fn candidates(&self, settings: &BackupSettings) -> Result<Vec<&Snapshot>, RunError> {
         let newest_first = self.snapshots.iter().rev();
         match &settings.source {
             SnapshotSource::Own => {
@@ -275,6 +284,74 @@ impl Local {
     }
 }
 
+/// The facts for a plan, as far as they are computed.
+pub(super) struct Gathered {
+    flags: Vec<String>,
+    recipients: Vec<String>,
+    target: Vec<BackupFacts>,
+    remote: Vec<BackupFacts>,
+}
+
+impl Gathered {
+    pub(super) fn new(env: &BackupEnv, view: &View) -> Self {
+        Self {
+            flags: flag_names(send_flags(&view.local.dataset, &env.settings)),
+            recipients: env
+                .keys
+                .recipients
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            target: view.stores.target_facts(),
+            remote: view.stores.remote_facts(),
+        }
+    }
+
+    pub(super) fn facts<'a>(
+        &'a self,
+        env: &BackupEnv,
+        View { stores, local }: &'a View,
+        snapshot: Option<&'a Snapshot>,
+        full_estimate_bytes: Option<u64>,
+    ) -> SendFacts<'a> {
+        let dataset = &local.dataset;
+        SendFacts {
+            snapshot,
+            redacted_dataset: dataset.redacted.then_some(&dataset.name),
+            snapshots: &local.snapshots,
+            bookmarks: &local.bookmarks,
+            unfit_bases: &local.unfit_bases,
+            target: &self.target,
+            remote: &self.remote,
+            unseen: stores.unseen.as_deref(),
+            flags: &self.flags,
+            recipients: &self.recipients,
+            full_estimate_bytes,
+            now: (env.now)(),
+        }
+    }
+}
+
+/// Decides what to send, if anything was written since the newest backup.
+///
+/// # Errors
+/// As for [`decide`].
+pub(super) async fn plan(
+    env: &BackupEnv,
+    view: &View,
+    requested: RequestedKind,
+    unreadable: &BTreeMap<Guid, ReadFault>,
+) -> Result<PlannedBackup, RunError> {
+    match find_unchanged(env, view, requested, unreadable).await? {
+        None => decide(env, view, requested, unreadable),
+        Some(plan) => Ok(PlannedBackup {
+            plan,
+            estimate_bytes: None,
+            stepped_over: Vec::new(),
+        }),
+    }
+}
+
 /// Decides what to send. Snapshots that are `unreadable` are stepped over.
 ///
 /// # Errors
@@ -286,7 +363,7 @@ pub(super) fn decide(
     requested: RequestedKind,
     unreadable: &BTreeMap<Guid, ReadFault>,
 ) -> Result<PlannedBackup, RunError> {
-    let View { stores, local } = view;
+    let local = &view.local;
     let Dataset {
         name,
         encrypted,
@@ -322,26 +399,8 @@ pub(super) fn decide(
         estimate_stream(&*env.zfs, &request)
     };
     let full_estimate_bytes = candidate.and_then(|snapshot| estimate(snapshot, None));
-    let recipients: Vec<String> = env
-        .keys
-        .recipients
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    let facts = SendFacts {
-        snapshot: candidate,
-        redacted_dataset: local.dataset.redacted.then_some(name),
-        snapshots: &local.snapshots,
-        bookmarks: &local.bookmarks,
-        unfit_bases: &local.unfit_bases,
-        target: &stores.target_facts(),
-        remote: &stores.remote_facts(),
-        unseen: stores.unseen.as_deref(),
-        flags: &flag_names(flags),
-        recipients: &recipients,
-        full_estimate_bytes,
-        now: (env.now)(),
-    };
+    let gathered = Gathered::new(env, view);
+    let facts = gathered.facts(env, view, candidate, full_estimate_bytes);
     let mut plan = plan_send(&facts, &settings.lifecycle, requested)
         .map_err(|conflict| explain(env, name, conflict))?;
     if let (SendPlan::Full { .. }, RequestedKind::Lifecycle) = (&plan, requested)
@@ -356,7 +415,7 @@ pub(super) fn decide(
     let estimate_bytes = match &plan {
         SendPlan::Full { .. } => full_estimate_bytes,
         SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),
-        SendPlan::UpToDate { .. } => None,
+        SendPlan::UpToDate { .. } | SendPlan::Unchanged { .. } => None,
     };
     if let Some(bytes) = estimate_bytes {
         check_chunk_count(bytes, settings.split_bytes)

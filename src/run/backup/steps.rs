@@ -2,7 +2,7 @@
 
 use super::abandon::{abandon, abandon_id, keep_resumable, settle};
 use super::attempt::{Attempt, lacks_ivset};
-use super::planning::{Base, View, decide, remember_remote, unreadable_snapshots};
+use super::planning::{Base, View, decide, plan, remember_remote, unreadable_snapshots};
 use super::readable::read_at_faults;
 use super::recommit::{end_commits, has_interrupted_commits};
 use super::release::release_bookmarks;
@@ -44,6 +44,8 @@ pub(super) struct Steps<'a> {
     pub(super) stepped_over: BTreeMap<u64, SteppedOver>,
     /// The bases whose raw incrementals ZFS would not receive, as their streams showed.
     pub(super) unfit_bases: BTreeSet<Guid>,
+    /// The newest snapshot, if nothing was written since the backup with which the run ends.
+    pub(super) unchanged: Option<Snapshot>,
 }
 
 impl Steps<'_> {
@@ -53,8 +55,9 @@ impl Steps<'_> {
     /// [`RunError::Paused`] when the hours of uploads are over, or another [`RunError`].
     pub(super) async fn run(&mut self) -> Result<BackupId, RunError> {
         let (env, selected) = (self.env, self.selected);
+        let listed_at = (env.now)();
         let mut view = View::read(env, selected, CacheMode::ReadWrite).await?;
-        remember_remote(env, &selected.stored, &view.stores).await;
+        remember_remote(env, &selected.stored, &view.stores, listed_at).await;
         settle(env, selected, &view.stores).await?;
         loop {
             if let Some(id) = self.step(&view).await? {
@@ -166,6 +169,10 @@ impl Steps<'_> {
         }
         let (snapshot, base) = match &planned.plan {
             SendPlan::UpToDate { id } => return Ok(Some(id.clone())),
+            SendPlan::Unchanged { snapshot, id } => {
+                self.unchanged = Some(snapshot.clone());
+                return Ok(Some(id.clone()));
+            }
             SendPlan::Full { snapshot, .. } => (snapshot, None),
             SendPlan::Incremental {
                 snapshot,
@@ -230,9 +237,9 @@ impl Steps<'_> {
         loop {
             let mut unreadable = known.clone();
             unreadable.extend(&self.unreadable);
-            let planned = decide(self.env, view, requested, &unreadable)?;
+            let planned = plan(self.env, view, requested, &unreadable).await?;
             let (snapshot, base) = match &planned.plan {
-                SendPlan::UpToDate { .. } => return Ok(planned),
+                SendPlan::UpToDate { .. } | SendPlan::Unchanged { .. } => return Ok(planned),
                 SendPlan::Full { snapshot, .. } => (snapshot, None),
                 SendPlan::Incremental { snapshot, base, .. } => (snapshot, Some(base.clone())),
             };

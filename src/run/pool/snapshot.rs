@@ -82,6 +82,9 @@ pub fn is_marked(snapshot: &Snapshot, dataset_guid: Guid) -> bool {
 pub struct SnapshotsTaken {
     /// The snapshots, pool by pool.
     pub taken: Vec<SnapshotName>,
+    /// The datasets without a new snapshot, because nothing was written since their newest one,
+    /// which is this.
+    pub unchanged: Vec<SnapshotName>,
     /// The datasets without a snapshot, and why.
     pub refused: Vec<(DatasetName, RunError)>,
     /// The errors of hooks. If `pre_snapshot` is one of them, no snapshot was taken.
@@ -144,6 +147,9 @@ pub struct SnapshotRun<'a> {
     pub datasets: &'a [Dataset],
     /// The prefix of the names.
     pub prefix: &'a str,
+    /// Whether to take snapshots of datasets to which nothing was written since their newest own
+    /// one.
+    pub of_unchanged: bool,
     /// The clock, read after `pre_snapshot` has exited.
     pub now: fn() -> Timestamp,
     /// `pre_snapshot` and `post_snapshot`.
@@ -176,7 +182,11 @@ pub async fn snapshot_between_hooks(run: &SnapshotRun<'_>) -> SnapshotsTaken {
             .extend(run_hook(&call, Some(run.stop), run.running).await.err());
     }
     if outcome.hook_errors.is_empty() {
-        outcome = take_each_snapshot(run.zfs, run.datasets, run.prefix, (run.now)());
+        let (changed, unchanged) = divide_by_change(run);
+        outcome = SnapshotsTaken {
+            unchanged,
+            ..take_each_snapshot(run.zfs, &changed, run.prefix, (run.now)())
+        };
     }
     if let Some(command) = &run.hooks.post_snapshot {
         let status = u8::from(!outcome.hook_errors.is_empty() || !outcome.refused.is_empty());
@@ -195,6 +205,52 @@ pub async fn snapshot_between_hooks(run: &SnapshotRun<'_>) -> SnapshotsTaken {
             .extend(run_hook(&call, None, run.running).await.err());
     }
     outcome
+}
+
+/// Divides the datasets into those that need a new snapshot, and the newest own snapshots of the
+/// others.
+fn divide_by_change(run: &SnapshotRun<'_>) -> (Vec<Dataset>, Vec<SnapshotName>) {
+    let (mut changed, mut unchanged) = (Vec::new(), Vec::new());
+    // What was written a moment ago counts only when it is on disk.
+    let is_synced = |pool: &str| {
+        let synced = run.zfs.sync_pool(pool);
+        synced
+            .inspect_err(|error| {
+                tracing::warn!(
+                    error = error_chain(error),
+                    "each dataset gets a snapshot, because it is not known which changed"
+                );
+            })
+            .is_ok()
+    };
+    let synced: BTreeSet<&str> = if run.of_unchanged {
+        BTreeSet::new()
+    } else {
+        pools(run.datasets)
+            .into_iter()
+            .filter(|pool| is_synced(pool))
+            .collect()
+    };
+    for dataset in run.datasets {
+        let newest = Some(dataset)
+            .filter(|dataset| synced.contains(dataset.name.pool()))
+            .and_then(|dataset| newest_if_unchanged(run, dataset));
+        match newest {
+            Some(newest) => unchanged.push(newest),
+            None => changed.push(dataset.clone()),
+        }
+    }
+    (changed, unchanged)
+}
+
+/// Returns the newest snapshot if it is ours and nothing was written since. If ZFS cannot tell, a
+/// snapshot is taken.
+fn newest_if_unchanged(run: &SnapshotRun<'_>, dataset: &Dataset) -> Option<SnapshotName> {
+    let snapshots = run.zfs.snapshots(&dataset.name).ok()?;
+    let newest = snapshots.last()?;
+    let now = run.zfs.dataset(&dataset.name).ok()??;
+    let is_unchanged = now.guid == dataset.guid && now.number("written") == Some(0);
+    (is_unchanged && is_own(newest, dataset.guid, run.prefix)).then(|| newest.name.clone())
 }
 
 fn pools(datasets: &[Dataset]) -> BTreeSet<&str> {

@@ -1,6 +1,7 @@
 //! Deletes one backup or leftover, in an order in which a crash cannot leave a backup with holes.
 
 use super::{PruneEnv, PruneTask, PruneView};
+use crate::catalog::remembered::distrust;
 use crate::model::{BackupId, DatasetName};
 use crate::run::RunError;
 use crate::store::key::{BackupObject, PROBE_PREFIX, ParsedKey, backup_prefix, dataset_prefix};
@@ -21,6 +22,7 @@ pub(super) async fn delete_backup(
     leftover: bool,
 ) -> Result<(), RunError> {
     let store = &*env.store;
+    distrust(&env.state_dir, &store.known(), dataset)?;
     let manifest = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
     if leftover {
         if store.head(&manifest).await?.is_some() {

@@ -56,7 +56,7 @@ use crate::run::restore::{LostBookmark, LostSnapshot, RestoreSet, ResumedReceive
 use crate::run::verify::{BrokenBackup, Damage, ReadReport, VerifyReport};
 use crate::sign::TrustedKeys;
 use crate::state::history::{
-    CommitNote, DatasetHistory, DrillNote, FailureNote, SeenNote, VerifyNote,
+    CommitNote, DatasetHistory, DrillNote, FailureNote, SeenNote, UnchangedNote, VerifyNote,
 };
 use crate::state::probes::ProbeNote;
 use crate::store::EvidenceTier;
@@ -156,6 +156,10 @@ fn backups() -> Vec<Value> {
             checked: true,
         }),
         BackupResult::UpToDate { id: id() },
+        BackupResult::Unchanged {
+            id: id(),
+            snapshot: name(),
+        },
         BackupResult::Paused(PausedUpload {
             id: id(),
             why: text(),
@@ -196,6 +200,13 @@ fn backups() -> Vec<Value> {
                 why: FullReason::First,
             },
             estimate,
+        },
+        Plan::Send {
+            plan: SendPlan::Unchanged {
+                snapshot: snapshot.clone(),
+                id: id(),
+            },
+            estimate: None,
         },
         Plan::Send {
             plan: SendPlan::Incremental {
@@ -549,6 +560,11 @@ fn record() -> DatasetHistory {
             backups: 1,
             total_bytes: 1,
             time_lines: 1,
+        }),
+        unchanged: Some(UnchangedNote {
+            id: id(),
+            snapshot_at: at(),
+            at: at(),
         }),
         verify: Some(VerifyNote {
             at: at(),

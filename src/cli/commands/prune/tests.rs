@@ -142,6 +142,7 @@ impl Host {
             store: self.remote().await,
             role: StoreRole::Remote,
             other: None,
+            listed: None,
             keys: self.keys.clone(),
             settings: backup_settings(&self.config()),
             now: Timestamp::now,

@@ -1,0 +1,229 @@
+//! Finds datasets that need no new backup, because nothing was written since the newest one.
+//!
+//! The proof is the stream itself: an incremental from the backup's snapshot that has no record
+//! between BEGIN and END. It is read only if ZFS estimates next to nothing (the property
+//! `written@SNAPSHOT`), so that a changed dataset costs no second read. What `private.age` records
+//! beside the stream must be the same as well.
+//!
+//! Raw streams of encrypted datasets are always backed up: `zfs change-key` writes nothing to the
+//! dataset, and the new wrapped key must reach the store.
+
+use super::documents::Recorded;
+use super::planning::{Gathered, Local, View};
+use super::source::{SendSource, send_flags};
+use super::{BackupEnd, BackupEnv, StoreRole};
+use crate::catalog::remembered::{read_at, recall};
+use crate::catalog::stores::{RemoteView, StoresView};
+use crate::catalog::usable::UsableCatalog;
+use crate::model::{BackupId, Guid, KnownStore, ReadFault};
+use crate::plan::send::{RequestedKind, SendPlan, newest_comparable};
+use crate::run::blocking::blocking;
+use crate::run::pool::select::Selected;
+use crate::run::transfer::StreamSource;
+use crate::run::{RunError, error_chain};
+use crate::state::history::HistoryRecords;
+use crate::state::journal::read_attempts;
+use crate::stream::record::{RecordType, StreamExpectation, StreamParser};
+use crate::zfs::{SendRequest, Snapshot};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+use std::io::Read;
+
+/// The estimate above which a stream is taken for a changed one without reading it. ZFS estimates 0
+/// for an unchanged snapshot, or the 624 bytes of BEGIN and END.
+const ESTIMATE_BYTES_MAX: u64 = 4096;
+/// The bytes that are read of such a stream. BEGIN, with its payload, and END are far shorter.
+const STREAM_BYTES_MAX: u64 = 64 << 10;
+/// The age from which the memory of a store is too old to skip a dataset without a request. Each
+/// dataset has an age of its own between these two, so that not all are read in one night.
+const MEMORY_AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
+const MEMORY_AGE_MIN: SignedDuration = SignedDuration::from_hours(4 * 24);
+
+/// Returns the plan for a dataset whose newest snapshot differs in nothing from the newest usable
+/// backup; `None` for every other dataset.
+///
+/// # Errors
+/// [`RunError`] when the pool or this host's records cannot be read.
+pub(super) async fn find_unchanged(
+    env: &BackupEnv,
+    view: &View,
+    requested: RequestedKind,
+    unreadable: &BTreeMap<Guid, ReadFault>,
+) -> Result<Option<SendPlan>, RunError> {
+    let settings = &env.settings;
+    let flags = send_flags(&view.local.dataset, settings);
+    let is_raw = flags.raw && view.local.dataset.encrypted;
+    if !settings.skip_unchanged || requested != RequestedKind::Lifecycle || is_raw {
+        return Ok(None);
+    }
+    let candidates = view.local.candidates(settings)?;
+    let newest = candidates
+        .first()
+        .filter(|newest| !unreadable.contains_key(&newest.guid));
+    let gathered = Gathered::new(env, view);
+    let facts = gathered.facts(env, view, newest.copied(), None);
+    let (Some(snapshot), Some((base, backup))) = (newest, newest_comparable(&facts)) else {
+        return Ok(None);
+    };
+    if !has_same_records(env, view, &backup.id)? {
+        return Ok(None);
+    }
+    let source = SendSource {
+        zfs: env.zfs.clone(),
+        request: SendRequest {
+            snapshot: snapshot.name.clone(),
+            base: Some(base),
+            flags,
+            resume: None,
+        },
+    };
+    let expect = StreamExpectation {
+        snapshot_guid: snapshot.guid,
+        base_guid: Some(backup.snapshot.guid),
+    };
+    let is_unchanged = blocking(move || is_empty(&source, expect)).await?;
+    Ok(is_unchanged.then(|| SendPlan::Unchanged {
+        snapshot: Snapshot::clone(snapshot),
+        id: backup.id.clone(),
+    }))
+}
+
+/// Returns whether `private.age` of this backup has what a new one would have.
+fn has_same_records(env: &BackupEnv, view: &View, id: &BackupId) -> Result<bool, RunError> {
+    let dataset = &view.stores.target.catalog.dataset;
+    let records = HistoryRecords::new(&env.settings.state_dir, &env.store.known(), dataset);
+    let note = records.recorded()?;
+    let now = Recorded::of(&view.local.dataset, false).blake3()?;
+    Ok(note.is_some_and(|note| note.id == *id && note.blake3 == now))
+}
+
+/// Returns whether the stream is complete and has no record between BEGIN and END. Any error means
+/// "no": a backup will report it.
+fn is_empty(source: &SendSource, expect: StreamExpectation) -> bool {
+    let estimate = source.zfs.send_space(&source.request);
+    if !estimate.is_ok_and(|bytes| bytes <= ESTIMATE_BYTES_MAX) {
+        return false;
+    }
+    let Ok(mut stream) = source.open(None) else {
+        return false;
+    };
+    let mut bytes = Vec::new();
+    let read = stream
+        .reader()
+        .take(STREAM_BYTES_MAX)
+        .read_to_end(&mut bytes);
+    let mut parser = StreamParser::new(expect);
+    let is_whole = read.is_ok() && stream.finish().is_ok() && parser.feed(&bytes).is_ok();
+    let Some(Ok(summary)) = is_whole.then(|| parser.finish()) else {
+        return false;
+    };
+    let ends = [RecordType::Begin, RecordType::End].map(|end| summary.records.of(end));
+    summary.checked && summary.records.total() == ends.iter().sum::<u64>()
+}
+
+/// Decides without the store whether the dataset needs a new backup: by the backups that were whole
+/// when this host last read the store or committed to it. Returns `None` if only the store can
+/// tell: it was not read for days, it lists nothing of the dataset, or this host has an unfinished
+/// upload of it.
+///
+/// # Errors
+/// [`RunError`] when the pool cannot be read.
+pub(super) async fn settle_from_memory(
+    env: &BackupEnv,
+    selected: &Selected,
+    requested: RequestedKind,
+) -> Result<Option<BackupEnd>, RunError> {
+    let is_listed = env
+        .listed
+        .as_ref()
+        .is_some_and(|listed| listed.contains(&selected.stored));
+    let may_skip = env.role == StoreRole::Remote
+        && env.settings.skip_unchanged
+        && requested == RequestedKind::Lifecycle
+        && is_listed;
+    if !may_skip {
+        return Ok(None);
+    }
+    let local = Local::read(&*env.zfs, selected)?;
+    let stores = match remembered_stores(env, selected) {
+        Ok(Some(stores)) => stores,
+        Ok(None) => return Ok(None),
+        Err(error) => {
+            tracing::debug!(dataset = %local.dataset.name, error = error_chain(&error), "the store is read, because this host's memory of it cannot be");
+            return Ok(None);
+        }
+    };
+    let view = View { stores, local };
+    let candidates = view.local.candidates(&env.settings)?;
+    let facts = view.stores.target_facts();
+    let stored = candidates.first().and_then(|newest| {
+        facts
+            .iter()
+            .find(|backup| backup.is_usable() && backup.snapshot.guid == newest.guid)
+    });
+    if let Some(backup) = stored {
+        return Ok(Some(BackupEnd::UpToDate(backup.id.clone())));
+    }
+    let found = find_unchanged(env, &view, requested, &BTreeMap::new()).await?;
+    Ok(found.and_then(BackupEnd::without_upload))
+}
+
+/// Returns what this host knows of the store, if that is recent and whole and no upload of the
+/// dataset is unfinished.
+fn remembered_stores(env: &BackupEnv, selected: &Selected) -> Result<Option<StoresView>, RunError> {
+    let (state_dir, known) = (&env.settings.state_dir, env.store.known());
+    if !read_attempts(state_dir, &known, &selected.stored)?.is_empty()
+        || !is_recent(env, selected, &known)?
+    {
+        return Ok(None);
+    }
+    let recalled = recall(state_dir, &known, &selected.stored, &env.keys.trusted)?;
+    let Some((catalog, 0)) = recalled else {
+        return Ok(None);
+    };
+    Ok(Some(StoresView {
+        target: UsableCatalog::remembered(catalog),
+        remote: RemoteView::None,
+        unseen: None,
+    }))
+}
+
+fn is_recent(env: &BackupEnv, selected: &Selected, known: &KnownStore) -> Result<bool, RunError> {
+    let read_at = read_at(&env.settings.state_dir, known, &selected.stored)?;
+    let age_max = memory_age_max(selected.dataset.guid);
+    Ok(read_at.is_some_and(|read_at| is_within(read_at, (env.now)(), age_max)))
+}
+
+fn memory_age_max(dataset: Guid) -> SignedDuration {
+    let spread = MEMORY_AGE_MAX - MEMORY_AGE_MIN;
+    let seconds = dataset.0 % u64::try_from(spread.as_secs()).unwrap_or(1);
+    MEMORY_AGE_MIN + SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(0))
+}
+
+/// Returns whether that time is at most so long ago. A time in the future shows that a clock was
+/// wrong, and is not.
+fn is_within(at: Timestamp, now: Timestamp, age_max: SignedDuration) -> bool {
+    (SignedDuration::ZERO..=age_max).contains(&now.duration_since(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_for_days_and_never_from_the_future() {
+        let now: Timestamp = "2026-03-10T02:00:00Z".parse().expect("a time");
+        let ago = |hours| now - SignedDuration::from_hours(hours);
+        let ages: Vec<SignedDuration> = [0, 1, u64::MAX, 1 << 40]
+            .map(Guid)
+            .map(memory_age_max)
+            .into();
+        for age_max in ages {
+            assert!((MEMORY_AGE_MIN..MEMORY_AGE_MAX).contains(&age_max));
+            assert!(is_within(now, now, age_max));
+            assert!(is_within(ago(4 * 24), now, age_max));
+            assert!(!is_within(ago(7 * 24), now, age_max));
+            assert!(!is_within(ago(-1), now, age_max));
+        }
+    }
+}
