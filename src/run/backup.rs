@@ -45,13 +45,13 @@ use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
-use planning::{View, plan, unreadable_snapshots};
+use planning::{View, unreadable_snapshots};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use steps::Steps;
-use unchanged::settle_from_memory;
+use unchanged::{plan, settle_from_memory};
 use unfinished::{judge_all, stored_of};
 
 /// Settings of a backup.

@@ -570,6 +570,8 @@ fn the_merged_configuration_hides_secrets_and_marks_defaults() {
     retry_for = "30m"  # default
     snapshot_prefix = "zfs-backup_"  # default
     use_snapshots = "own"  # default
+    snapshot_unchanged = true  # default
+    skip_unchanged = true  # default
     hook_timeout = "10m"  # default
     lock_file = "/var/lib/zfs-backup/zfs-backup.lock"  # default
     state_dir = "/var/lib/zfs-backup"  # default

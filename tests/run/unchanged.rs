@@ -11,7 +11,8 @@ use zfs_backup::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnd, BackupEnv, BackupRun, back_up, plan_backup};
 use zfs_backup::run::prune::forget;
-use zfs_backup::store::memory::Operation;
+use zfs_backup::store::StoreErrorKind;
+use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::zfs::{PropertyValue, ZfsSnapshots};
 
 /// A dataset with one backup.
@@ -198,7 +199,8 @@ async fn unchanged_dataset_costs_no_request() {
 
 #[tokio::test]
 async fn the_store_is_read_whenever_its_memory_may_be_wrong() {
-    let cases: [(&str, fn(&World, &mut BackupEnv)); 6] = [
+    type Change = fn(&World, &mut BackupEnv);
+    let cases: [(&str, Change); 6] = [
         ("nobody listed the datasets", |_, env| env.listed = None),
         ("the dataset is not listed", |_, env| {
             env.listed = Some(Arc::default())
@@ -246,11 +248,9 @@ async fn unfinished_upload_is_resumed_although_nothing_changed_since() {
     let env = listing(&world);
     world.zfs.write_file(&world.dataset, 9, &noise(9, 200_000));
     world.snapshot();
-    world
-        .store
-        .set_away(|operation, _| operation == Operation::Finish);
+    let refused = Fault::before(StoreErrorKind::Denied).of(Operation::Finish);
+    world.store.fail(refused);
     run(&env, &world).await.unwrap_err();
-    world.store.heal();
     let (end, _) = calls_of(&env, &world, &id).await;
     assert_eq!(end, "incr");
 }

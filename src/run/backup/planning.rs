@@ -1,7 +1,6 @@
 //! Reads what the stores and the pool hold of a dataset, and decides what to send.
 
 use super::source::{flag_names, send_flags};
-use super::unchanged::find_unchanged;
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, SteppedOver, StoreRole};
 use crate::catalog::remembered::{recall, remember};
 use crate::catalog::stores::{RemoteView, StoresView, is_out_of_reach};
@@ -329,26 +328,6 @@ impl Gathered {
             full_estimate_bytes,
             now: (env.now)(),
         }
-    }
-}
-
-/// Decides what to send, if anything was written since the newest backup.
-///
-/// # Errors
-/// As for [`decide`].
-pub(super) async fn plan(
-    env: &BackupEnv,
-    view: &View,
-    requested: RequestedKind,
-    unreadable: &BTreeMap<Guid, ReadFault>,
-) -> Result<PlannedBackup, RunError> {
-    match find_unchanged(env, view, requested, unreadable).await? {
-        None => decide(env, view, requested, unreadable),
-        Some(plan) => Ok(PlannedBackup {
-            plan,
-            estimate_bytes: None,
-            stepped_over: Vec::new(),
-        }),
     }
 }
 

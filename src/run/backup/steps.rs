@@ -2,11 +2,12 @@
 
 use super::abandon::{abandon, abandon_id, keep_resumable, settle};
 use super::attempt::{Attempt, lacks_ivset};
-use super::planning::{Base, View, decide, plan, remember_remote, unreadable_snapshots};
+use super::planning::{Base, View, decide, remember_remote, unreadable_snapshots};
 use super::readable::read_at_faults;
 use super::recommit::{end_commits, has_interrupted_commits};
 use super::release::release_bookmarks;
 use super::source::{SendSource, send_flags};
+use super::unchanged::plan;
 use super::unfinished::{ResumableUpload, judge_all};
 use super::{BackupEnv, CommittedBackup, PlannedBackup, SteppedOver};
 use crate::model::{BackupId, BackupKind, Guid, ReadFault};

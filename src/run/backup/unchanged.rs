@@ -9,9 +9,9 @@
 //! dataset, and the new wrapped key must reach the store.
 
 use super::documents::Recorded;
-use super::planning::{Gathered, Local, View};
+use super::planning::{Gathered, Local, View, decide};
 use super::source::{SendSource, send_flags};
-use super::{BackupEnd, BackupEnv, StoreRole};
+use super::{BackupEnd, BackupEnv, PlannedBackup, StoreRole};
 use crate::catalog::remembered::{read_at, recall};
 use crate::catalog::stores::{RemoteView, StoresView};
 use crate::catalog::usable::UsableCatalog;
@@ -39,12 +39,32 @@ const STREAM_BYTES_MAX: u64 = 64 << 10;
 const MEMORY_AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
 const MEMORY_AGE_MIN: SignedDuration = SignedDuration::from_hours(4 * 24);
 
+/// Decides what to send, if anything was written since the newest backup.
+///
+/// # Errors
+/// As for [`decide`].
+pub(super) async fn plan(
+    env: &BackupEnv,
+    view: &View,
+    requested: RequestedKind,
+    unreadable: &BTreeMap<Guid, ReadFault>,
+) -> Result<PlannedBackup, RunError> {
+    match find_unchanged(env, view, requested, unreadable).await? {
+        None => decide(env, view, requested, unreadable),
+        Some(plan) => Ok(PlannedBackup {
+            plan,
+            estimate_bytes: None,
+            stepped_over: Vec::new(),
+        }),
+    }
+}
+
 /// Returns the plan for a dataset whose newest snapshot differs in nothing from the newest usable
 /// backup; `None` for every other dataset.
 ///
 /// # Errors
 /// [`RunError`] when the pool or this host's records cannot be read.
-pub(super) async fn find_unchanged(
+async fn find_unchanged(
     env: &BackupEnv,
     view: &View,
     requested: RequestedKind,
