@@ -46,4 +46,5 @@ mod restores;
 mod resumed;
 mod thousands;
 mod trees;
+mod unchanged;
 mod unreadable;
