@@ -16,7 +16,9 @@ use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::prune::{SecondaryStore, prune_dataset};
-use zfs_backup::run::restore::{RestorePoint, find_restore_set, restore_to_writer};
+use zfs_backup::run::restore::{
+    ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset, restore_to_writer,
+};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -254,6 +256,73 @@ async fn outage_longer_than_retry_for_leaves_an_upload_that_resumes_and_is_waite
         .count();
     assert_eq!(created + confirmed, backup.chunks);
     world.assert_restores().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_outage_that_is_too_long_the_same_command_resumes_a_restore_and_a_copy() {
+    let counted = |store: &MemoryStore, operation| {
+        let events = store.events();
+        let done = events.iter().filter(|event| event.operation == operation);
+        done.count()
+    };
+    let world = World::new();
+    let backup = world.back_up().await;
+    let restore = async |outage: &Outage, target: &str| {
+        let (patience, _sender) = outage.patience(LIMIT);
+        let stores: [Arc<dyn StoreRead>; 1] = [patient(&world.store, &patience)];
+        let point = RestorePoint::Newest;
+        let set = find_restore_set(&stores, &world.dataset, &world.keys, &point).await?;
+        let zfs = Arc::new(world.zfs.clone());
+        let (target, options) = (name(target), ReceiveOptions::default());
+        let stop = crate::world::never();
+        world.store.clear_events();
+        restore_to_dataset(&set, &world.keys, zfs, &target, &options, stop).await
+    };
+    let good = Outage::lasting(Duration::ZERO);
+    restore(&good, "tank/whole").await.unwrap();
+    let all = counted(&world.store, Operation::Get);
+    let outage = Outage::lasting(FOR_EVER);
+    let in_the_middle = AtomicUsize::new(0);
+    let (away, is_chunk) = (outage.clone(), |key: &str| key.ends_with(".zfs.age"));
+    world.store.set_away(move |called, key| {
+        if called == Operation::Get && is_chunk(key) {
+            let n = in_the_middle.fetch_add(1, Ordering::SeqCst);
+            if n == all / 2 {
+                away.begin();
+            }
+        }
+        away.is_on()
+    });
+    let error = restore(&outage, "tank/restored").await.unwrap_err();
+    assert!(error_chain(&error).contains("gave up after 30m"), "{error}");
+    world.store.heal();
+    let resumed = restore(&good, "tank/restored").await.unwrap();
+    assert!(resumed.resumed.is_some());
+    assert_eq!(
+        world.zfs.files(&name("tank/restored")),
+        world.zfs.files(&name("tank/whole"))
+    );
+
+    let pair = Pair::new(world);
+    let outage = Outage::lasting(FOR_EVER);
+    let (patience, _sender) = outage.patience(LIMIT);
+    outage.befall(&pair.remote, Operation::Create, 3);
+    let env = UploadEnv {
+        to: patient(&pair.remote, &patience),
+        ..pair.env(crate::world::never())
+    };
+    let report = pair.upload_with(&env, false, &[]).await.unwrap();
+    assert_eq!(report.failed.len(), 1);
+    pair.remote.heal();
+    let copied = pair.remote.keys();
+    let copied = copied.iter().filter(|key| key.ends_with(".zfs.age"));
+    let copied = copied.count();
+    assert!(copied > 0);
+    pair.remote.clear_events();
+    pair.upload().await;
+    pair.assert_copied(&backup.manifest).await;
+    let created = counted(&pair.remote, Operation::Create);
+    assert_eq!(created + copied, backup.chunks);
 }
 
 #[tokio::test]
