@@ -179,6 +179,7 @@ impl Context {
             selected,
             failed,
             left_out,
+            turned_off,
         } = select_datasets(zfs, &config.datasets, &config.state_dir)?;
         for LeftOut {
             dataset,
@@ -190,6 +191,12 @@ impl Context {
                 // An earlier run backed this dataset up, so report that its backups have stopped.
                 Some(_) => self.output.always(&format!("{why}, and is skipped")),
                 None => tracing::info!(dataset = %dataset.name, "left out: {why}"),
+            }
+        }
+        for LeftOut { why, recorded, .. } in &turned_off {
+            match recorded {
+                Some(_) => self.output.note(&format!("{why}, and is no longer backed up")),
+                None => tracing::info!("left out: {why}"),
             }
         }
         for (dataset, error) in failed

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use zfs_backup::config::DatasetSelection;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{DatasetName, SnapshotName};
-use zfs_backup::run::pool::select::select_datasets;
+use zfs_backup::run::pool::select::{BACKUP_PROPERTY, select_datasets};
 use zfs_backup::run::restore::drill::{AbandonedScratch, clean_up, drill};
 use zfs_backup::run::restore::{
     RESTORING_PROPERTY, ReceiveOptions, RestorePoint, RestoreSet, ResumeChoice, SCRATCH_PROPERTY,
@@ -19,6 +19,7 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
+use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{
     DatasetType, PropertyValue, SendBase, Zfs, ZfsRead, ZfsReceive, ZfsSend, ZfsSnapshots,
 };
@@ -634,7 +635,7 @@ async fn concurrent_snapshot_of_a_new_dataset_stops_the_restore_and_is_kept() {
 #[test]
 fn scratch_and_half_restored_datasets_are_never_selected() {
     let (zfs, state) = (
-        zfs_backup::zfs::fake::FakeZfs::new(),
+        FakeZfs::new(),
         TempDir::new().unwrap(),
     );
     for dataset in [
@@ -907,4 +908,48 @@ async fn complete_restore_ends_despite_a_later_snapshot() {
     assert_eq!(property(&world, &target, RESTORING_PROPERTY), None);
     assert_eq!(shorts(&world, &target).last().unwrap(), "hourly");
     assert_eq!(world.zfs.files(&target)[&900], b"in use");
+}
+
+#[test]
+fn property_turns_backups_of_a_dataset_and_those_below_on_and_off() {
+    let zfs = FakeZfs::new();
+    let state = TempDir::new().unwrap();
+    for dataset in ["tank", "tank/a", "tank/a/b", "tank/a/c", "tank/tmp", "tank/tmp/x", "tank/odd"] {
+        zfs.create(&name(dataset), DatasetType::Filesystem);
+    }
+    for (dataset, value) in [
+        ("tank/a", "off"),
+        ("tank/a/c", "on"),
+        ("tank/tmp/x", "on"),
+        ("tank/odd", "yes"),
+    ] {
+        zfs.set_property(&name(dataset), BACKUP_PROPERTY, text(value));
+    }
+    let configured = DatasetSelection {
+        names: vec![name("tank")],
+        recursive: true,
+        exclude: vec!["tank/tmp*".to_owned()],
+        store_as: None,
+    };
+    let found = select_datasets(&zfs, &configured, state.path()).unwrap();
+    let names: Vec<&str> = found
+        .selected
+        .iter()
+        .map(|selected| selected.dataset.name.as_str())
+        .collect();
+    assert_eq!(names, ["tank", "tank/a/c", "tank/tmp/x"]);
+    let off: Vec<&str> = found
+        .turned_off
+        .iter()
+        .map(|left_out| left_out.dataset.name.as_str())
+        .collect();
+    assert_eq!(off, ["tank/a", "tank/a/b"]);
+    let [(odd, error)] = &found.failed[..] else {
+        panic!("{:?}", found.failed);
+    };
+    assert_eq!(*odd, name("tank/odd"));
+    assert_eq!(
+        error_chain(error),
+        "tank/odd has zfs-backup:backup=yes; expected on or off"
+    );
 }

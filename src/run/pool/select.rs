@@ -6,12 +6,16 @@ use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::run::restore::{RESTORING_PROPERTY, SCRATCH_PROPERTY, is_makeshift};
 use crate::state::stored_name::recorded_place;
-use crate::zfs::{Dataset, Property, ZfsRead};
+use crate::zfs::{Dataset, Property, PropertyValue, ZfsRead};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
 
 /// The properties that mark datasets which must not be backed up.
 const MARKS: [&str; 2] = [RESTORING_PROPERTY, SCRATCH_PROPERTY];
+
+/// The user property that decides whether a dataset is backed up: `on` or `off`. Datasets below
+/// inherit it.
+pub const BACKUP_PROPERTY: &str = "zfs-backup:backup";
 
 /// A dataset to back up.
 #[derive(Debug, Clone)]
@@ -33,9 +37,11 @@ pub struct Selection {
     /// Scratch datasets of drills and half restored datasets below a configured one. They are left
     /// out, with everything below them.
     pub left_out: Vec<LeftOut>,
+    /// Datasets with [`BACKUP_PROPERTY`] `off`.
+    pub turned_off: Vec<LeftOut>,
 }
 
-/// A dataset that only looks like a dataset to back up.
+/// A dataset below a configured one that is not backed up.
 #[derive(Debug, Clone)]
 pub struct LeftOut {
     /// The dataset as it is now.
@@ -46,8 +52,9 @@ pub struct LeftOut {
     pub recorded: Option<DatasetName>,
 }
 
-/// Selects the configured datasets, with `recursive` their descendants too, without those that
-/// `exclude` matches; in order of the configuration, parents before children, without repeats.
+/// Selects the configured datasets, with `recursive` their descendants too, in order of the
+/// configuration, parents before children, without repeats. A dataset with [`BACKUP_PROPERTY`]
+/// `off` is left out, and without the property one that `exclude` matches.
 ///
 /// The name in the store is `store_as`, else the name recorded in `state_dir` at the first use,
 /// else the place below the configured ancestor's, else the dataset's own name. A scratch dataset
@@ -115,8 +122,24 @@ fn select_below(
             .selected
             .iter()
             .any(|other| other.dataset.name == dataset.name);
-        if known || excluded.is_match(dataset.name.as_str()) {
+        if known {
             continue;
+        }
+        match wanted_by_property(&dataset) {
+            Err(error) => {
+                selection.failed.push((dataset.name, error));
+                continue;
+            }
+            Ok(Some(false)) => {
+                selection.turned_off.push(LeftOut {
+                    why: format!("{} has {BACKUP_PROPERTY}=off", dataset.name),
+                    recorded: recorded_place(state_dir, dataset.guid)?,
+                    dataset,
+                });
+                continue;
+            }
+            Ok(None) if excluded.is_match(dataset.name.as_str()) => continue,
+            Ok(None | Some(true)) => {}
         }
         let recorded = match &configured.store_as {
             Some(_) => Ok(None),
@@ -132,6 +155,31 @@ fn select_below(
         }
     }
     Ok(())
+}
+
+/// Returns what [`BACKUP_PROPERTY`] says, set on the dataset or inherited; `None` without it.
+fn wanted_by_property(dataset: &Dataset) -> Result<Option<bool>, RunError> {
+    let text = match dataset.properties.get(BACKUP_PROPERTY) {
+        None => return Ok(None),
+        Some(property) => match &property.value {
+            PropertyValue::Text(text) => text.clone(),
+            PropertyValue::Number(number) => number.to_string(),
+        },
+    };
+    match text.as_str() {
+        "on" => Ok(Some(true)),
+        "off" => Ok(Some(false)),
+        _ => {
+            let quoted = shell_words::quote(dataset.name.as_str());
+            Err(RunError::refused(
+                format!(
+                    "{} has {BACKUP_PROPERTY}={text}; expected on or off",
+                    dataset.name
+                ),
+                format!("zfs set {BACKUP_PROPERTY}=on {quoted}"),
+            ))
+        }
+    }
 }
 
 /// Refuses a configured dataset that is a drill's scratch dataset or half restored, or is below
