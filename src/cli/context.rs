@@ -195,7 +195,9 @@ impl Context {
         }
         for LeftOut { why, recorded, .. } in &turned_off {
             match recorded {
-                Some(_) => self.output.note(&format!("{why}, and is no longer backed up")),
+                Some(_) => self
+                    .output
+                    .note(&format!("{why}, and is no longer backed up")),
                 None => tracing::info!("left out: {why}"),
             }
         }

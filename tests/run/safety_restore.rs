@@ -634,10 +634,7 @@ async fn concurrent_snapshot_of_a_new_dataset_stops_the_restore_and_is_kept() {
 
 #[test]
 fn scratch_and_half_restored_datasets_are_never_selected() {
-    let (zfs, state) = (
-        FakeZfs::new(),
-        TempDir::new().unwrap(),
-    );
+    let (zfs, state) = (FakeZfs::new(), TempDir::new().unwrap());
     for dataset in [
         "tank/x",
         "tank/x/drill",
@@ -914,7 +911,15 @@ async fn complete_restore_ends_despite_a_later_snapshot() {
 fn property_turns_backups_of_a_dataset_and_those_below_on_and_off() {
     let zfs = FakeZfs::new();
     let state = TempDir::new().unwrap();
-    for dataset in ["tank", "tank/a", "tank/a/b", "tank/a/c", "tank/tmp", "tank/tmp/x", "tank/odd"] {
+    for dataset in [
+        "tank",
+        "tank/a",
+        "tank/a/b",
+        "tank/a/c",
+        "tank/tmp",
+        "tank/tmp/x",
+        "tank/odd",
+    ] {
         zfs.create(&name(dataset), DatasetType::Filesystem);
     }
     for (dataset, value) in [
