@@ -63,6 +63,8 @@ pub struct StoredBackup {
     pub manifest_blake3: Digest,
     /// All its objects as listed, with their sizes in bytes, by name within the backup.
     pub objects: BTreeMap<String, u64>,
+    /// The time of its newest object, by the store's clock; `None` if that is unknown.
+    pub stored_at: Option<jiff::Timestamp>,
 }
 
 /// Objects under an id without a verified manifest.
@@ -310,6 +312,7 @@ pub async fn read_catalog_through(
                     manifest,
                     manifest_blake3,
                     objects: by_name(&id, dataset, &objects),
+                    stored_at: newest_of(&objects),
                 });
             }
             Some(Err(error @ (CatalogError::Manifest { .. } | CatalogError::Damaged { .. }))) => {
@@ -384,6 +387,13 @@ fn by_name(
         .collect()
 }
 
+fn newest_of(objects: &[(ParsedKey, ListedObject)]) -> Option<jiff::Timestamp> {
+    objects
+        .iter()
+        .filter_map(|(_, object)| object.modified_at)
+        .max()
+}
+
 fn attempt(
     id: BackupId,
     objects: &[(ParsedKey, ListedObject)],
@@ -395,10 +405,7 @@ fn attempt(
         bytes: objects
             .iter()
             .fold(0, |sum, (_, object)| u64::saturating_add(sum, object.bytes)),
-        newest: objects
-            .iter()
-            .filter_map(|(_, object)| object.modified_at)
-            .max(),
+        newest: newest_of(objects),
         untrusted,
         was_committed: objects
             .iter()

@@ -13,6 +13,7 @@ mod declaration;
 mod document;
 mod form;
 mod keys;
+mod levels;
 mod lifecycle;
 mod main_section;
 mod paths;
@@ -35,6 +36,7 @@ mod visitor;
 pub use advice::{Advice, PEAK_FIXED};
 pub use document::without_secrets;
 pub use keys::KeySource;
+pub use levels::{FullEvery, KeepLevels, LevelBase};
 pub use lifecycle::{BackupLifecycle, Percent, RetentionRules};
 pub(crate) use main_section::parse_retry_for;
 pub use main_section::{

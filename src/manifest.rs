@@ -79,6 +79,7 @@
 //! - After a rotation the same holds for an attacker with the older identity and signing key, who
 //!   can however read the backups made before.
 
+mod level;
 mod limits;
 mod parse;
 mod progress;
@@ -96,7 +97,7 @@ pub use progress::{ProgressBody, ProgressChunk, begin_from_bytes, parse_progress
 pub use restore_text::{RestoreText, restore_text};
 pub use strict::parse_strict;
 
-use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid, HostMark};
+use crate::model::{BackupId, BackupKind, BackupLevel, DatasetName, Digest, Guid, HostMark};
 use crate::store::{Evidence, decimal};
 use crate::stream::seal::{ChunkCompression, ChunkHead, SealedChunk};
 use jiff::Timestamp;
@@ -264,6 +265,12 @@ pub struct Manifest {
     /// all data of the clone, and the restored dataset is not a clone. Null in all backups of the
     /// first builds of version 0.1, clones included.
     pub clone_origin_guid: Option<Guid>,
+    /// The level: "hourly", "daily", "weekly", "monthly" or "yearly". An incremental with a level
+    /// builds on no backup of a shorter level, except where no other base was left. Null where no
+    /// levels were configured, and in backups of the first builds of version 0.1. A level that a
+    /// reader does not know counts as null: no restore depends on it.
+    #[serde(default, with = "level")]
+    pub level: Option<BackupLevel>,
     /// The place of the backup in its chain.
     pub chain: ChainPlace,
     /// The parameters of the send.
@@ -390,6 +397,9 @@ pub struct Started {
     pub origin: Origin,
     /// The host that began the attempt. Null in attempts of the first builds of version 0.1.
     pub host_mark: Option<HostMark>,
+    /// The level of the planned backup, as in the manifest.
+    #[serde(default, with = "level")]
+    pub level: Option<BackupLevel>,
     /// The requested send flags.
     pub requested: Vec<String>,
     /// Bytes of the stream in every chunk but the last.

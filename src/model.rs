@@ -2,6 +2,7 @@
 //! other room of the crate.
 
 mod backup_id;
+mod backup_level;
 mod digest;
 mod error_chain;
 mod host_mark;
@@ -11,6 +12,7 @@ mod read_fault;
 mod store_id;
 
 pub use backup_id::{BackupId, BackupKind};
+pub use backup_level::BackupLevel;
 pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use host_mark::HostMark;

@@ -8,6 +8,7 @@ pub mod copy;
 #[cfg(test)]
 mod fixtures;
 pub mod health;
+pub mod levels;
 pub mod next_step;
 pub mod permissions;
 pub mod prune;
@@ -22,7 +23,7 @@ pub mod timeline;
 pub mod twin;
 
 use crate::manifest::{Manifest, Origin, SnapshotRef};
-use crate::model::{BackupId, BackupKind, Digest, HostMark};
+use crate::model::{BackupId, BackupKind, BackupLevel, Digest, HostMark};
 use jiff::Timestamp;
 
 /// A complete backup of a store, as far as decisions need it. Decisions refer to it by its id.
@@ -69,6 +70,10 @@ pub struct Making {
     pub started_at: Timestamp,
     /// The time at which the store confirmed the last chunk.
     pub finished_at: Timestamp,
+    /// The time of its manifest in the store, by the store's clock; `None` if that is unknown.
+    pub stored_at: Option<Timestamp>,
+    /// The level in its manifest; `None` without one.
+    pub level: Option<BackupLevel>,
     /// Whether a person adopted the backup with its time line. The order among the other backups
     /// then depends on its time only.
     pub adopted: bool,
@@ -81,6 +86,8 @@ impl Making {
             previous: manifest.previous.clone(),
             started_at: manifest.started_at,
             finished_at: manifest.finished_at,
+            stored_at: None,
+            level: manifest.level,
             adopted: false,
         }
     }

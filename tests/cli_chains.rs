@@ -78,6 +78,7 @@ fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
         full_age_max: None,
         incrementals_max: None,
         auto_full_bytes_max: 0,
+        levels: None,
     };
     BackupEnv {
         zfs: Arc::new(zfs.clone()),

@@ -135,6 +135,7 @@ pub(crate) fn recall(
                     manifest,
                     manifest_blake3,
                     objects,
+                    stored_at: None,
                 });
             }
             Err(error) => {

@@ -85,12 +85,7 @@ impl UsableCatalog {
         let facts = |backup: &StoredBackup| {
             let id = &backup.manifest.id;
             let flaw = flaws.get(id).cloned().flatten();
-            let own = BackupFacts::new(
-                &backup.manifest,
-                backup.manifest_blake3,
-                stored_bytes(backup, &known),
-                flaw,
-            );
+            let own = facts_of(backup, stored_bytes(backup, &known), flaw);
             match (bases.base(id), fulls.get(id)) {
                 (Ok(Some(base)), Some(full)) => BackupFacts {
                     base: Some(base.id.clone()),
@@ -108,12 +103,7 @@ impl UsableCatalog {
     pub fn own_facts(&self) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
             let flaw = self.own_flaw(None, &backup.manifest.id);
-            BackupFacts::new(
-                &backup.manifest,
-                backup.manifest_blake3,
-                backup.stored_bytes(),
-                flaw,
-            )
+            facts_of(backup, backup.stored_bytes(), flaw)
         };
         self.catalog.backups.iter().map(facts).collect()
     }
@@ -181,6 +171,12 @@ impl UsableCatalog {
             |backup: &&StoredBackup| matches!(flaws.get(&backup.manifest.id), Some(None));
         self.catalog.backups.iter().filter(is_whole).collect()
     }
+}
+
+fn facts_of(backup: &StoredBackup, stored_bytes: u64, flaw: Option<String>) -> BackupFacts {
+    let mut facts = BackupFacts::new(&backup.manifest, backup.manifest_blake3, stored_bytes, flaw);
+    facts.made.stored_at = backup.stored_at;
+    facts
 }
 
 fn bases<'a>(usable: &'a UsableCatalog, other: Option<&'a UsableCatalog>) -> Bases<'a> {

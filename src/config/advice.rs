@@ -4,7 +4,7 @@
 use super::keys::KeySource;
 use super::secret::Passphrase;
 use super::stores::sealed_bytes_max;
-use super::{Age, Config, RawMode, Remote, Size};
+use super::{Config, RawMode, Remote, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 use serde::Serialize;
 
@@ -246,9 +246,8 @@ impl Config {
             Remote::B2 { .. } => self.b2.lock,
             _ => None,
         }?;
-        let longest = self.backup_lifecycle.full_every.map(Age::duration);
-        let covers_chains =
-            longest.is_some_and(|longest| u64::from(lock.days) * 86_400 >= longest.as_secs());
+        let longest = self.backup_lifecycle.chain_seconds_max();
+        let covers_chains = longest.is_some_and(|longest| u64::from(lock.days) * 86_400 >= longest);
         Some(ObjectLock {
             covers_chains,
             ..lock

@@ -3,9 +3,11 @@
 
 use super::document::Document;
 use super::form;
+use super::levels::{FullEvery, KeepLevels, LevelBase};
 use super::problem::Problem;
 use super::units::{Age, InvalidValue, Size};
 use super::visitor::KeyVisitor;
+use crate::model::BackupLevel;
 use std::fmt;
 use std::str::FromStr;
 
@@ -19,8 +21,12 @@ pub struct BackupLifecycle {
     /// The share of the full's size; once the incrementals of a chain exceed it, a new full is
     /// made.
     pub full_when_incrementals_exceed: Percent,
-    /// The age of a chain's full from which a new full is made.
-    pub full_every: Option<Age>,
+    /// The levels of backups, and how many of each stay; `None` without levels.
+    pub keep: Option<KeepLevels>,
+    /// The levels that the base of a backup may have; `None` for the default.
+    pub level_base: Option<LevelBase>,
+    /// When a new full is made. With levels, `None` means: in each period of the longest unit.
+    pub full_every: Option<FullEvery>,
     /// The number of incrementals after which a new full is made.
     pub max_incrementals: Option<u32>,
     /// The estimated size up to which a full is made without asking after a base was lost.
@@ -31,6 +37,8 @@ impl Default for BackupLifecycle {
     fn default() -> Self {
         Self {
             full_when_incrementals_exceed: Percent(50),
+            keep: None,
+            level_base: None,
             full_every: None,
             max_incrementals: None,
             auto_full_max: Size(100 << 30),
@@ -40,6 +48,9 @@ impl Default for BackupLifecycle {
 
 impl BackupLifecycle {
     pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
+        visitor.key("keep", &mut self.keep, form::parsed());
+        let bases = form::word_of(LevelBase::ALL, "\"same\" or \"longer\"");
+        visitor.key("level_base", &mut self.level_base, bases);
         let share = &mut self.full_when_incrementals_exceed;
         visitor.with_default("full_when_incrementals_exceed", share, form::parsed());
         visitor.key("full_every", &mut self.full_every, form::parsed());
@@ -47,6 +58,30 @@ impl BackupLifecycle {
         visitor.key("max_incrementals", &mut self.max_incrementals, count);
         let size = form::size(Size(0)..=Size(u64::MAX));
         visitor.with_default("auto_full_max", &mut self.auto_full_max, size);
+    }
+}
+
+impl BackupLifecycle {
+    /// Returns the time in seconds after which no more incrementals are added to a chain; `None`
+    /// without a limit.
+    pub(super) fn chain_seconds_max(&self) -> Option<u64> {
+        match (self.full_every, self.keep) {
+            (Some(every), _) => every.age().map(|age| age.duration().as_secs()),
+            (None, Some(keep)) => Some(seconds_max(keep.longest())),
+            (None, None) => None,
+        }
+    }
+}
+
+/// Returns the length of the longest period of a level.
+const fn seconds_max(level: BackupLevel) -> u64 {
+    const HOUR: u64 = 3600;
+    match level {
+        BackupLevel::Hourly => HOUR,
+        BackupLevel::Daily => 24 * HOUR,
+        BackupLevel::Weekly => 7 * 24 * HOUR,
+        BackupLevel::Monthly => 31 * 24 * HOUR,
+        BackupLevel::Yearly => 366 * 24 * HOUR,
     }
 }
 
@@ -95,6 +130,11 @@ pub struct RetentionRules {
     pub monthly: Option<u32>,
     /// `keep-yearly`.
     pub yearly: Option<u32>,
+    /// `keep` of `[backup-lifecycle]`: for each level the newest backups of its periods.
+    pub levels: Option<KeepLevels>,
+    /// `keep_at_least`: the age since a backup was stored, before which it is not deleted. Deletes
+    /// and keeps nothing by itself.
+    pub at_least: Option<Age>,
 }
 
 /// The store that a set of rules is for.
@@ -115,7 +155,11 @@ const LAST_INCREMENTALS: &str = "keep-last-incremental-only";
 impl RetentionRules {
     /// Whether there is no rule, so that everything is kept.
     pub fn keeps_everything(&self) -> bool {
-        *self == Self::default()
+        let rules = Self {
+            at_least: None,
+            ..self.clone()
+        };
+        rules == Self::default()
     }
 
     fn keeps_nothing(&self) -> bool {
@@ -131,6 +175,7 @@ impl RetentionRules {
         counts.into_iter().flatten().all(|count| count == 0)
             && self.full_ages.is_empty()
             && self.within.is_none()
+            && self.levels.is_none()
     }
 
     pub(super) fn declare(&mut self, visitor: &mut impl KeyVisitor) {
@@ -146,6 +191,7 @@ impl RetentionRules {
         visitor.key("keep-weekly", &mut self.weekly, count());
         visitor.key("keep-monthly", &mut self.monthly, count());
         visitor.key("keep-yearly", &mut self.yearly, count());
+        visitor.key("keep_at_least", &mut self.at_least, form::parsed());
     }
 
     /// Checks the rules of a section.
@@ -168,6 +214,7 @@ impl RetentionRules {
         if file.key_names(section).next().is_some()
             && !file.has_refused(&format!("{section}."))
             && self.keeps_nothing()
+            && !self.keeps_everything()
         {
             let problem =
                 Problem::new("has rules that keep nothing; expected at least one that keeps");

@@ -28,6 +28,7 @@ pub(super) fn read_config(document: &Document<'_>, file: &Path, env: &Environmen
     if !document.has("main.lock_file") {
         config.lock_file = default_lock_file(file, &config.state_dir);
     }
+    apply_levels(&mut config);
     config.prune = config.prune.filter(|_| document.has_section("prune"));
     if config.sequence.is_empty() {
         config.sequence = sequence::default_steps(&config);
@@ -35,6 +36,21 @@ pub(super) fn read_config(document: &Document<'_>, file: &Path, env: &Environmen
     check_rules(document, &config);
     note_idle_keys(document, &config);
     config
+}
+
+/// Adds `keep` to the retention rules of the configured stores. An intermediate directory next to a
+/// remote may be smaller than `keep`: if its section has rules, only they count there.
+fn apply_levels(config: &mut Config) {
+    let keep = config.backup_lifecycle.keep;
+    if config.remote.is_some() {
+        config.lifecycle_remote.levels = keep;
+    }
+    let is_alone = config.remote.is_none();
+    if config.intermediate.is_some()
+        && (is_alone || config.lifecycle_intermediate.keeps_everything())
+    {
+        config.lifecycle_intermediate.levels = keep;
+    }
 }
 
 /// Reads every key of the file into its field.

@@ -1,6 +1,8 @@
 //! Finds own bookmarks that are no longer needed.
 
 use super::BackupFacts;
+use super::levels::base_guids;
+use crate::config::KeepLevels;
 use crate::model::{BackupId, BookmarkName, Guid};
 use crate::zfs::Bookmark;
 use std::cmp::Reverse;
@@ -35,15 +37,17 @@ pub struct BookmarkNeeds {
     pub pruned: BTreeSet<Guid>,
     /// Snapshots that the stores of other configurations on this host need.
     pub elsewhere: BTreeSet<Guid>,
+    /// The configured levels.
+    pub levels: Option<KeepLevels>,
 }
 
-/// Returns own bookmarks that neither the newest two usable chains of any store nor an unfinished
-/// upload needs.
+/// Returns own bookmarks that neither the newest two usable chains of any store (see
+/// [`needed_guids`]) nor an unfinished upload needs.
 pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<BookmarkName> {
     let mut needed: BTreeSet<Guid> = needs.unfinished.union(&needs.elsewhere).copied().collect();
     let mut known = needs.pruned.clone();
     for store in &needs.stores {
-        needed.extend(needed_guids(store));
+        needed.extend(needed_guids(store, needs.levels.as_ref()));
         known.extend(store.iter().map(|backup| backup.snapshot.guid));
     }
     let spent = |bookmark: &&Bookmark| {
@@ -56,11 +60,20 @@ pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<Boo
         .collect()
 }
 
-/// Returns the snapshots of all usable backups in the newest chains. If the newest backup is
-/// damaged, an older one can be the base.
-pub fn needed_guids(store: &[BackupFacts]) -> BTreeSet<Guid> {
+/// Returns the snapshots of usable backups in the newest chains: all of them, or with levels only
+/// those on which the next backup of each level can build. If the newest backup is damaged, an older
+/// one can be the base. The chain before the newest one counts too: a bookmark costs nothing, and a
+/// full that is lost is then no reason for another full.
+pub fn needed_guids<'a>(
+    store: impl IntoIterator<Item = &'a BackupFacts>,
+    keep: Option<&KeepLevels>,
+) -> BTreeSet<Guid> {
+    let usable: Vec<&BackupFacts> = store
+        .into_iter()
+        .filter(|backup| backup.is_usable())
+        .collect();
     let mut newest: BTreeMap<&BackupId, _> = BTreeMap::new();
-    for backup in store.iter().filter(|backup| backup.is_usable()) {
+    for backup in &usable {
         let at = newest
             .entry(&backup.full_id)
             .or_insert(backup.snapshot.created_at);
@@ -73,8 +86,11 @@ pub fn needed_guids(store: &[BackupFacts]) -> BTreeSet<Guid> {
         .take(CHAINS_KEPT)
         .map(|(id, _)| id)
         .collect();
-    let members = store
+    if let Some(keep) = keep {
+        return base_guids(&usable, &kept, keep);
+    }
+    let members = usable
         .iter()
-        .filter(|backup| backup.is_usable() && kept.contains(&backup.full_id));
+        .filter(|backup| kept.contains(&backup.full_id));
     members.map(|backup| backup.snapshot.guid).collect()
 }

@@ -159,12 +159,20 @@ pub fn doomed(
         .filter(|facts| facts.is_usable())
         .collect();
     let newest_chain = chains_newest_first(&usable).first().map(|id| (*id).clone());
-    let of_newest = |id: &BackupId| {
-        together
+    let newest = usable.last().map(|newest| newest.id.clone());
+    // With levels a prune keeps the newest backup and its ancestors, which are copied with it.
+    let of_newest = |id: &BackupId| match rules.levels {
+        None => together
             .iter()
-            .any(|facts| facts.id == *id && Some(&facts.full_id) == newest_chain.as_ref())
+            .any(|facts| facts.id == *id && Some(&facts.full_id) == newest_chain.as_ref()),
+        Some(_) => newest.as_ref() == Some(id),
     };
-    let verdicts = decide_retention(&together, rules, now).into_iter();
+    // Nothing is billed before it is stored.
+    let rules = RetentionRules {
+        at_least: None,
+        ..rules.clone()
+    };
+    let verdicts = decide_retention(&together, &rules, now).into_iter();
     let deleted = verdicts
         .filter(|verdict| !verdict.keep && !of_newest(&verdict.id))
         .map(|verdict| verdict.id);

@@ -5,10 +5,10 @@
 //! and by snapshot time across origins; a chain is ordered by its newest member.
 
 use super::BackupFacts;
+use super::levels::period_of;
 use crate::config::{Age, RetentionRules};
-use crate::model::{BackupId, BackupKind, Guid, serialize_as_text};
+use crate::model::{BackupId, BackupKind, BackupLevel, Guid, serialize_as_text};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -21,19 +21,6 @@ pub struct Verdict {
     pub keep: bool,
     /// Each rule that keeps the backup; only [`Reason::NoRuleKeepsIt`] if no rule does.
     pub reasons: Vec<Reason>,
-}
-
-/// A span of the UTC calendar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Period {
-    /// A day from midnight to midnight.
-    Day,
-    /// A week from Monday to Sunday.
-    Week,
-    /// A calendar month.
-    Month,
-    /// A calendar year.
-    Year,
 }
 
 /// The reason why a backup is kept or deleted.
@@ -77,12 +64,26 @@ pub enum Reason {
     /// `keep-daily` and similar rules: the newest backup of one of the newest periods that have a
     /// backup.
     Period {
-        /// The kind of period.
-        period: Period,
+        /// The level that has the kind of period.
+        level: BackupLevel,
         /// The place of the period, 1 for the newest.
         place: usize,
         /// The number that the rule keeps.
         of: u32,
+    },
+    /// `keep`: the newest backup of this level or a longer one in one of the newest periods.
+    Level {
+        /// The level.
+        level: BackupLevel,
+        /// The place of the period, 1 for the newest.
+        place: usize,
+        /// The number that the rule keeps.
+        of: u32,
+    },
+    /// `keep_at_least`: no other rule keeps the backup, and it was stored too recently.
+    Billed {
+        /// The time until which it stays.
+        until: Timestamp,
     },
     /// A kept backup follows from the backup.
     AncestorOf {
@@ -139,15 +140,13 @@ impl fmt::Display for Reason {
                 write!(f, "age {wanted} wanted, is {}", age_words(*real_seconds))
             }
             Self::Within { age } => write!(f, "within {age}"),
-            Self::Period { period, place, of } => {
-                let word = match period {
-                    Period::Day => "daily",
-                    Period::Week => "weekly",
-                    Period::Month => "monthly",
-                    Period::Year => "yearly",
-                };
-                write!(f, "{word} {place}/{of}")
-            }
+            Self::Period { level, place, of } => write!(f, "{level} {place}/{of}"),
+            Self::Level { level, place, of } => write!(f, "{level} level {place}/{of}"),
+            Self::Billed { until } => write!(
+                f,
+                "billed until {} whatever happens (keep_at_least)",
+                until.strftime("%Y-%m-%d")
+            ),
             Self::AncestorOf { id } => write!(f, "{id} builds on it"),
             Self::NewestUsableChain => f.write_str("newest usable chain"),
             Self::UnfinishedUpload { id } => {
@@ -213,14 +212,20 @@ pub fn decide_retention(
     let by_id: ById<'_> = ordered.iter().map(|backup| (&backup.id, *backup)).collect();
     keep_within(&ordered, &by_id, rules, now, &mut reasons);
     let counts = [
-        (Period::Day, rules.daily),
-        (Period::Week, rules.weekly),
-        (Period::Month, rules.monthly),
-        (Period::Year, rules.yearly),
+        (BackupLevel::Daily, rules.daily),
+        (BackupLevel::Weekly, rules.weekly),
+        (BackupLevel::Monthly, rules.monthly),
+        (BackupLevel::Yearly, rules.yearly),
     ];
-    for (period, count) in counts {
-        keep_periods(&ordered, &by_id, period, count.unwrap_or(0), &mut reasons);
+    for (level, count) in counts {
+        let of = count.unwrap_or(0);
+        let kept = newest_of_periods(&ordered, level, |_| true).take(of as usize);
+        for (backup, place) in kept.zip(1..) {
+            reasons.add_whole(&by_id, backup, Reason::Period { level, place, of });
+        }
     }
+    keep_levels(&ordered, &by_id, rules, &mut reasons);
+    keep_billed(&ordered, &by_id, rules, now, &mut reasons);
     let verdict = |backup: &&BackupFacts| {
         let found = reasons.0.get(&backup.id).cloned().unwrap_or_default();
         let keep = !found.is_empty();
@@ -240,8 +245,8 @@ pub fn decide_retention(
 
 /// Returns the backups, oldest first. Times are compared only across origins: within an origin the
 /// order never contradicts the transaction groups, even if clocks did.
-pub fn in_order(facts: &[BackupFacts]) -> Vec<&BackupFacts> {
-    let mut ordered: Vec<&BackupFacts> = facts.iter().collect();
+pub fn in_order<'a>(facts: impl IntoIterator<Item = &'a BackupFacts>) -> Vec<&'a BackupFacts> {
+    let mut ordered: Vec<&BackupFacts> = facts.into_iter().collect();
     ordered.sort_by_key(|backup| (origin_key(backup), backup.snapshot.createtxg, &backup.id));
     let mut latest: BTreeMap<(Guid, Guid, bool), Timestamp> = BTreeMap::new();
     let mut timed: Vec<(Timestamp, &BackupFacts)> = Vec::new();
@@ -407,43 +412,74 @@ fn keep_within(
     }
 }
 
-fn keep_periods(
+/// Returns the newest of the wanted backups in each period that has one, the newest period first.
+fn newest_of_periods<'a>(
+    ordered: &[&'a BackupFacts],
+    level: BackupLevel,
+    is_wanted: impl Fn(&BackupFacts) -> bool,
+) -> impl Iterator<Item = &'a BackupFacts> {
+    let mut seen = BTreeSet::new();
+    ordered.iter().rev().copied().filter(move |backup| {
+        is_wanted(backup) && seen.insert(period_of(level, backup.snapshot.created_at))
+    })
+}
+
+/// Keeps for each level the newest backup of that level or a longer one in each of its newest
+/// periods. A period from before levels were configured has no such backup: its newest incremental
+/// without a level counts, so that configuring levels deletes no restore point of the past.
+fn keep_levels(
     ordered: &[&BackupFacts],
     by_id: &ById<'_>,
-    period: Period,
-    of: u32,
+    rules: &RetentionRules,
     reasons: &mut Reasons,
 ) {
-    let mut seen = BTreeSet::new();
-    for backup in ordered.iter().rev() {
-        if seen.len() >= of as usize {
-            return;
-        }
-        if seen.insert(period_of(period, backup.snapshot.created_at)) {
-            reasons.add_whole(
-                by_id,
-                backup,
-                Reason::Period {
-                    period,
-                    place: seen.len(),
-                    of,
-                },
-            );
+    let Some(keep) = rules.levels else { return };
+    for (level, of) in keep.levels() {
+        let has_level = |backup: &BackupFacts| {
+            backup.kind() == BackupKind::Full || backup.made.level.is_some_and(|own| own >= level)
+        };
+        let proper: Vec<&BackupFacts> = newest_of_periods(ordered, level, has_level).collect();
+        let periods: BTreeSet<_> = proper
+            .iter()
+            .map(|it| period_of_backup(level, it))
+            .collect();
+        let is_wanted = |backup: &BackupFacts| {
+            has_level(backup)
+                || backup.made.level.is_none()
+                    && !periods.contains(&period_of_backup(level, backup))
+        };
+        let kept = newest_of_periods(ordered, level, is_wanted).take(of as usize);
+        for (backup, place) in kept.zip(1..) {
+            reasons.add_whole(by_id, backup, Reason::Level { level, place, of });
         }
     }
 }
 
-/// Returns the period of the UTC calendar in which a time lies: the year, and the number of the
-/// period in that year.
-fn period_of(period: Period, at: Timestamp) -> (i16, i16) {
-    let date = at.to_zoned(TimeZone::UTC).date();
-    match period {
-        Period::Day => (date.year(), date.day_of_year()),
-        Period::Week => (
-            date.iso_week_date().year(),
-            i16::from(date.iso_week_date().week()),
-        ),
-        Period::Month => (date.year(), i16::from(date.month())),
-        Period::Year => (date.year(), 0),
+fn period_of_backup(level: BackupLevel, backup: &BackupFacts) -> (i16, i16) {
+    period_of(level, backup.snapshot.created_at)
+}
+
+/// Keeps what no rule keeps and what was stored more recently than `keep_at_least` demands.
+fn keep_billed(
+    ordered: &[&BackupFacts],
+    by_id: &ById<'_>,
+    rules: &RetentionRules,
+    now: Timestamp,
+    reasons: &mut Reasons,
+) {
+    let Some(age) = rules.at_least else { return };
+    let unwanted: Vec<&BackupFacts> = ordered
+        .iter()
+        .copied()
+        .filter(|backup| !reasons.0.contains_key(&backup.id))
+        .collect();
+    for backup in unwanted {
+        let stored_at = backup.made.stored_at.unwrap_or(backup.made.finished_at);
+        let Ok(until) = stored_at.checked_add(age.duration()) else {
+            continue;
+        };
+        if until > now {
+            reasons.add_whole(by_id, backup, Reason::Billed { until });
+        }
     }
 }

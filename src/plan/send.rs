@@ -20,15 +20,19 @@
 //! A snapshot that differs from the newest usable backup in nothing is [`SendPlan::Unchanged`] in
 //! place of 7 and 8, as the caller finds out with [`newest_comparable`].
 //!
+//! With levels, [`levels`] takes the place of 6 to 8.
+//!
 //! `--incremental` is a conflict where 4 to 6 would make a full, and at the number of incrementals
 //! in 7. Age and share only decide when no kind is requested.
 
+mod levels;
 mod text;
 
 use super::BackupFacts;
 use super::chunk_count::TooManyChunks;
+use super::levels::LevelRules;
 use crate::manifest::SnapshotRef;
-use crate::model::{BackupId, BackupKind, DatasetName, Guid};
+use crate::model::{BackupId, BackupKind, BackupLevel, DatasetName, Guid};
 use crate::zfs::{Bookmark, SendBase, Snapshot};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, Serializer};
@@ -58,6 +62,8 @@ pub struct LifecycleRules {
     pub incrementals_max: Option<u32>,
     /// The estimated bytes up to which a full is made without asking after a base was lost.
     pub auto_full_bytes_max: u64,
+    /// The levels. With levels, the three limits above do not count.
+    pub levels: Option<LevelRules>,
 }
 
 /// The facts for the decision.
@@ -103,6 +109,8 @@ pub enum SendPlan {
         snapshot: Snapshot,
         /// The reason why no incremental is made.
         why: FullReason,
+        /// The level; `None` without levels.
+        level: Option<BackupLevel>,
     },
     /// An incremental.
     Incremental {
@@ -114,6 +122,8 @@ pub enum SendPlan {
         /// The base in the store.
         #[serde(rename = "base_backup", serialize_with = "id_of")]
         backup: Box<BackupFacts>,
+        /// The level; `None` without levels.
+        level: Option<BackupLevel>,
     },
     /// A complete backup of the snapshot is already stored.
     UpToDate {
@@ -160,6 +170,20 @@ pub enum FullReason {
     Length {
         /// The number of incrementals.
         incrementals: u32,
+    },
+    /// No backup of this level or a longer one exists in the period of the snapshot, and a backup
+    /// of this level is a full.
+    FirstOf {
+        /// The level: the longest.
+        level: BackupLevel,
+        /// The time at which the snapshot was taken.
+        at: Timestamp,
+    },
+    /// A backup of this level is due, and no backup that it may build on has its snapshot or
+    /// bookmark in the pool.
+    NoBaseOf {
+        /// The level.
+        level: BackupLevel,
     },
     /// The chain's full is too old.
     Age {
@@ -252,6 +276,7 @@ pub fn plan_send(
         Ok(SendPlan::Full {
             snapshot: snapshot.clone(),
             why,
+            level: rules.levels.map(|levels| levels.keep.longest()),
         })
     };
     if requested == RequestedKind::Full {
@@ -272,26 +297,29 @@ pub fn plan_send(
             }),
         };
     };
+    if let Some(levels) = &rules.levels {
+        return levels::plan_level(facts, rules, levels, (snapshot, requested), backup);
+    }
+    let incremental = |base, backup: &BackupFacts| {
+        Ok(SendPlan::Incremental {
+            snapshot: snapshot.clone(),
+            base,
+            backup: Box::new(backup.clone()),
+            level: None,
+        })
+    };
     let over = chain_is_over(facts, rules, backup);
     if over.is_some()
         && let Some((base, backup)) = base_on_newer_full(facts, rules, snapshot, backup)
     {
-        return Ok(SendPlan::Incremental {
-            snapshot: snapshot.clone(),
-            base,
-            backup: Box::new(backup.clone()),
-        });
+        return incremental(base, backup);
     }
     match over {
         Some(why) if !incremental_only => full(why),
         Some(why) if !matches!(why, FullReason::Age { .. } | FullReason::Share { .. }) => {
             Err(SendConflict::OnlyFull(why))
         }
-        _ => Ok(SendPlan::Incremental {
-            snapshot: snapshot.clone(),
-            base,
-            backup: Box::new(backup.clone()),
-        }),
+        _ => incremental(base, backup),
     }
 }
 
@@ -461,20 +489,26 @@ fn has_redacted(facts: &SendFacts<'_>, guid: Guid) -> bool {
         .any(|bookmark| bookmark.guid == guid && bookmark.redacted)
 }
 
-/// Returns the reason why no incremental may be based on this backup, if there is one.
-fn chain_is_over(
-    facts: &SendFacts<'_>,
-    rules: &LifecycleRules,
-    base: &BackupFacts,
-) -> Option<FullReason> {
+/// Returns the reason why no incremental with the present settings may be based on this backup, if
+/// there is one.
+fn find_unlike(facts: &SendFacts<'_>, base: &BackupFacts) -> Option<FullReason> {
     if !has_same(&base.requested, facts.flags) {
         return Some(FullReason::Flags {
             chain: base.requested.clone(),
             now: facts.flags.to_vec(),
         });
     }
-    if !has_same(&base.recipients, facts.recipients) {
-        return Some(FullReason::Recipients);
+    (!has_same(&base.recipients, facts.recipients)).then_some(FullReason::Recipients)
+}
+
+/// Returns the reason why no incremental may be based on this backup, if there is one.
+fn chain_is_over(
+    facts: &SendFacts<'_>,
+    rules: &LifecycleRules,
+    base: &BackupFacts,
+) -> Option<FullReason> {
+    if let Some(unlike) = find_unlike(facts, base) {
+        return Some(unlike);
     }
     if rules
         .incrementals_max

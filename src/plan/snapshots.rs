@@ -2,12 +2,14 @@
 //!
 //! A snapshot is needed while it is young, while it is held, while it is the newest and not stored
 //! everywhere, while an unfinished upload sends it or is based on it, and while the next
-//! incremental is based on it and no bookmark can replace it.
+//! incremental (with levels: of any level) is based on it and no bookmark can replace it.
 
 use super::BackupFacts;
+use super::bookmarks::needed_guids;
 use super::clock::ClockDoubt;
 use super::prune::StartedFact;
 use super::retention::in_order;
+use crate::config::KeepLevels;
 use crate::model::{BackupId, BackupKind, Guid, SnapshotName, serialize_as_text};
 use crate::zfs::{Bookmark, Snapshot};
 use jiff::Timestamp;
@@ -173,6 +175,8 @@ pub struct SnapshotsInput<'a> {
     /// The age in days from which own snapshots are destroyed; with 0 each is destroyed as soon as
     /// a bookmark replaces it.
     pub oldest_days: u32,
+    /// The configured levels.
+    pub levels: Option<KeepLevels>,
     /// The present time, by which ages are judged.
     pub now: Timestamp,
     /// The reason why that time may not be used to find old snapshots; `None` if it may.
@@ -300,7 +304,8 @@ impl SnapshotsInput<'_> {
     }
 
     /// Whether the guid is a next base: in each store that of the newest backup, and of the newest
-    /// usable one, whose snapshot or bookmark is still in the pool.
+    /// usable one, whose snapshot or bookmark is still in the pool; with levels also that of the
+    /// newest usable one of each level.
     fn next_base(&self, guid: Guid) -> Option<SnapshotReason> {
         let is_here = |backup: &&&BackupFacts| {
             let base = backup.snapshot.guid;
@@ -318,11 +323,16 @@ impl SnapshotsInput<'_> {
                 .rev()
                 .filter(|backup| backup.is_usable())
                 .find(is_here);
-            if [newest, newest_usable]
+            let is_newest = [newest, newest_usable]
                 .into_iter()
                 .flatten()
-                .any(|backup| backup.snapshot.guid == guid)
-            {
+                .any(|backup| backup.snapshot.guid == guid);
+            let is_level_base = || {
+                let here = ordered.iter().filter(is_here).copied();
+                self.levels
+                    .is_some_and(|keep| needed_guids(here, Some(&keep)).contains(&guid))
+            };
+            if is_newest || is_level_base() {
                 return Some(SnapshotReason::NextBase {
                     store: store.store.clone(),
                 });

@@ -97,6 +97,9 @@ struct Moment<'a> {
     bases: BTreeSet<Guid>,
     /// Whether the manifest of one of the backups says which backups its pool knew, perhaps none.
     names_previous: bool,
+    /// Whether one of the backups has a level. A backup with a level builds on an older one although
+    /// its pool knows newer ones.
+    has_level: bool,
     begun_at: Timestamp,
     /// When the first of the backups was stored.
     stored_at: Timestamp,
@@ -112,6 +115,7 @@ impl<'a> Moment<'a> {
             parents: BTreeMap::new(),
             bases: BTreeSet::new(),
             names_previous: false,
+            has_level: false,
             begun_at: backup.made.started_at,
             stored_at: backup.made.finished_at,
             last_stored_at: backup.made.finished_at,
@@ -131,6 +135,7 @@ impl<'a> Moment<'a> {
         self.bases
             .extend(backup.base.as_ref().map(BackupId::snapshot_guid));
         self.names_previous |= backup.made.previous.is_some();
+        self.has_level |= backup.made.level.is_some();
         self.begun_at = self.begun_at.min(backup.made.started_at);
         self.stored_at = self.stored_at.min(backup.made.finished_at);
         self.last_stored_at = self.last_stored_at.max(backup.made.finished_at);
@@ -377,8 +382,7 @@ impl<'a> Timeline<'a> {
             if jumps {
                 ignorant.insert(*guid);
             }
-            let branches_off =
-                || fork.is_some_and(|fork| self.bases_of(moment).any(|base| base == fork));
+            let branches_off = || fork.is_some_and(|fork| self.branches_off(moment, fork));
             if moment.begun_at >= missed.stored_at && (jumps || branches_off()) {
                 return Some(moment);
             }
@@ -417,6 +421,19 @@ impl<'a> Timeline<'a> {
             None => id.is_after(missed.at()),
         };
         later.names_previous && !later.parents.iter().any(leads_past)
+    }
+
+    /// Whether a moment follows from `fork` by its bases, and the one that builds on `fork` has no
+    /// level: its pool then knew no newer backup.
+    fn branches_off(&self, moment: &Moment<'a>, fork: Guid) -> bool {
+        let bases = self.bases_of(moment).collect::<Vec<_>>();
+        let Some(place) = bases.iter().position(|base| *base == fork) else {
+            return false;
+        };
+        let child = place
+            .checked_sub(1)
+            .and_then(|before| self.0.get(&bases[before]));
+        !child.unwrap_or(moment).has_level
     }
 
     /// Returns the snapshots from which the moment follows by its base, the nearest first.

@@ -4,8 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod facts;
+mod levels;
 mod lines;
 mod properties;
 mod prune;
 mod rules;
 mod snapshots;
+mod world;

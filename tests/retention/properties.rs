@@ -4,7 +4,7 @@ use crate::facts::{Shelf, at};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use zfs_backup::config::RetentionRules;
-use zfs_backup::model::BackupId;
+use zfs_backup::model::{BackupId, BackupLevel};
 use zfs_backup::plan::prune::{PrunePlan, SecondaryFacts};
 use zfs_backup::plan::retention::{chains_newest_first, decide_retention, in_order};
 
@@ -12,6 +12,8 @@ fn any_rules() -> impl Strategy<Value = RetentionRules> {
     let count = || proptest::option::weighted(0.3, 0u32..4);
     let ages = proptest::collection::vec(prop_oneof!["[1-9]w", "[1-6]m", "[1-3]d"], 0..3);
     let within = proptest::option::weighted(0.3, 1u32..200);
+    let at_least = proptest::option::weighted(0.2, 1u32..200);
+    let keep = proptest::option::weighted(0.3, "([12]y )?([1-4]m )?([1-3]w )?([1-5]d)?");
     (
         count(),
         count(),
@@ -22,6 +24,8 @@ fn any_rules() -> impl Strategy<Value = RetentionRules> {
         count(),
         count(),
         count(),
+        keep,
+        at_least,
     )
         .prop_map(
             |(
@@ -34,6 +38,8 @@ fn any_rules() -> impl Strategy<Value = RetentionRules> {
                 weekly,
                 monthly,
                 yearly,
+                keep,
+                at_least,
             )| RetentionRules {
                 last_chains,
                 last_fulls,
@@ -44,6 +50,8 @@ fn any_rules() -> impl Strategy<Value = RetentionRules> {
                 weekly,
                 monthly,
                 yearly,
+                levels: keep.and_then(|keep| keep.trim().parse().ok()),
+                at_least: at_least.map(zfs_backup::config::Age::days),
             },
         )
 }
@@ -56,7 +64,14 @@ fn any_shelf() -> impl Strategy<Value = Shelf> {
 
 /// With `in_turn` an incremental follows from the newest chain only.
 fn shelves(in_turn: bool) -> impl Strategy<Value = Shelf> {
-    let backup = (any::<prop::sample::Index>(), 0u8..10, 1i64..900, 0u8..12);
+    let level = proptest::option::of(prop::sample::select(&BackupLevel::ALL[..]));
+    let backup = (
+        any::<prop::sample::Index>(),
+        0u8..10,
+        1i64..900,
+        0u8..12,
+        level,
+    );
     let attempts = proptest::collection::vec(
         (any::<prop::sample::Index>(), any::<bool>(), 0i64..40),
         0..3,
@@ -75,7 +90,7 @@ fn shelves(in_turn: bool) -> impl Strategy<Value = Shelf> {
                 jiff::Timestamp::from_second(at("2026-01-01").as_second() + hours * 3600).unwrap()
             };
             let mut damaged = Vec::new();
-            for (txg, (base, kind, step, damage)) in (1..).zip(backups) {
+            for (txg, (base, kind, step, damage, level)) in (1..).zip(backups) {
                 hours += step;
                 let newest_full = shelf
                     .facts
@@ -90,6 +105,8 @@ fn shelves(in_turn: bool) -> impl Strategy<Value = Shelf> {
                     &time(hours).to_string(),
                     base.as_ref().filter(|_| kind > 2),
                 );
+                shelf.get_mut(&id).made.level = level;
+                shelf.get_mut(&id).made.stored_at = Some(time(hours));
                 if damage == 0 {
                     damaged.push(id);
                 }
@@ -136,11 +153,15 @@ proptest! {
             prop_assert!(backup.base.as_ref().is_none_or(|base| kept.contains(base)));
             prop_assert!(plan.is_empty() || backup.is_usable(), "{} is kept and of no use", backup.id);
         }
-        // The newest usable chain stays whole.
+        // The newest usable chain stays whole; with levels its newest backup.
         let ordered = in_order(&shelf.facts);
         let usable: Vec<_> = ordered.iter().copied().filter(|backup| backup.is_usable()).collect();
         if let Some(chain) = chains_newest_first(&usable).first() {
-            prop_assert!(ordered.iter().all(|backup| backup.full_id != **chain || kept.contains(&backup.id)));
+            let must_stay = |backup: &&zfs_backup::plan::BackupFacts| match shelf.rules.levels {
+                None => backup.full_id == **chain,
+                Some(_) => usable.last().map(|newest| &newest.id) == Some(&backup.id),
+            };
+            prop_assert!(ordered.iter().filter(|backup| must_stay(backup)).all(|backup| kept.contains(&backup.id)));
         }
         prop_assert!(usable.is_empty() || !kept.is_empty());
         // At every point of carrying it out no backup that is still there lacks an ancestor.

@@ -2,6 +2,7 @@
 
 use crate::facts::{Shelf, at};
 use std::collections::BTreeSet;
+use zfs_backup::config::KeepLevels;
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{StartedFact, Unreadable};
@@ -22,6 +23,7 @@ struct Case {
     pinned: BTreeSet<BackupId>,
     clock: Option<ClockDoubt>,
     oldest_days: u32,
+    levels: Option<KeepLevels>,
 }
 
 fn snapshot(guid: u64) -> Snapshot {
@@ -73,6 +75,7 @@ impl Case {
             pinned: BTreeSet::new(),
             clock: None,
             oldest_days: 10,
+            levels: None,
         }
     }
 
@@ -97,6 +100,7 @@ impl Case {
             journal: &self.journal,
             pinned: &self.pinned,
             oldest_days: self.oldest_days,
+            levels: self.levels,
             now: at("2026-04-01"),
             clock: self.clock.as_ref(),
         };

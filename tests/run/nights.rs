@@ -241,6 +241,7 @@ fn snapshots_env(world: &World, oldest_days: u32) -> SnapshotsEnv {
         trusted: world.keys.trusted.clone(),
         state_dir: world.settings.state_dir.clone(),
         oldest_days,
+        levels: None,
         prefix: SNAPSHOT_PREFIX.into(),
         now: crate::builder::later(now(), 200 * 86_400),
         clock: ClockCheck::vouched_at(crate::builder::later(now(), 200 * 86_400)),

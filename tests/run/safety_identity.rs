@@ -105,6 +105,7 @@ async fn one_store_under_two_names_is_refused_by_commands_that_need_two() {
         trusted: world.keys.trusted.clone(),
         state_dir: world.settings.state_dir.clone(),
         oldest_days: 1,
+        levels: None,
         prefix: "zfs-backup_".into(),
         now: at,
         clock: ClockCheck::vouched_at(at),

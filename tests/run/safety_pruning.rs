@@ -70,6 +70,7 @@ fn snapshots_env(world: &World, now: Timestamp, clock: ClockCheck) -> SnapshotsE
         trusted: world.keys.trusted.clone(),
         state_dir: world.settings.state_dir.clone(),
         oldest_days: 120,
+        levels: None,
         prefix: SNAPSHOT_PREFIX.into(),
         now,
         clock,

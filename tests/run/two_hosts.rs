@@ -407,6 +407,7 @@ impl TwoHosts {
             trusted: self.keys.trusted.clone(),
             state_dir: self.hosts[host].state.path().to_owned(),
             oldest_days,
+            levels: None,
             prefix: SNAPSHOT_PREFIX.to_owned(),
             now: host_time(host),
             clock: self.clock(host),

@@ -52,6 +52,7 @@ pub(crate) const LIFECYCLE: LifecycleRules = LifecycleRules {
     full_age_max: None,
     incrementals_max: None,
     auto_full_bytes_max: 100 << 30,
+    levels: None,
 };
 
 /// One host, one store.

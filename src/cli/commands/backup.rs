@@ -15,7 +15,7 @@ use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::progress::UploadProgress;
 use crate::cli::screen::table::{bytes, tier_words};
 use crate::config::{Config, KeySource};
-use crate::model::{BackupId, BackupKind, DatasetName, SnapshotName};
+use crate::model::{BackupId, BackupKind, BackupLevel, DatasetName, SnapshotName};
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
     BackupEnd, BackupEnv, BackupRun, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
@@ -491,22 +491,34 @@ impl Render for DatasetResult<Plan> {
                 "{dataset}: unchanged, {id} has what @{} has",
                 snapshot.name.short()
             ),
-            SendPlan::Full { snapshot, why } => format!(
-                "{dataset} FULL ({why}) of @{}: {size}",
+            SendPlan::Full {
+                snapshot,
+                why,
+                level,
+            } => format!(
+                "{dataset} {}FULL ({why}) of @{}: {size}",
+                level_word(*level),
                 snapshot.name.short()
             ),
             SendPlan::Incremental {
                 snapshot,
                 base,
                 backup,
+                level,
             } => format!(
-                "{dataset} incremental of @{}: {size}\n  from {base} ({})\n  on {}",
+                "{dataset} {}incremental of @{}: {size}\n  from {base} ({})\n  on {}",
+                level_word(*level),
                 snapshot.name.short(),
                 backup.snapshot.created_at.strftime("%Y-%m-%d"),
                 backup.id
             ),
         });
     }
+}
+
+/// Returns the level with a space, or nothing without a level.
+fn level_word(level: Option<BackupLevel>) -> String {
+    level.map_or_else(String::new, |level| format!("{level} "))
 }
 
 fn render_resume(dataset: &DatasetName, resume: &PlannedResume, split_bytes: u64, output: &Output) {

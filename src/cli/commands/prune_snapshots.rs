@@ -109,6 +109,7 @@ pub(crate) async fn prune_snapshots_of(
         trusted,
         state_dir: config.state_dir.clone(),
         oldest_days,
+        levels: config.backup_lifecycle.keep,
         prefix: config.snapshots.prefix.clone(),
         now: clock.reading.wall,
         clock,

@@ -461,11 +461,11 @@ impl Render for PlannedRestore<'_> {
                 .map_or("a snapshot whose name is lost", |private| {
                     &private.snapshot_name
                 });
-            output.line(format!(
-                "{} {}",
-                backup.manifest.kind.as_str(),
-                backup.manifest.id
-            ));
+            let Manifest {
+                kind, level, id, ..
+            } = &backup.manifest;
+            let level = level.map_or_else(String::new, |level| format!("{level} "));
+            output.line(format!("{level}{} {id}", kind.as_str()));
             if number < skipped {
                 output.line(format!("  of {name}: there already"));
                 continue;

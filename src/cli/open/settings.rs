@@ -4,7 +4,8 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::open::keys::keys_for_pruning;
 use crate::config;
-use crate::config::Config;
+use crate::config::{Config, FullEvery};
+use crate::plan::levels::{FullRule, LevelRules};
 use crate::plan::send::LifecycleRules;
 use crate::run::backup::BackupSettings;
 use crate::run::clock::ClockCheck;
@@ -46,14 +47,26 @@ pub(crate) fn backup_settings(config: &Config) -> BackupSettings {
 
 fn lifecycle_rules(config: &Config) -> LifecycleRules {
     let rules = &config.backup_lifecycle;
+    // The conversion cannot fail: an age is at most a hundred years.
+    let full_age_max = rules
+        .full_every
+        .and_then(FullEvery::age)
+        .and_then(|age| age.duration().try_into().ok());
+    let fulls = match (rules.full_every, full_age_max) {
+        (None, _) => FullRule::Period,
+        (Some(_), Some(age)) => FullRule::Age(age),
+        (Some(_), None) => FullRule::Never,
+    };
     LifecycleRules {
         incrementals_percent_max: rules.full_when_incrementals_exceed.0,
-        // The conversion cannot fail: an age is at most a hundred years.
-        full_age_max: rules
-            .full_every
-            .and_then(|age| age.duration().try_into().ok()),
+        full_age_max,
         incrementals_max: rules.max_incrementals,
         auto_full_bytes_max: rules.auto_full_max.bytes(),
+        levels: rules.keep.map(|keep| LevelRules {
+            keep,
+            base: rules.level_base.unwrap_or_default(),
+            fulls,
+        }),
     }
 }
 

@@ -73,12 +73,23 @@ impl<'a> Keeping<'a> {
             .filter(|backup| backup.is_usable())
             .collect();
         if let Some(chain) = chains_newest_first(&usable).first() {
-            self.add_chain(chain, &Reason::NewestUsableChain);
+            self.add_newest(chain, &usable);
         }
         // A full that took many nights is older than the incrementals that were made in the
         // meantime on the previous chain: the next incremental makes its chain the newest.
         if let Some(full) = usable.iter().rev().find(|backup| backup.base.is_none()) {
-            self.add_chain(&full.id, &Reason::NewestUsableChain);
+            self.add_newest(&full.id, &usable);
+        }
+    }
+
+    /// Keeps a chain that must stay restorable: all of it, or with levels its newest backup, whose
+    /// ancestors [`Keeping::close`] adds. A whole tree of levels would grow until the next full.
+    fn add_newest(&mut self, chain: &BackupId, usable: &[&BackupFacts]) {
+        if self.input.rules.levels.is_none() {
+            return self.add_chain(chain, &Reason::NewestUsableChain);
+        }
+        if let Some(newest) = usable.iter().rfind(|backup| backup.full_id == *chain) {
+            self.add(&newest.id, Reason::NewestUsableChain);
         }
     }
 

@@ -49,6 +49,7 @@ fn backup(guid: u64, nonce: u64, base: Option<&Manifest>) -> Manifest {
         previous: None,
         group: None,
         clone_origin_guid: None,
+        level: None,
         chain,
         send: SendInfo {
             requested: vec!["large-blocks".into()],

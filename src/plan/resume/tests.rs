@@ -91,6 +91,7 @@ impl Case {
             }),
             origin: origin.clone(),
             host_mark: None,
+            level: None,
             requested: flags.clone(),
             split_bytes: 64,
             compression: CompressionName::None,

@@ -12,6 +12,7 @@ const RULES: LifecycleRules = LifecycleRules {
     full_age_max: None,
     incrementals_max: None,
     auto_full_bytes_max: 1000,
+    levels: None,
 };
 
 static NO_BASES: BTreeSet<Guid> = BTreeSet::new();
@@ -153,8 +154,13 @@ impl Case {
             now: at(self.now),
         };
         match plan_send(&facts, &self.rules, requested) {
-            Ok(SendPlan::Full { snapshot, why }) => {
+            Ok(SendPlan::Full {
+                snapshot,
+                why,
+                level,
+            }) => {
                 assert_eq!(Some(snapshot), candidate);
+                assert_eq!(level, self.rules.levels.map(|it| it.keep.longest()));
                 format!("full {}", reason(&why))
             }
             Ok(SendPlan::Unchanged { .. }) => unreachable!("plan_send never finds this"),
@@ -162,6 +168,7 @@ impl Case {
                 snapshot,
                 base,
                 backup,
+                level,
             }) => {
                 let base = match base {
                     SendBase::Snapshot(name) => format!("@{}", name.short()),
@@ -170,8 +177,9 @@ impl Case {
                     }
                 };
                 let kind = backup.kind().as_str();
+                let word = level.map_or_else(String::new, |level| format!("{level} "));
                 format!(
-                    "incr {} from {base} on {kind} {}",
+                    "{word}incr {} from {base} on {kind} {}",
                     snapshot.guid.0, backup.snapshot.guid.0
                 )
             }
@@ -198,6 +206,8 @@ fn reason(why: &FullReason) -> &'static str {
         FullReason::Length { .. } => "length",
         FullReason::Age { .. } => "age",
         FullReason::Share { .. } => "share",
+        FullReason::FirstOf { .. } => "due",
+        FullReason::NoBaseOf { .. } => "no base",
     }
 }
 
@@ -714,7 +724,8 @@ fn full_caused_by_the_incremental_share_reports_its_percent() {
         plan_send(&facts_of(&case, &snapshots), &RULES, L),
         Ok(SendPlan::Full {
             snapshot: snapshot(3),
-            why: over
+            why: over,
+            level: None,
         })
     );
 }

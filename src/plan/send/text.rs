@@ -3,6 +3,7 @@
 
 use super::{BaseLoss, FullReason, LocalBase, SendConflict};
 use crate::model::{bytes_text, serialize_as_text};
+use crate::plan::levels::period_text;
 use std::fmt;
 
 serialize_as_text!(FullReason);
@@ -28,6 +29,13 @@ impl fmt::Display for FullReason {
                     "the chain has {incrementals} incrementals in a row, as many as max_incrementals allows"
                 )
             }
+            Self::FirstOf { level, at } => {
+                write!(f, "the first backup of {}", period_text(*level, *at))
+            }
+            Self::NoBaseOf { level } => write!(
+                f,
+                "a {level} backup is due, and the pool has neither snapshot nor bookmark of a backup that it may build on"
+            ),
             Self::Age { full_at } => write!(
                 f,
                 "the chain's full is of {}, older than full_every",

@@ -67,6 +67,7 @@ fn backups(table: &str) -> Vec<(String, BackupFacts)> {
                 started_at: at(day),
                 finished_at: at(day),
                 adopted: false,
+                ..Making::default()
             },
             requested: Vec::new(),
             recipients: Vec::new(),

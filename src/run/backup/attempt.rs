@@ -9,7 +9,7 @@ use crate::catalog::get_pinned;
 use crate::catalog::stores::StoresView;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{Descendant, ReceiptEntry};
-use crate::model::{BackupId, BackupKind, DatasetName, Digest};
+use crate::model::{BackupId, BackupKind, BackupLevel, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::plan::chunk_count::check_resumed_chunk_count;
 use crate::plan::resume::{shows_place, unreadable_at};
@@ -45,6 +45,8 @@ pub(super) struct Attempt<'a> {
     pub(super) snapshot: Snapshot,
     /// The base of an incremental; `None` for a full.
     pub(super) base: Option<Base>,
+    /// The level; `None` where no levels are configured.
+    pub(super) level: Option<BackupLevel>,
     pub(super) id: BackupId,
     pub(super) flags: SendFlags,
     pub(super) started_at: Timestamp,
@@ -79,7 +81,7 @@ impl<'a> Attempt<'a> {
         selected: &Selected,
         local: &Dataset,
         snapshot: Snapshot,
-        base: Option<Base>,
+        (base, level): (Option<Base>, Option<BackupLevel>),
     ) -> Result<Self, RunError> {
         let kind = match base {
             Some(_) => BackupKind::Incr,
@@ -93,6 +95,7 @@ impl<'a> Attempt<'a> {
             flags: send_flags(local, &env.settings),
             snapshot,
             base,
+            level,
             started_at: (env.now)(),
             unfinished: None,
             is_pointless: AtomicBool::new(false),
@@ -129,6 +132,7 @@ impl<'a> Attempt<'a> {
             flags: send_flags(local, &env.settings),
             snapshot,
             base,
+            level: upload.started.level,
             started_at: upload.started.started_at,
             unfinished: Some(upload),
             is_pointless: AtomicBool::new(false),

@@ -76,6 +76,7 @@ impl Attempt<'_> {
             base: self.base_ref(),
             origin: self.origin()?,
             host_mark: Some(host_mark(&self.env.settings.state_dir)?),
+            level: self.level,
             requested: flag_names(self.flags),
             split_bytes: self.env.settings.split_bytes,
             compression: self.env.settings.compression.into(),
@@ -112,6 +113,7 @@ impl Attempt<'_> {
             previous: Some(previous),
             group: Some(group),
             clone_origin_guid: self.clone_origin_guid(),
+            level: self.level,
             chain: self.chain_place(entries),
             send: SendInfo {
                 requested: flag_names(self.flags),

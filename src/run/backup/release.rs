@@ -58,9 +58,10 @@ async fn find_spent(
     let mut target = stores.target_facts();
     // The hash of the manifest is not used here.
     target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
+    let keep = env.settings.lifecycle.levels.map(|levels| levels.keep);
     let notes = BookmarkNotes::new(&env.settings.state_dir, selected.dataset.guid);
     let note = |store: &dyn StoreInfo, facts: &[BackupFacts], begun: &[Guid]| {
-        let needed = needed_guids(facts)
+        let needed = needed_guids(facts, keep.as_ref())
             .into_iter()
             .chain(begun.iter().copied())
             .collect();
@@ -70,6 +71,7 @@ async fn find_spent(
     note(&*env.store, &target, &begun)?;
     let mut needs = BookmarkNeeds {
         stores: vec![target],
+        levels: keep,
         ..BookmarkNeeds::default()
     };
     needs.unfinished.extend(begun);

@@ -168,27 +168,30 @@ impl Steps<'_> {
         for SteppedOver { snapshot, fault } in &planned.stepped_over {
             self.step_over(snapshot, *fault);
         }
-        let (snapshot, base) = match &planned.plan {
+        let (snapshot, base, level) = match &planned.plan {
             SendPlan::UpToDate { id } => return Ok(Some(id.clone())),
             SendPlan::Unchanged { snapshot, id } => {
                 self.unchanged = Some(snapshot.clone());
                 return Ok(Some(id.clone()));
             }
-            SendPlan::Full { snapshot, .. } => (snapshot, None),
+            SendPlan::Full {
+                snapshot, level, ..
+            } => (snapshot, None, *level),
             SendPlan::Incremental {
                 snapshot,
                 base,
                 backup,
+                level,
             } => {
                 let blake3 = backup.manifest_blake3;
                 let base = Base::find(&view.stores, &backup.id, blake3, base.clone())?;
-                (snapshot, Some(base))
+                (snapshot, Some(base), *level)
             }
         };
         let local = &view.local.dataset;
         record_place(&env.settings.state_dir, local.guid, &selected.stored)?;
         (env.planned)(&planned);
-        let attempt = Attempt::new(env, selected, local, snapshot.clone(), base)?;
+        let attempt = Attempt::new(env, selected, local, snapshot.clone(), (base, level))?;
         let error = match attempt.run(&view.stores).await {
             Ok(committed) => {
                 self.add(view, committed).await;

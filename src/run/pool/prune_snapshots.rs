@@ -5,6 +5,7 @@ use super::select::Selected;
 use super::snapshot::{has_own_name, is_marked};
 use crate::catalog::usable::UsableCatalog;
 use crate::catalog::{Catalog, read_catalog};
+use crate::config::KeepLevels;
 use crate::model::DatasetName;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreNeeds, plan_snapshots};
@@ -45,6 +46,8 @@ pub struct SnapshotsEnv {
     pub state_dir: PathBuf,
     /// The days of `main.oldest_snapshot_days`.
     pub oldest_days: u32,
+    /// The configured levels.
+    pub levels: Option<KeepLevels>,
     /// The prefix of our own snapshots' names.
     pub prefix: String,
     /// The present time.
@@ -121,6 +124,7 @@ async fn judge_with_clock(
         journal: &journal,
         pinned: &pinned,
         oldest_days: env.oldest_days,
+        levels: env.levels,
         now: env.now,
         clock: None,
     };

@@ -35,7 +35,9 @@ use crate::cli::screen::output::{Said, to_value};
 use crate::config::Advice;
 use crate::config::convert::Converted;
 use crate::manifest::{Manifest, Origin, SnapshotRef};
-use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid, SnapshotName, StoreId};
+use crate::model::{
+    BackupId, BackupKind, BackupLevel, DatasetName, Digest, Guid, SnapshotName, StoreId,
+};
 use crate::plan::BackupFacts;
 use crate::plan::adopt::{Holder, Holding};
 use crate::plan::copy::LeftReason;
@@ -198,6 +200,7 @@ fn backups() -> Vec<Value> {
             plan: SendPlan::Full {
                 snapshot: snapshot.clone(),
                 why: FullReason::First,
+                level: Some(BackupLevel::Yearly),
             },
             estimate,
         },
@@ -213,6 +216,7 @@ fn backups() -> Vec<Value> {
                 snapshot,
                 base: SendBase::Snapshot(name()),
                 backup: Box::new(facts()),
+                level: Some(BackupLevel::Daily),
             },
             estimate,
         },
@@ -509,6 +513,7 @@ fn stored() -> StoreView {
         backups: vec![BackupView {
             id: id(),
             kind: BackupKind::Full,
+            level: Some(BackupLevel::Yearly),
             full_id: id(),
             position: 0,
             base: Some(id()),

@@ -333,7 +333,7 @@ mod tests {
         {
             let place = 21 - day;
             let daily = Reason::Period {
-                period: crate::plan::retention::Period::Day,
+                level: crate::model::BackupLevel::Daily,
                 place,
                 of: 30,
             };

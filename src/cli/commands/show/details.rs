@@ -3,9 +3,9 @@
 
 use crate::cli::commands::show::views::{BackupView, DatasetView, LocalView, Overview, StoreView};
 use crate::cli::screen::table::{WIDTH, age, bytes, table, wrap};
-use crate::model::BackupId;
+use crate::model::{BackupId, BackupKind, BackupLevel};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns all lines of one dataset, at most 80 characters wide except for names. Ids have lines of
 /// their own below.
@@ -110,10 +110,19 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
         }
     }
     let mut ordered: Vec<&BackupView> = backups.into_values().collect();
+    let leveled: BTreeSet<&BackupId> = ordered
+        .iter()
+        .filter(|backup| backup.level.is_some())
+        .map(|backup| &backup.full_id)
+        .collect();
+    // With levels a chain is a tree. In the order of time each backup stands below those of longer
+    // levels that came before it.
     ordered.sort_by_key(|backup| {
+        let is_tree = leveled.contains(&backup.full_id);
         (
             newest.get(&backup.full_id).copied(),
             &backup.full_id,
+            is_tree.then_some(backup.snapshot_at),
             backup.position,
             &backup.id,
         )
@@ -134,14 +143,13 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
             .to_vec(),
     ];
     for backup in &ordered {
-        let indent = if backup.position == 0 { "" } else { "+ " };
         let place =
             places.get(&backup.id).map_or(
                 "",
                 |places| if places.len() > 1 { "both" } else { places[0] },
             );
         rows.push(vec![
-            format!("  {indent}{}", backup.kind.as_str()),
+            format!("  {}", kind_cell(backup)),
             backup.snapshot_at.strftime("%Y-%m-%d %H:%M").to_string(),
             age(overview.now, backup.snapshot_at),
             bytes(backup.stream_bytes),
@@ -173,6 +181,19 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
         lines.push("  the remote was not asked".to_owned());
     }
     lines
+}
+
+/// Returns the kind of a backup, or the level of an incremental with a level. A shorter level is
+/// indented more.
+fn kind_cell(backup: &BackupView) -> String {
+    match (backup.kind, backup.level) {
+        (BackupKind::Full, _) => backup.kind.as_str().to_owned(),
+        (BackupKind::Incr, None) => format!("+ {}", backup.kind.as_str()),
+        (BackupKind::Incr, Some(level)) => {
+            let depth = BackupLevel::Yearly as usize - level as usize;
+            format!("{}+ {level}", "  ".repeat(depth.saturating_sub(1)))
+        }
+    }
 }
 
 fn unfinished_lines(place: &str, view: &StoreView, now: Timestamp) -> Vec<String> {

@@ -446,6 +446,7 @@ async fn store_view(
         backups.push(BackupView {
             id: manifest.id.clone(),
             kind: manifest.kind,
+            level: manifest.level,
             full_id: manifest.chain.full_id.clone(),
             position: manifest.chain.position,
             base: manifest.base.as_ref().map(|base| base.backup_id.clone()),

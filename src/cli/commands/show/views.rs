@@ -1,7 +1,7 @@
 //! The facts of `show`, as data. The JSON of `show` has these types; `docs/json.md` describes each
 //! field.
 
-use crate::model::{BackupId, BackupKind, DatasetName, Guid};
+use crate::model::{BackupId, BackupKind, BackupLevel, DatasetName, Guid};
 use crate::plan::health::DatasetHealth;
 use crate::state::history::DatasetHistory;
 use jiff::{SignedDuration, Timestamp};
@@ -117,6 +117,8 @@ pub(crate) struct StoreView {
 pub(crate) struct BackupView {
     pub(crate) id: BackupId,
     pub(crate) kind: BackupKind,
+    /// The level; `None` where no levels were configured.
+    pub(crate) level: Option<BackupLevel>,
     pub(crate) full_id: BackupId,
     pub(crate) position: u32,
     pub(crate) base: Option<BackupId>,

@@ -115,6 +115,7 @@ fn backup(seconds_ago: i64, position: u32, full: &BackupId, flaw: Option<&str>) 
             id(seconds_ago, kind, u64::from(position))
         },
         kind,
+        level: None,
         full_id: full.clone(),
         position,
         base: None,
