@@ -15,6 +15,7 @@ mod form;
 mod keys;
 mod levels;
 mod lifecycle;
+mod lifecycle_advice;
 mod main_section;
 mod paths;
 mod places;

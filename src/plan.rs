@@ -10,6 +10,7 @@ mod fixtures;
 pub mod health;
 pub mod levels;
 pub mod next_step;
+mod period;
 pub mod permissions;
 pub mod prune;
 pub mod restore;

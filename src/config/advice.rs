@@ -45,6 +45,12 @@ impl Config {
             ("passphrase", self.passphrase_advice()),
             ("endpoint", self.endpoint_advice()),
             ("restore", self.archive_advice()),
+            ("backups", Some(self.backups_advice())),
+            ("remote retention", self.remote_retention_advice()),
+            (
+                "intermediate retention",
+                self.intermediate_retention_advice(),
+            ),
             ("lock", self.lock_advice()),
             ("copies", self.copies_advice()),
         ];
@@ -229,7 +235,7 @@ impl Config {
             LockMode::Compliance => "nobody, you included,",
         };
         let covers = if covers_chains {
-            "the days cover the longest chain that full_every allows, so a store that cannot extend locks is sufficient"
+            "the days cover the longest chain that keep or full_every allows, so a store that cannot extend locks is sufficient"
         } else {
             "each commit extends the locks of its chain; a store that cannot do that will be refused"
         };

@@ -5,6 +5,7 @@ use super::declaration::visit_keys;
 use super::document::Document;
 use super::form::Form;
 use super::lifecycle::RulesFor;
+use super::lifecycle_advice::note_idle_lifecycle;
 use super::problem::Problem;
 use super::schema::{self, SECTIONS, SectionSpec};
 use super::sequence::{self, SequenceStep};
@@ -35,6 +36,7 @@ pub(super) fn read_config(document: &Document<'_>, file: &Path, env: &Environmen
     }
     check_rules(document, &config);
     note_idle_keys(document, &config);
+    note_idle_lifecycle(document, &config);
     config
 }
 

@@ -7,15 +7,15 @@ use std::fmt;
 /// configured level in each period of its unit. A longer unit is a greater level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BackupLevel {
-    /// One backup for an hour.
+    /// Stands for an hour.
     Hourly,
-    /// One backup for a day.
+    /// Stands for a day.
     Daily,
-    /// One backup for a week.
+    /// Stands for a week.
     Weekly,
-    /// One backup for a month.
+    /// Stands for a month.
     Monthly,
-    /// One backup for a year.
+    /// Stands for a year.
     Yearly,
 }
 

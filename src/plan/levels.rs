@@ -6,10 +6,10 @@
 //! a shorter level, so that the shorter levels can be deleted first.
 
 use super::BackupFacts;
+use super::period::period_of;
 use super::retention::in_order;
 use crate::config::{KeepLevels, LevelBase};
-use crate::model::{BackupKind, BackupLevel, Guid};
-use jiff::tz::TimeZone;
+use crate::model::{BackupId, BackupKind, BackupLevel, Guid};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::iter::once;
@@ -98,7 +98,7 @@ fn is_plausible(backup: &BackupFacts, later: &[&BackupFacts], at: Timestamp) -> 
 /// are usable, in any order.
 pub fn base_guids(
     usable: &[&BackupFacts],
-    chains: &BTreeSet<&crate::model::BackupId>,
+    chains: &BTreeSet<&BackupId>,
     keep: &KeepLevels,
 ) -> BTreeSet<Guid> {
     let ordered = in_order(usable.iter().copied());
@@ -115,36 +115,4 @@ pub fn base_guids(
         }));
     }
     guids
-}
-
-/// Returns the period of the UTC calendar in which a time lies: the year, and the number of the
-/// period in that year.
-pub(super) fn period_of(level: BackupLevel, at: Timestamp) -> (i16, i16) {
-    let time = at.to_zoned(TimeZone::UTC).datetime();
-    let date = time.date();
-    match level {
-        BackupLevel::Hourly => (
-            date.year(),
-            date.day_of_year() * 24 + i16::from(time.hour()),
-        ),
-        BackupLevel::Daily => (date.year(), date.day_of_year()),
-        BackupLevel::Weekly => (
-            date.iso_week_date().year(),
-            i16::from(date.iso_week_date().week()),
-        ),
-        BackupLevel::Monthly => (date.year(), i16::from(date.month())),
-        BackupLevel::Yearly => (date.year(), 0),
-    }
-}
-
-/// Returns the period in words: `2026`, `2026-11`, `week 2026-W48`, `2026-11-30`.
-pub(super) fn period_text(level: BackupLevel, at: Timestamp) -> String {
-    let form = match level {
-        BackupLevel::Hourly => "%Y-%m-%d, hour %H",
-        BackupLevel::Daily => "%Y-%m-%d",
-        BackupLevel::Weekly => "week %G-W%V",
-        BackupLevel::Monthly => "%Y-%m",
-        BackupLevel::Yearly => "%Y",
-    };
-    at.to_zoned(TimeZone::UTC).strftime(form).to_string()
 }

@@ -5,7 +5,7 @@
 //! and by snapshot time across origins; a chain is ordered by its newest member.
 
 use super::BackupFacts;
-use super::levels::period_of;
+use super::period::period_of;
 use crate::config::{Age, RetentionRules};
 use crate::model::{BackupId, BackupKind, BackupLevel, Guid, serialize_as_text};
 use jiff::Timestamp;

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod folders;
+mod levels;
 mod screens;
 
 use std::fs::{self, Permissions};

@@ -618,12 +618,17 @@ fn advice_says_what_a_configuration_costs() {
     full: at 20M a second, the slowest limit of the day, 1T takes 15 hours
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
     passphrase: it has fewer than 16 characters; anyone who copies the keyring from the store can try passphrases offline
+    backups: each backup is an incremental on the one before, until the incrementals of a chain hold more than 50% of its full, or the full is 90d old, or the chain has 365 incrementals; then a full
+    remote retention: these stay, with all that they build on: the 1 newest chains, whole, the 3 newest fulls
+    intermediate retention: these stay, with all that they build on: the 1 newest fulls, the 1 newest incrementals, the fulls nearest to the ages 1w, 6m, 1y
     lock: nobody without a special permission can delete what is stored for 30 days, and prune-remote waits for it; each commit extends the locks of its chain; a store that cannot do that will be refused
     ");
     let local = "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nintermediate_basedir = \"/x\"\n";
     assert_snapshot!(advice(local), @r"
     memory: at most 96M: parts of 8M x (4 in flight + 2) + 48M
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
+    backups: each backup is an incremental on the one before, until the incrementals of a chain hold more than 50% of its full; then a full
+    intermediate retention: every backup stays: there is no rule
     copies: no remote is configured: all backups are on this host and are lost with it
     ");
     let strong = advice(&format!(

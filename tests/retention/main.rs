@@ -9,5 +9,6 @@ mod lines;
 mod properties;
 mod prune;
 mod rules;
+mod simulation;
 mod snapshots;
 mod world;

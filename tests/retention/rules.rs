@@ -2,6 +2,7 @@
 
 use crate::facts::{Shelf, at, label, origin};
 use zfs_backup::config::RetentionRules;
+use zfs_backup::model::{BackupId, BackupLevel};
 use zfs_backup::plan::retention::{age_words, decide_retention, in_order};
 
 /// Two chains by month, one of them with a branch.
@@ -287,4 +288,103 @@ fn cyclic_bases_do_not_hang_the_retention_rules() {
     shelf.get_mut(&a).base = Some(b);
     assert_eq!(kept_by(&shelf, &rules(|r| r.daily = Some(1))), "i2 i3");
     assert_eq!(shelf.plan().doubts, []);
+}
+
+/// A full of the year, dailies of three days, a weekly, a monthly and what follows from them.
+///
+/// ```text
+/// F1 - i2 - i3   F1 - i4 - i5   F1 - i6 - i7
+///  yearly daily      weekly daily   monthly daily
+/// ```
+fn leveled() -> Shelf {
+    use BackupLevel::{Daily, Monthly, Weekly};
+    let mut shelf = Shelf::new("2024-02-10");
+    let full = shelf.full(1, "2024-01-01");
+    let mut add = |txg, time, base: &BackupId, level| {
+        let id = shelf.incr(txg, time, base);
+        shelf.get_mut(&id).made.level = Some(level);
+        id
+    };
+    let second = add(2, "2024-01-02", &full, Daily);
+    add(3, "2024-01-03", &second, Daily);
+    let weekly = add(4, "2024-01-08", &full, Weekly);
+    add(5, "2024-01-09", &weekly, Daily);
+    let monthly = add(6, "2024-02-01", &full, Monthly);
+    add(7, "2024-02-02", &monthly, Daily);
+    shelf
+}
+
+fn keep(text: &str) -> RetentionRules {
+    rules(|rules| rules.levels = Some(text.parse().unwrap()))
+}
+
+#[test]
+fn each_level_keeps_its_newest_periods_and_what_they_build_on() {
+    let shelf = leveled();
+    for (rules, expected) in [
+        (keep("1y"), "F1"),
+        (keep("1m"), "F1 i6"),
+        (keep("2m"), "F1 i6"),
+        (keep("1w"), "F1 i6"),
+        (keep("2w"), "F1 i4 i6"),
+        (keep("1d"), "F1 i6 i7"),
+        (keep("3d"), "F1 i4 i5 i6 i7"),
+        (keep("1y 2m 2w 1d"), "F1 i4 i6 i7"),
+        (keep("9d"), "F1 i2 i3 i4 i5 i6 i7"),
+    ] {
+        assert_eq!(kept_by(&shelf, &rules), expected, "{:?}", rules.levels);
+    }
+    let mut both = keep("1y");
+    both.daily = Some(1);
+    assert_eq!(kept_by(&shelf, &both), "F1 i6 i7");
+    let verdicts = decide_retention(&shelf.facts, &both, shelf.now);
+    let of_full = verdicts
+        .iter()
+        .find(|verdict| label(&verdict.id) == "F1")
+        .unwrap();
+    let texts: Vec<String> = of_full.reasons.iter().map(ToString::to_string).collect();
+    assert!(texts.contains(&"yearly level 1/1".to_owned()), "{texts:?}");
+}
+
+/// Levels are configured for a chain of nightly incrementals: the restore points of the past months
+/// stay.
+#[test]
+fn periods_from_before_the_levels_keep_their_newest_backup() {
+    let mut shelf = leveled();
+    for backup in &mut shelf.facts {
+        backup.made.level = None;
+    }
+    // The year and the first month and week have a full, so no other backup is needed there.
+    assert_eq!(kept_by(&shelf, &keep("1y")), "F1");
+    assert_eq!(kept_by(&shelf, &keep("2m")), "F1 i6 i7");
+    assert_eq!(kept_by(&shelf, &keep("2w")), "F1 i4 i5 i6 i7");
+}
+
+#[test]
+fn keep_at_least_counts_from_the_time_of_storing_and_says_until_when() {
+    let mut shelf = leveled();
+    let mut rules = keep("1m");
+    rules.at_least = Some("30d".parse().unwrap());
+    for backup in &mut shelf.facts {
+        backup.made.finished_at = at("2023-01-01");
+    }
+    assert_eq!(kept_by(&shelf, &rules), "F1 i6");
+    // Stored weeks after its snapshot was taken. Its base stays with it.
+    shelf.facts[2].made.stored_at = Some(at("2024-01-20"));
+    assert_eq!(kept_by(&shelf, &rules), "F1 i2 i3 i6");
+    // Without a time of the store the time of the host counts.
+    shelf.facts[4].made.finished_at = at("2024-01-12");
+    assert_eq!(kept_by(&shelf, &rules), "F1 i2 i3 i4 i5 i6");
+    let verdicts = decide_retention(&shelf.facts, &rules, shelf.now);
+    let reason = |name: &str| {
+        let verdict = verdicts.iter().find(|verdict| label(&verdict.id) == name);
+        verdict.unwrap().reasons[0].to_string()
+    };
+    assert_eq!(
+        reason("i3"),
+        "billed until 2024-02-19 whatever happens (keep_at_least)"
+    );
+    assert_eq!(reason("i6"), "monthly level 1/1");
+    shelf.now = at("2024-02-19");
+    assert_eq!(kept_by(&shelf, &rules), "F1 i6");
 }

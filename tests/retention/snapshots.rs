@@ -3,7 +3,7 @@
 use crate::facts::{Shelf, at};
 use std::collections::BTreeSet;
 use zfs_backup::config::KeepLevels;
-use zfs_backup::model::{BackupId, BackupKind, Guid};
+use zfs_backup::model::{BackupId, BackupKind, BackupLevel, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{StartedFact, Unreadable};
 use zfs_backup::plan::snapshots::{
@@ -420,4 +420,23 @@ fn a_snapshot_with_our_mark_and_another_name_is_named_and_never_destroyed() {
     // The newest own one is the newest of those that are ours.
     case.stores[0].facts.pop();
     assert_eq!(case.destroyed(), [1, 2]);
+}
+
+#[test]
+fn the_only_form_of_a_base_of_a_level_stays() {
+    let mut case = Case::new();
+    let level = |case: &mut Case, index: usize, level| {
+        case.stores[0].facts[index].made.level = Some(level);
+    };
+    level(&mut case, 1, BackupLevel::Monthly);
+    level(&mut case, 2, BackupLevel::Daily);
+    case.levels = Some("2y 12m 14d".parse().unwrap());
+    // The full is the base of the next yearly, the second of the next monthly.
+    assert_eq!(case.destroyed(), [1, 2, 3]);
+    case.bookmarks.retain(|bookmark| bookmark.guid == Guid(3));
+    assert_eq!(case.destroyed(), [3]);
+    case.levels = Some("12m 14d".parse().unwrap());
+    assert_eq!(case.destroyed(), [1, 3]);
+    case.levels = None;
+    assert_eq!(case.destroyed(), [1, 2, 3]);
 }

@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) shelf: Shelf,
     pub(crate) lifecycle: LifecycleRules,
     pub(crate) bookmarks: Vec<Bookmark>,
+    /// Whether backups name earlier ones and a prune asks the pool. Both take time.
+    pub(crate) has_time_lines: bool,
     /// The backups with a missing or damaged object of their own.
     pub(crate) damaged: BTreeSet<BackupId>,
     /// The snapshots of pruned backups, which the prune records name.
@@ -46,6 +48,7 @@ impl World {
             shelf,
             lifecycle,
             bookmarks: Vec::new(),
+            has_time_lines: true,
             damaged: BTreeSet::new(),
             pruned: BTreeSet::new(),
             number: 0,
@@ -137,7 +140,9 @@ impl World {
         facts.snapshot.guid = snapshot.guid;
         facts.snapshot.createtxg = snapshot.createtxg;
         facts.snapshot.created_at = at;
-        facts.made.previous = Some(previous_of(&self.shelf.facts, &self.pool(), snapshot.guid));
+        facts.made.previous = self
+            .has_time_lines
+            .then(|| previous_of(&self.shelf.facts, &self.pool(), snapshot.guid));
         facts.made.level = level;
         (facts.made.started_at, facts.made.finished_at) = (at, at);
         facts.id = id;
@@ -182,7 +187,7 @@ impl World {
     pub(crate) fn plan_prune(&mut self, at: Timestamp, store_clock: Timestamp) -> PrunePlan {
         self.shelf.now = at;
         self.shelf.store_clock = Some(store_clock);
-        self.shelf.pool = Some(self.pool());
+        self.shelf.pool = self.has_time_lines.then(|| self.pool());
         self.shelf.plan()
     }
 

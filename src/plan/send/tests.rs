@@ -1,5 +1,7 @@
 //! The decision by table: the pool, the stores, the request, and the result.
 
+mod levels;
+
 use super::*;
 use crate::manifest::Origin;
 use crate::model::Digest;

@@ -3,7 +3,7 @@
 
 use super::{BaseLoss, FullReason, LocalBase, SendConflict};
 use crate::model::{bytes_text, serialize_as_text};
-use crate::plan::levels::period_text;
+use crate::plan::period::period_text;
 use std::fmt;
 
 serialize_as_text!(FullReason);

@@ -117,7 +117,7 @@ async fn extend_all(
                 "{} cannot extend locks, and object_lock_days does not cover the longest chain",
                 store.url()
             ),
-            "set backup-lifecycle.full_every, and object_lock_days to at least as long; or remove object_lock_days",
+            "set backup-lifecycle.full_every (or keep), and object_lock_days to at least as long; or remove object_lock_days",
         )),
         _ => Err(error.into()),
     }

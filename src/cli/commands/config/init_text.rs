@@ -138,8 +138,19 @@ pub(crate) fn config_text(answers: &Answers) -> String {
         lines.push("part_size = \"100M\"".to_owned());
         lines.push("concurrency = 2".to_owned());
     }
+    lines.extend(LIFECYCLE.map(str::to_owned));
     lines.join("\n") + "\n"
 }
+
+/// The levels of a new configuration.
+const LIFECYCLE: [&str; 6] = [
+    "",
+    "[backup-lifecycle]",
+    "# The first backup of a year is a full, the first of a month and of a week are",
+    "# incrementals of their own level. So many of each stay; prune deletes the rest.",
+    "# docs/levels.md explains it, `zfs-backup config check` says what it means here.",
+    "keep = \"2y 12m 8w 14d\"",
+];
 
 /// Returns the `split_size`: large enough for the longest full. With B2 a chunk fits into one part
 /// if possible, because B2 then computes and keeps its SHA-1.
