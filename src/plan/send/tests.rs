@@ -1,5 +1,6 @@
 //! The decision by table: the pool, the stores, the request, and the result.
 
+#[cfg(test)]
 mod levels;
 
 use super::*;

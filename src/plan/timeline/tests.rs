@@ -3,31 +3,36 @@
 
 use super::*;
 use crate::manifest::SnapshotRef;
-use crate::model::{BackupKind, Digest};
+use crate::model::{BackupKind, BackupLevel, Digest};
 use crate::plan::Making;
 use crate::plan::fixtures::at;
 
 /// Reads lines `NAME host TXG DAY [base=NAME] [after=NAME,NAME]`, where the host is `x`, `y` or `-`
 /// for an old manifest. An old manifest names only its base; all others name the backups they come
-/// after. `-` as `after` is the empty list.
+/// after. `-` as `after` is the empty list, `level=NAME` a level.
 fn backups(table: &str) -> Vec<(String, BackupFacts)> {
     let mut made: Vec<(String, BackupFacts)> = Vec::new();
     for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let mut words = line.split_whitespace();
         let mut next = || words.next().unwrap().to_owned();
         let (name, host, txg, day) = (next(), next(), next(), next());
-        let (mut base, mut after) = (None, None);
+        let (mut base, mut after, mut level) = (None, None, None);
         let find = |name: &str| {
             made.iter()
                 .find(|(other, _)| other == name)
                 .map(|(_, backup)| backup.clone())
         };
-        let absent = |name: &str| id_of(name.trim_start_matches('!'), BackupKind::Full, 1);
+        let absent = |name: &str| {
+            let name = name.trim_start_matches('!');
+            let (name, day) = name.split_once('@').unwrap_or((name, "1"));
+            id_of(name, BackupKind::Full, day.parse().unwrap())
+        };
         for word in words {
             match word.split_once('=').unwrap() {
                 ("base", name) => base = Some(find(name).unwrap()),
                 ("after", "-") => after = Some(Vec::new()),
-                // A name with `!` is that of a deleted backup.
+                ("level", name) => level = BackupLevel::from_name(name),
+                // A name with `!` is that of a deleted backup, perhaps with its day: `!NAME@DAY`.
                 (_, names) => {
                     let id =
                         |name: &str| find(name).map_or_else(|| absent(name), |backup| backup.id);
@@ -67,6 +72,7 @@ fn backups(table: &str) -> Vec<(String, BackupFacts)> {
                 started_at: at(day),
                 finished_at: at(day),
                 adopted: false,
+                level,
                 ..Making::default()
             },
             requested: Vec::new(),
@@ -183,6 +189,34 @@ fn single_time_line_has_no_strays_for_any_pool_contents() {
         assert_eq!(strays(LINEAR, known), "", "{known}");
     }
     assert_eq!(newest(LINEAR), "p4");
+}
+
+/// A weekly and its dailies lie between a full and the monthly, which builds on the full. The last
+/// daily, which the monthly came after, is deleted.
+#[test]
+fn a_backup_with_a_level_on_an_older_base_does_not_make_a_second_time_line() {
+    let table = |level: &str| {
+        format!(
+            "
+            f1 x 10 1 after=-
+            w2 x 20 2 base=f1 after=f1 level=weekly
+            m4 x 40 4 base=f1 after=!d3@3 {level}
+            n5 x 50 5 base=m4 after=m4"
+        )
+    };
+    for known in ["n5", "m4 n5", "f1 n5"] {
+        assert_eq!(strays(&table("level=monthly"), known), "", "{known}");
+    }
+    // Without levels a base that is not the newest backup is evidence.
+    assert_eq!(strays(&table(""), "n5"), "w2");
+    assert_eq!(newest(&table("level=monthly")), "n5");
+    // A pool that knew the weekly names it, or what follows from it.
+    let other = "
+        f1 x 10 1 after=-
+        w2 y 20 2 base=f1 after=f1 level=weekly
+        m4 x 40 4 base=f1 after=f1 level=monthly
+        n5 x 50 5 base=m4 after=m4";
+    assert_eq!(strays(other, "n5"), "w2");
 }
 
 #[test]
