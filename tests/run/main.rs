@@ -39,6 +39,7 @@ mod guards;
 mod instructions;
 mod interrupted;
 mod keys;
+mod levels;
 mod locks;
 mod nights;
 mod observer;

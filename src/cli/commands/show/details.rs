@@ -183,11 +183,11 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
     lines
 }
 
-/// Returns the kind of a backup, or the level of an incremental with a level. A shorter level is
-/// indented more.
+/// Returns the kind and the level of a backup. A shorter level is indented more.
 fn kind_cell(backup: &BackupView) -> String {
     match (backup.kind, backup.level) {
-        (BackupKind::Full, _) => backup.kind.as_str().to_owned(),
+        (BackupKind::Full, None) => backup.kind.as_str().to_owned(),
+        (BackupKind::Full, Some(level)) => format!("{}, {level}", backup.kind.as_str()),
         (BackupKind::Incr, None) => format!("+ {}", backup.kind.as_str()),
         (BackupKind::Incr, Some(level)) => {
             let depth = BackupLevel::Yearly as usize - level as usize;

@@ -7,7 +7,7 @@ use crate::cli::commands::show::views::{
     UploadView,
 };
 use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
-use crate::model::{BackupId, BackupKind, DatasetName, Guid};
+use crate::model::{BackupId, BackupKind, BackupLevel, DatasetName, Guid};
 use crate::plan::health::judge_health;
 use crate::state::history::{DatasetHistory, DrillNote, FailureNote, SeenNote, VerifyNote};
 use insta::assert_snapshot;
@@ -397,6 +397,47 @@ fn details_list_snapshots_chains_stores_and_unfinished_uploads() {
     ");
     let none = details::lines(&all, &dataset("tank/a", None)).join("\n");
     assert!(none.contains("no store was asked"), "{none}");
+}
+
+#[test]
+fn details_show_a_chain_with_levels_as_a_tree() {
+    use BackupLevel::{Daily, Monthly, Weekly, Yearly};
+    let full = id(40 * DAY, BackupKind::Full, 0);
+    let of_level = |days: i64, position, level| BackupView {
+        level: Some(level),
+        ..backup(days * DAY, position, &full, None)
+    };
+    let mut view = dataset("tank/media", None);
+    view.remote = Some(StoreView {
+        backups: vec![
+            of_level(40, 0, Yearly),
+            of_level(39, 1, Daily),
+            of_level(33, 1, Weekly),
+            of_level(32, 2, Daily),
+            of_level(10, 1, Monthly),
+            of_level(9, 2, Weekly),
+            of_level(8, 3, Daily),
+        ],
+        ..StoreView::default()
+    });
+    let all = overview(vec![view]);
+    let lines = details::lines(&all, &all.datasets[0]);
+    assert!(
+        lines.iter().all(|line| line.chars().count() <= 80),
+        "{lines:#?}"
+    );
+    let tree = lines.iter().filter(|line| !line.starts_with("      2"));
+    let tree: Vec<&str> = tree.map(String::as_str).collect();
+    assert_snapshot!(tree[2..].join("\n"), @r"
+      KIND          SNAPSHOT OF       AGE  STREAM  STORED  WHERE
+      full, yearly  2026-12-06 08:00  40d   50.0G   51.0G  remote
+          + daily   2026-12-07 08:00  39d   50.0G   51.0G  remote
+        + weekly    2026-12-13 08:00  33d   50.0G   51.0G  remote
+          + daily   2026-12-14 08:00  32d   50.0G   51.0G  remote
+      + monthly     2027-01-05 08:00  10d   50.0G   51.0G  remote
+        + weekly    2027-01-06 08:00   9d   50.0G   51.0G  remote
+          + daily   2027-01-07 08:00   8d   50.0G   51.0G  remote
+    ");
 }
 
 #[test]
