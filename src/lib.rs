@@ -29,6 +29,7 @@
 //! pin            a ZFS hold of this program on a snapshot that an unfinished upload needs
 //! backup         one stored stream with a manifest that verifies; a full or an incremental
 //! base           the backup that an incremental builds on
+//! level          the unit of time that a backup stands for: a year, month, week, day or hour
 //! chain          a full and the incrementals that lead from it to a backup
 //! time line      the backups of one origin that one pool can have made in sequence
 //! twin           another backup of the same snapshot

@@ -20,6 +20,7 @@ pub(super) const CONFIGURATION: Target = Target {
             "[main]\nzfs_fs = \"tank\"\nremote = \"s3:https://s3.example.com/bucket/prefix\"\nencryption_passphrase = \"x\"\n",
             "[main]\nzfs_fs = [\"tank/a\", \"tank/b\"]\nrecursive = true\nexclude = [\"tank/*/tmp\"]\nremote = \"file:/srv/b\"\nsplit_size = \"1G\"\nfull_every = \"30d\"\nsequence = [\"snapshot\", \"backup-remote\"]\n\n[lifecycle-remote]\nkeep-last-chains = 2\nkeep-within = \"1y\"\n",
             "[s3]\npart_size = \"16M\"\n[b2]\n[prune]\n[lifecycle-intermediate]\n[hooks]\nbefore = \"/bin/true a 'b c'\"\n",
+            "[backup-lifecycle]\nkeep = \"2y 12m 8w 14d\"\nlevel_base = \"longer\"\nfull_every = \"never\"\n[lifecycle-remote]\nkeep_at_least = \"180d\"\n",
         ];
         texts.map(|text| text.as_bytes().to_vec()).into()
     },

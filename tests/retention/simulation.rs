@@ -29,7 +29,12 @@ fn changed_bytes(days: u64) -> u64 {
     let days = i32::try_from(days).unwrap();
     let of = |size: f64, written: f64| size * (1.0 - (1.0 - written / size).powi(days));
     let changed = of(WORKING_SET_GIB, WRITTEN_THERE_GIB) + of(DATASET_GIB, WRITTEN_ANYWHERE_GIB);
-    (changed * GIB) as u64
+    to_bytes(changed)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "far below 64 bits")]
+fn to_bytes(gib: f64) -> u64 {
+    (gib * GIB) as u64
 }
 
 struct Strategy {
@@ -136,7 +141,7 @@ fn simulate(strategy: Strategy) -> String {
         let now = after(at("2024-01-01"), 24 * i64::try_from(night).unwrap());
         let number = world.number + 1;
         world.back_up(now, |base| match base {
-            None => (DATASET_GIB * GIB) as u64,
+            None => to_bytes(DATASET_GIB),
             Some(base) => changed_bytes(number - base.snapshot.createtxg),
         });
         let made = world.shelf.facts.last().unwrap();

@@ -58,14 +58,21 @@ pub(crate) fn any_rules() -> impl Strategy<Value = RetentionRules> {
         proptest::option::weighted(0.2, 1u32..6),
         count(4),
         proptest::option::weighted(0.2, 1u32..4),
+        proptest::option::weighted(
+            0.3,
+            prop_oneof![Just("1m 2w 3d"), Just("2w 1d"), Just("2d 6h")],
+        ),
+        proptest::option::weighted(0.2, 1u32..20),
     )
         .prop_map(
-            |(last_chains, last_fulls, within, daily, age)| RetentionRules {
+            |(last_chains, last_fulls, within, daily, age, keep, at_least)| RetentionRules {
                 last_chains,
                 last_fulls,
                 within: within.map(Age::days),
                 daily,
                 full_ages: age.map(Age::days).into_iter().collect(),
+                levels: keep.map(|keep| keep.parse().unwrap()),
+                at_least: at_least.map(Age::days),
                 ..Default::default()
             },
         )

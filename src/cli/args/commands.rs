@@ -31,9 +31,9 @@ pub(crate) enum Command {
     /// Destroy this tool's snapshots that are older than oldest_snapshot_days and that nothing
     /// needs
     PruneSnapshots(PruneByAge),
-    /// Delete from the intermediate directory what [lifecycle-intermediate] does not keep
+    /// Delete from the intermediate directory what `keep` and [lifecycle-intermediate] do not keep
     PruneIntermediate(PruneByAge),
-    /// Delete from the remote what [lifecycle-remote] does not keep
+    /// Delete from the remote what `keep` and [lifecycle-remote] do not keep
     PruneRemote(PruneByAge),
     /// Compare the signed manifests with what the store itself reports; downloads no chunk unless
     /// asked
@@ -121,7 +121,7 @@ impl Command {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Upload {
-    /// Also copy what was pruned in the remote, or what [lifecycle-remote] would delete at once
+    /// Also copy what was pruned in the remote, or what prune-remote would delete at once
     #[arg(long)]
     pub(crate) all: bool,
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::manifest::{Origin, SnapshotRef};
-use crate::model::{BackupKind, Digest, Guid};
+use crate::model::{BackupKind, BackupLevel, Digest, Guid};
 use jiff::Timestamp;
 
 /// Makes a backup of snapshot `guid` with this nonce, based on `base`.
@@ -398,4 +398,30 @@ fn only_new_backups_are_reported_as_pruned_after_the_copy() {
         doomed_ids(&[&newer], &[&new, &child], &rules),
         [new.id, child.id]
     );
+}
+
+#[test]
+fn with_levels_a_nightly_whose_time_is_over_is_not_copied() {
+    let full = facts(1, 1, None);
+    let daily = |guid| {
+        let mut backup = facts(guid, 1, Some(&full));
+        backup.made.level = Some(BackupLevel::Daily);
+        backup
+    };
+    let (second, third) = (daily(2), daily(3));
+    let local = [full.clone(), second.clone(), third];
+    let now = Timestamp::from_second(1_770_000_000).unwrap();
+    let rules = RetentionRules {
+        levels: Some("1y 1d".parse().unwrap()),
+        // What is not stored yet is not billed.
+        at_least: Some("100y".parse().unwrap()),
+        ..RetentionRules::default()
+    };
+    let doomed_ids =
+        |local: &[BackupFacts]| doomed(std::slice::from_ref(&full), local, &rules, now);
+    assert_eq!(doomed_ids(&local), [second.id].into());
+    // The newest usable backup is copied also when a newer one is damaged.
+    let mut damaged = local;
+    damaged[2].flaw = Some("a chunk is missing".into());
+    assert_eq!(doomed_ids(&damaged), [].into());
 }

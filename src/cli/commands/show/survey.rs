@@ -20,7 +20,7 @@ use crate::cli::open::identity::known_stores;
 use crate::cli::open::reading::{ReadSide, open_configured, open_for_reading, trusted_keys};
 use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::screen::output::Output;
-use crate::config::Config;
+use crate::config::{Config, FullEvery};
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
 use crate::run::backup::StoreRole;
@@ -553,6 +553,13 @@ fn never_deleted(config: &Config, datasets: &[DatasetView]) -> Vec<String> {
     {
         kept.push(format!(
             "all backups in the {section}: [lifecycle-{section}] has no rule"
+        ));
+    }
+    let lifecycle = &config.backup_lifecycle;
+    if let (Some(keep), Some(FullEvery::Never)) = (lifecycle.keep, lifecycle.full_every) {
+        let level = keep.longest();
+        kept.push(format!(
+            "the first full and every {level} backup: full_every is \"never\", and each builds on the one before"
         ));
     }
     if config.snapshots.oldest_days.is_none() {
