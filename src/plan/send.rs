@@ -28,6 +28,8 @@
 mod levels;
 mod text;
 
+pub use levels::is_longer_level_due;
+
 use super::BackupFacts;
 use super::chunk_count::TooManyChunks;
 use super::levels::LevelRules;

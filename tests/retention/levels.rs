@@ -188,7 +188,7 @@ fn without_bytes(plan: SendPlan) -> (Option<BackupId>, Option<BackupLevel>) {
     match plan {
         SendPlan::Full { level, .. } => (None, level),
         SendPlan::Incremental { backup, level, .. } => (Some(backup.id), level),
-        SendPlan::UpToDate { id } => (Some(id), None),
+        SendPlan::UpToDate { id } | SendPlan::Unchanged { id, .. } => (Some(id), None),
     }
 }
 

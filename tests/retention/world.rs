@@ -97,6 +97,7 @@ impl World {
             target: &self.shelf.facts,
             remote: &[],
             unseen: None,
+            unfit_bases: &BTreeSet::new(),
             flags: &["compressed".to_owned()],
             recipients: &[],
             full_estimate_bytes: Some(1),
@@ -116,7 +117,9 @@ impl World {
         let (base, level) = match &plan {
             SendPlan::Full { level, .. } => (None, *level),
             SendPlan::Incremental { backup, level, .. } => (Some(&**backup), *level),
-            SendPlan::UpToDate { id } => panic!("{id} has no new snapshot"),
+            SendPlan::UpToDate { id } | SendPlan::Unchanged { id, .. } => {
+                panic!("{id} needs no backup")
+            }
         };
         let stored_bytes = bytes(base);
         let kind = match base {

@@ -217,3 +217,45 @@ async fn a_resumed_upload_keeps_the_level_that_it_began_with() {
         assert_eq!(manifest.level, Some(BackupLevel::Monthly));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unchanged_dataset_gets_a_backup_of_each_longer_level_and_no_full() {
+    let mut world = leveled_world("2025-01-01");
+    world.settings.skip_unchanged = true;
+    nightly(&world).await;
+    night(&world, "2025-01-02", 1);
+    nightly(&world).await;
+    let mut made = Vec::new();
+    for day in [
+        "2025-01-03",
+        "2025-01-06",
+        "2025-01-07",
+        "2025-01-13",
+        "2025-02-01",
+        "2025-02-03",
+        "2025-03-01",
+        "2026-01-01",
+    ] {
+        set_day(&world, day);
+        world.snapshot();
+        let run = world.try_back_up_as(RequestedKind::Lifecycle).await;
+        let level = run.unwrap().committed.first().map(|it| it.manifest.level);
+        made.push((day, level.flatten().map(BackupLevel::as_str)));
+    }
+    assert_eq!(
+        made,
+        [
+            ("2025-01-03", None),
+            ("2025-01-06", Some("weekly")),
+            ("2025-01-07", None),
+            ("2025-01-13", None),
+            ("2025-02-01", Some("monthly")),
+            ("2025-02-03", None),
+            ("2025-03-01", None),
+            ("2026-01-01", None),
+        ]
+    );
+    // The full that was due is made as soon as something is written.
+    night(&world, "2026-01-02", 2);
+    assert_eq!(nightly(&world).await.manifest.base, None);
+}

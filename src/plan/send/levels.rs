@@ -88,6 +88,20 @@ pub(super) fn plan_level(
     }
 }
 
+/// Whether an incremental of a longer level than that of the newest backup is due. It is made even
+/// if nothing was written, because its level keeps the state of the dataset for longer.
+pub fn is_longer_level_due(
+    facts: &SendFacts<'_>,
+    rules: &LifecycleRules,
+    newest: &BackupFacts,
+) -> bool {
+    let (Some(levels), Some(snapshot)) = (&rules.levels, facts.snapshot) else {
+        return false;
+    };
+    let due = LevelPlanner::new(facts, levels, snapshot, newest).due_level(snapshot, true);
+    due > level_of(newest, &levels.keep)
+}
+
 impl<'a> LevelPlanner<'a> {
     fn new(
         facts: &SendFacts<'a>,

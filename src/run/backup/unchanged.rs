@@ -16,7 +16,7 @@ use crate::catalog::remembered::{read_at, recall};
 use crate::catalog::stores::{RemoteView, StoresView};
 use crate::catalog::usable::UsableCatalog;
 use crate::model::{BackupId, Guid, KnownStore, ReadFault};
-use crate::plan::send::{RequestedKind, SendPlan, newest_comparable};
+use crate::plan::send::{RequestedKind, SendPlan, is_longer_level_due, newest_comparable};
 use crate::run::blocking::blocking;
 use crate::run::pool::select::Selected;
 use crate::run::transfer::StreamSource;
@@ -51,12 +51,24 @@ pub(super) async fn plan(
 ) -> Result<PlannedBackup, RunError> {
     match find_unchanged(env, view, requested, unreadable).await? {
         None => decide(env, view, requested, unreadable),
-        Some(plan) => Ok(PlannedBackup {
-            plan,
+        // A full that is due waits until something is written.
+        Some(unchanged) if unchanged.is_level_due => {
+            decide(env, view, RequestedKind::Incremental, unreadable)
+        }
+        Some(unchanged) => Ok(PlannedBackup {
+            plan: unchanged.plan,
             estimate_bytes: None,
             stepped_over: Vec::new(),
         }),
     }
+}
+
+/// A dataset to which nothing was written.
+struct UnchangedDataset {
+    /// The plan: no backup.
+    plan: SendPlan,
+    /// Whether a backup of a longer level is due nevertheless.
+    is_level_due: bool,
 }
 
 /// Returns the plan for a dataset whose newest snapshot differs in nothing from the newest usable
@@ -69,7 +81,7 @@ async fn find_unchanged(
     view: &View,
     requested: RequestedKind,
     unreadable: &BTreeMap<Guid, ReadFault>,
-) -> Result<Option<SendPlan>, RunError> {
+) -> Result<Option<UnchangedDataset>, RunError> {
     let settings = &env.settings;
     let flags = send_flags(&view.local.dataset, settings);
     let is_raw = flags.raw && view.local.dataset.encrypted;
@@ -102,9 +114,12 @@ async fn find_unchanged(
         base_guid: Some(backup.snapshot.guid),
     };
     let is_unchanged = blocking(move || is_empty(&source, expect)).await?;
-    Ok(is_unchanged.then(|| SendPlan::Unchanged {
-        snapshot: Snapshot::clone(snapshot),
-        id: backup.id.clone(),
+    Ok(is_unchanged.then(|| UnchangedDataset {
+        plan: SendPlan::Unchanged {
+            snapshot: Snapshot::clone(snapshot),
+            id: backup.id.clone(),
+        },
+        is_level_due: is_longer_level_due(&facts, &settings.lifecycle, backup),
     }))
 }
 
@@ -185,7 +200,8 @@ pub(super) async fn settle_from_memory(
         return Ok(Some(BackupEnd::UpToDate(backup.id.clone())));
     }
     let found = find_unchanged(env, &view, requested, &BTreeMap::new()).await?;
-    Ok(found.and_then(BackupEnd::without_upload))
+    let found = found.filter(|unchanged| !unchanged.is_level_due);
+    Ok(found.and_then(|unchanged| BackupEnd::without_upload(unchanged.plan)))
 }
 
 /// Returns what this host knows of the store, if that is recent and whole and no upload of the

@@ -278,6 +278,40 @@ fn bookmarks_stay_for_the_newest_base_of_each_level_in_two_chains() {
 }
 
 #[test]
+fn an_unchanged_dataset_needs_a_backup_only_of_a_longer_level() {
+    let is_needed = |case: &Case| {
+        let snapshots = [snapshot(case.snapshots[0])];
+        let bookmarks: Vec<Bookmark> = case.bookmarks.iter().map(|n| bookmark(*n)).collect();
+        let facts = SendFacts {
+            bookmarks: &bookmarks,
+            ..facts_of(case, &snapshots)
+        };
+        let (_, newest) = newest_comparable(&facts).unwrap();
+        is_longer_level_due(&facts, &case.rules, newest)
+    };
+    let ends_with = |last: usize| year()[..last].to_vec();
+    let here = [1, 2, 3, 31, 32];
+    for (what, case, expected) in [
+        ("a day after a daily", case(33, &here, year()), false),
+        ("a month after a daily", case(59, &here, year()), true),
+        (
+            "a month after a monthly",
+            case(59, &here, ends_with(4)),
+            false,
+        ),
+        ("a month after a full", case(59, &here, ends_with(1)), false),
+        (
+            "a year after a monthly",
+            case(365, &here, ends_with(4)),
+            false,
+        ),
+        ("a year after a daily", case(365, &here, year()), true),
+    ] {
+        assert_eq!(is_needed(&case), expected, "{what}");
+    }
+}
+
+#[test]
 fn the_text_of_a_due_full_names_its_period() {
     let texts = BackupLevel::ALL.map(|level| {
         let why = FullReason::FirstOf { level, at: at(365) };
