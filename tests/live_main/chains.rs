@@ -345,6 +345,7 @@ fn base_destroyed_between_plan_and_send_causes_a_new_plan() {
                     full_age_max: None,
                     incrementals_max: None,
                     auto_full_bytes_max: 1 << 30,
+                    levels: None,
                 },
                 state_dir: state.path().to_owned(),
                 host: "test".into(),
