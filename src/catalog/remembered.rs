@@ -4,15 +4,19 @@
 use crate::catalog::CatalogError;
 use crate::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
 use crate::manifest::{MANIFEST_BYTES_MAX, parse_manifest};
-use crate::model::{BackupId, DatasetName, Digest, KnownStore, error_chain};
+use crate::model::{BackupId, DatasetName, Digest, Guid, KnownStore, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::manifests::{CacheMode, ObjectCache};
-use crate::state::remembered::{ManifestPart, RememberedManifests};
+use crate::state::remembered::{ManifestPart, MemoryTime, RememberedManifests};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, StoreRead};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::path::Path;
+
+/// The age from which what is remembered may no longer stand for a request lies between these two.
+const AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
+const AGE_MIN: SignedDuration = SignedDuration::from_hours(4 * 24);
 
 /// Saves the manifests of these backups, as listed at that time, and removes all others. Fetches only manifests that are
 /// neither saved nor cached.
@@ -28,7 +32,7 @@ pub(crate) async fn remember(
 ) -> Result<(), CatalogError> {
     let files = RememberedManifests::new(state_dir, &store.known(), dataset);
     files.create()?;
-    files.clear_read_at()?;
+    files.clear_time(MemoryTime::Read)?;
     let wanted: BTreeSet<&BackupId> = whole.iter().map(|backup| &backup.manifest.id).collect();
     for id in files.ids()?.iter().filter(|id| !wanted.contains(id)) {
         files.remove(id)?;
@@ -53,7 +57,7 @@ pub(crate) async fn remember(
         files.write(id, ManifestPart::Signature, &signature)?;
         files.write(id, ManifestPart::Manifest, &manifest)?;
     }
-    files.note_read_at(listed_at)?;
+    files.note_time(MemoryTime::Read, listed_at)?;
     Ok(())
 }
 
@@ -67,7 +71,50 @@ pub(crate) fn read_at(
     store: &KnownStore,
     dataset: &DatasetName,
 ) -> Result<Option<Timestamp>, CatalogError> {
-    Ok(RememberedManifests::new(state_dir, store, dataset).read_at()?)
+    Ok(RememberedManifests::new(state_dir, store, dataset).time(MemoryTime::Read)?)
+}
+
+/// Returns when this host last pruned the dataset in the store; `None` if that is not known.
+///
+/// # Errors
+/// [`CatalogError::State`].
+pub(crate) fn pruned_at(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<Option<Timestamp>, CatalogError> {
+    Ok(RememberedManifests::new(state_dir, store, dataset).time(MemoryTime::Pruned)?)
+}
+
+/// Records that a prune read the store and left nothing to delete. Does nothing for a store whose
+/// backups are not remembered.
+///
+/// # Errors
+/// [`CatalogError::State`].
+pub(crate) fn note_pruned_at(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+    at: Timestamp,
+) -> Result<(), CatalogError> {
+    let files = RememberedManifests::new(state_dir, store, dataset);
+    if files.exist()? {
+        files.note_time(MemoryTime::Pruned, at)?;
+    }
+    Ok(())
+}
+
+/// Returns whether a time is so recent that what was known then may stand for a request. Each
+/// dataset has a limit of its own, so that not all are read in one night. A time in the future
+/// shows that a clock was wrong, and is not recent.
+pub(crate) fn is_recent(at: Timestamp, now: Timestamp, dataset: Guid) -> bool {
+    (SignedDuration::ZERO..=age_max(dataset)).contains(&now.duration_since(at))
+}
+
+fn age_max(dataset: Guid) -> SignedDuration {
+    let spread = AGE_MAX - AGE_MIN;
+    let seconds = dataset.0 % u64::try_from(spread.as_secs()).unwrap_or(1);
+    AGE_MIN + SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(0))
 }
 
 /// Makes the next backup read the store, because its backups of the dataset are no longer what this
@@ -80,7 +127,7 @@ pub(crate) fn distrust(
     store: &KnownStore,
     dataset: &DatasetName,
 ) -> Result<(), CatalogError> {
-    Ok(RememberedManifests::new(state_dir, store, dataset).clear_read_at()?)
+    Ok(RememberedManifests::new(state_dir, store, dataset).clear_time(MemoryTime::Read)?)
 }
 
 /// Saves the manifest of a backup that this host has just committed to the store, so that a plan
@@ -152,4 +199,22 @@ pub(crate) fn recall(
         newest_object_at: None,
     };
     Ok(Some((catalog, untrusted)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_for_days_and_never_from_the_future() {
+        let now: Timestamp = "2026-03-10T02:00:00Z".parse().expect("a time");
+        let ago = |hours| now - SignedDuration::from_hours(hours);
+        for dataset in [0, 1, u64::MAX, 1 << 40].map(Guid) {
+            assert!((AGE_MIN..AGE_MAX).contains(&age_max(dataset)));
+            assert!(is_recent(now, now, dataset));
+            assert!(is_recent(ago(4 * 24), now, dataset));
+            assert!(!is_recent(ago(7 * 24), now, dataset));
+            assert!(!is_recent(ago(-1), now, dataset));
+        }
+    }
 }

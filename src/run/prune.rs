@@ -18,10 +18,12 @@ mod delete;
 mod forget;
 mod locks;
 mod record;
+mod settled;
 mod unreadable;
 mod view;
 
 pub use forget::{Forgotten, forget, plan_forget};
+pub use settled::deletes_nothing;
 pub(super) use view::read_leftovers;
 use view::read_view_uncached;
 pub use view::{PruneView, SecondaryStore, read_view};
@@ -29,6 +31,7 @@ pub use view::{PruneView, SecondaryStore, read_view};
 use super::RunError;
 use super::clock::{ClockCheck, store_clocks};
 use super::transfer::Stop;
+use crate::catalog::remembered::note_pruned_at;
 use crate::config::RetentionRules;
 use crate::manifest::{Origin, PrunedEntry};
 use crate::model::{BackupId, DatasetName};
@@ -108,7 +111,16 @@ pub struct PruneOutcome {
 /// the prune has deleted whole backups from the ends of their chains, and at most one partly, which
 /// the next prune finishes.
 pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
-    let _lock = lock_dataset(&env.state_dir, &env.store.known(), &task.stored)?;
+    let known = env.store.known();
+    let _lock = lock_dataset(&env.state_dir, &known, &task.stored)?;
+    let outcome = prune_locked(env, task).await?;
+    if outcome.view.plan.doubts.is_empty() {
+        note_pruned_at(&env.state_dir, &known, &task.stored, env.now)?;
+    }
+    Ok(outcome)
+}
+
+async fn prune_locked(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
     let mut first = read_view(env, task).await?;
     if !first.plan.is_empty() {
         first = read_view_uncached(env, task, None).await?;

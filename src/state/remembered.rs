@@ -13,8 +13,23 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// The file with the time at which the store was last read.
-const READ_AT: &str = "read-at";
+/// A time that is kept beside the manifests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemoryTime {
+    /// The time at which this host last read the store's backups of the dataset.
+    Read,
+    /// The time of the last prune of the dataset on this host.
+    Pruned,
+}
+
+impl MemoryTime {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Read => "read-at",
+            Self::Pruned => "pruned-at",
+        }
+    }
+}
 
 /// A file of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,30 +90,30 @@ impl RememberedManifests {
         }
     }
 
-    /// Records when the store was read.
+    /// Records a time.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(crate) fn note_read_at(&self, at: Timestamp) -> Result<(), StateError> {
-        let path = self.folder.join(READ_AT);
+    pub(crate) fn note_time(&self, of: MemoryTime, at: Timestamp) -> Result<(), StateError> {
+        let path = self.folder.join(of.file());
         replace_until_crash(&path, at.to_string().as_bytes())
             .map_err(|source| failed("write", &path, source))
     }
 
-    /// Removes the record of when the store was read, so that the next run reads it.
+    /// Removes the record of a time.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(crate) fn clear_read_at(&self) -> Result<(), StateError> {
-        remove_if_there(&self.folder.join(READ_AT))
+    pub(crate) fn clear_time(&self, of: MemoryTime) -> Result<(), StateError> {
+        remove_if_there(&self.folder.join(of.file()))
     }
 
-    /// Returns when the store was last read; `None` if that is not known.
+    /// Returns the recorded time; `None` if it is not known.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(crate) fn read_at(&self) -> Result<Option<Timestamp>, StateError> {
-        let path = self.folder.join(READ_AT);
+    pub(crate) fn time(&self, of: MemoryTime) -> Result<Option<Timestamp>, StateError> {
+        let path = self.folder.join(of.file());
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(text.trim().parse().ok()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -1,16 +1,17 @@
 //! Snapshots that need no backup, because nothing was written since the newest one, and how little
 //! they ask of the store.
 
+use crate::cached::prune_task;
 use crate::world::{LIFECYCLE, World, all_committed, name, noise, now, quick_keys};
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use zfs_backup::config::RawMode;
+use zfs_backup::config::{RawMode, RetentionRules};
 use zfs_backup::model::{BackupId, BackupKind};
 use zfs_backup::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnd, BackupEnv, BackupRun, back_up, plan_backup};
-use zfs_backup::run::prune::forget;
+use zfs_backup::run::prune::{PruneEnv, PruneTask, deletes_nothing, forget, prune_dataset};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::zfs::{PropertyValue, ZfsSnapshots};
@@ -263,4 +264,51 @@ async fn forgotten_backup_is_made_again_the_next_night() {
     world.snapshot();
     let run = run(&listing(&world), &world).await.unwrap();
     assert_eq!(words(&run, &id), "full");
+}
+
+/// Whether a prune with these rules would need the store.
+fn is_settled(world: &World, env: &PruneEnv, rules: &RetentionRules) -> bool {
+    world.store.clear_events();
+    let settled = deletes_nothing(env, &world.selected(), rules).unwrap();
+    assert!(world.store.events().is_empty());
+    settled
+}
+
+#[tokio::test]
+async fn prune_asks_nothing_while_the_rules_keep_all_that_is_remembered() {
+    let (world, _) = backed_up().await;
+    let one_chain = RetentionRules {
+        last_chains: Some(1),
+        ..RetentionRules::default()
+    };
+    let env = world.prune_env(now());
+    assert!(!is_settled(&world, &env, &one_chain), "never pruned");
+    let task = PruneTask {
+        rules: one_chain.clone(),
+        ..prune_task(&world)
+    };
+    prune_dataset(&env, &task).await.unwrap();
+    assert!(is_settled(&world, &env, &one_chain));
+    let in_a_week = world.prune_env(now() + SignedDuration::from_hours(7 * 24));
+    assert!(!is_settled(&world, &in_a_week, &one_chain));
+    let yesterday = world.prune_env(now() - SignedDuration::from_hours(24));
+    assert!(!is_settled(&world, &yesterday, &one_chain));
+
+    // A second chain: the first is deleted, and until the store is read again nothing is known.
+    world.snapshot();
+    world.try_back_up_as(RequestedKind::Full).await.unwrap();
+    assert!(!is_settled(&world, &env, &one_chain));
+    assert!(is_settled(&world, &env, &RetentionRules::default()));
+    assert_eq!(prune_dataset(&env, &task).await.unwrap().deleted.len(), 1);
+    assert!(!is_settled(&world, &env, &one_chain));
+    run(&world.env(), &world).await.unwrap();
+    assert!(is_settled(&world, &env, &one_chain));
+
+    // An unfinished upload of this host may have left something.
+    world.zfs.write_file(&world.dataset, 9, b"new");
+    world.snapshot();
+    let refused = Fault::before(StoreErrorKind::Denied).of(Operation::Finish);
+    world.store.fail(refused);
+    run(&world.env(), &world).await.unwrap_err();
+    assert!(!is_settled(&world, &env, &one_chain));
 }

@@ -18,7 +18,6 @@ use crate::config::{Config, RetentionRules};
 use crate::manifest::Origin;
 use crate::model::DatasetName;
 use crate::plan::prune::Doubt;
-use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
@@ -26,8 +25,10 @@ use crate::run::pool::pins::unpin_if_writable;
 use crate::run::pool::select::Selected;
 use crate::run::pool::view::pool_view;
 use crate::run::prune::{
-    PruneEnv, PruneOutcome, PruneTask, PruneView, SecondaryStore, prune_dataset, read_view,
+    PruneEnv, PruneOutcome, PruneTask, PruneView, SecondaryStore, deletes_nothing, prune_dataset,
+    read_view,
 };
+use crate::run::{RunError, error_chain};
 use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore, StoreInfo, StoreRead};
@@ -124,6 +125,7 @@ pub(crate) struct PruneDocument<'a> {
     pub(crate) store: &'a str,
     pub(crate) carried_out: bool,
     pub(crate) datasets: Vec<PrunedDataset>,
+    pub(crate) settled: Vec<DatasetName>,
     pub(crate) foreign: Foreign,
     pub(crate) failed: Vec<DatasetName>,
 }
@@ -151,6 +153,7 @@ async fn prune_store(
     let mut env = prune_env(context, &store, clock).await?;
     let foreign = count_foreign(&*store, &datasets).await?;
     let carry_out = context.carries_out(prune.yes);
+    let (settled, datasets) = set_settled_aside(context, &env, datasets, call)?;
     let mut results = Vec::new();
     for selected in &datasets {
         let origin = origin_of(zfs, selected);
@@ -208,10 +211,40 @@ async fn prune_store(
         store: store.url(),
         carried_out: carry_out,
         datasets: results,
+        settled,
         foreign,
         failed: context.failed_datasets(),
     });
     context.verdict()
+}
+
+/// Sets the datasets aside of which nothing would be deleted by what this host knows, in a step of
+/// `perform`: they cost no request. A person who runs the command sees what the store holds.
+fn set_settled_aside(
+    context: &Context,
+    env: &PruneEnv,
+    datasets: Vec<Selected>,
+    call: &PruneCall<'_>,
+) -> Result<(Vec<DatasetName>, Vec<Selected>), Failure> {
+    let config = &context.setup()?.config;
+    let is_step = context.is_step() && context.carries_out(call.prune.yes);
+    let is_settled = |selected: &Selected| {
+        is_step
+            && deletes_nothing(env, selected, call.rules).unwrap_or_else(|error| {
+                tracing::debug!(dataset = %selected.stored, error = error_chain(&error), "the store is read, because this host's memory of it cannot be");
+                false
+            })
+    };
+    let (settled, unsettled): (Vec<_>, Vec<_>) = datasets.into_iter().partition(is_settled);
+    for selected in &settled {
+        context
+            .output
+            .line(format!("{}: nothing to delete", selected.stored));
+        context.done(&selected.dataset.name, 0);
+        history::pruned(config, &selected.stored, call.step, None);
+    }
+    let names = settled.into_iter().map(|selected| selected.stored);
+    Ok((names.collect(), unsettled))
 }
 
 /// Reads what the pool knows of a dataset into `env`. Returns the origins that count as ours.

@@ -12,10 +12,10 @@ use super::documents::Recorded;
 use super::planning::{Gathered, Local, View, decide};
 use super::source::{SendSource, send_flags};
 use super::{BackupEnd, BackupEnv, PlannedBackup, StoreRole};
-use crate::catalog::remembered::{read_at, recall};
+use crate::catalog::remembered::{is_recent, read_at, recall};
 use crate::catalog::stores::{RemoteView, StoresView};
 use crate::catalog::usable::UsableCatalog;
-use crate::model::{BackupId, Guid, KnownStore, ReadFault};
+use crate::model::{BackupId, Guid, ReadFault};
 use crate::plan::send::{RequestedKind, SendPlan, is_longer_level_due, newest_comparable};
 use crate::run::blocking::blocking;
 use crate::run::pool::select::Selected;
@@ -25,7 +25,6 @@ use crate::state::history::HistoryRecords;
 use crate::state::journal::read_attempts;
 use crate::stream::record::{RecordType, StreamExpectation, StreamParser};
 use crate::zfs::{SendRequest, Snapshot};
-use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::io::Read;
 
@@ -34,10 +33,6 @@ use std::io::Read;
 const ESTIMATE_BYTES_MAX: u64 = 4096;
 /// The bytes that are read of such a stream. BEGIN, with its payload, and END are far shorter.
 const STREAM_BYTES_MAX: u64 = 64 << 10;
-/// The age from which the memory of a store is too old to skip a dataset without a request. Each
-/// dataset has an age of its own between these two, so that not all are read in one night.
-const MEMORY_AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
-const MEMORY_AGE_MIN: SignedDuration = SignedDuration::from_hours(4 * 24);
 
 /// Decides what to send, if anything was written since the newest backup.
 ///
@@ -209,7 +204,8 @@ pub(super) async fn settle_from_memory(
 fn remembered_stores(env: &BackupEnv, selected: &Selected) -> Result<Option<StoresView>, RunError> {
     let (state_dir, known) = (&env.settings.state_dir, env.store.known());
     if !read_attempts(state_dir, &known, &selected.stored)?.is_empty()
-        || !is_recent(env, selected, &known)?
+        || !read_at(state_dir, &known, &selected.stored)?
+            .is_some_and(|at| is_recent(at, (env.now)(), selected.dataset.guid))
     {
         return Ok(None);
     }
@@ -222,44 +218,4 @@ fn remembered_stores(env: &BackupEnv, selected: &Selected) -> Result<Option<Stor
         remote: RemoteView::None,
         unseen: None,
     }))
-}
-
-fn is_recent(env: &BackupEnv, selected: &Selected, known: &KnownStore) -> Result<bool, RunError> {
-    let read_at = read_at(&env.settings.state_dir, known, &selected.stored)?;
-    let age_max = memory_age_max(selected.dataset.guid);
-    Ok(read_at.is_some_and(|read_at| is_within(read_at, (env.now)(), age_max)))
-}
-
-fn memory_age_max(dataset: Guid) -> SignedDuration {
-    let spread = MEMORY_AGE_MAX - MEMORY_AGE_MIN;
-    let seconds = dataset.0 % u64::try_from(spread.as_secs()).unwrap_or(1);
-    MEMORY_AGE_MIN + SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(0))
-}
-
-/// Returns whether that time is at most so long ago. A time in the future shows that a clock was
-/// wrong, and is not.
-fn is_within(at: Timestamp, now: Timestamp, age_max: SignedDuration) -> bool {
-    (SignedDuration::ZERO..=age_max).contains(&now.duration_since(at))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_used_for_days_and_never_from_the_future() {
-        let now: Timestamp = "2026-03-10T02:00:00Z".parse().expect("a time");
-        let ago = |hours| now - SignedDuration::from_hours(hours);
-        let ages: Vec<SignedDuration> = [0, 1, u64::MAX, 1 << 40]
-            .map(Guid)
-            .map(memory_age_max)
-            .into();
-        for age_max in ages {
-            assert!((MEMORY_AGE_MIN..MEMORY_AGE_MAX).contains(&age_max));
-            assert!(is_within(now, now, age_max));
-            assert!(is_within(ago(4 * 24), now, age_max));
-            assert!(!is_within(ago(7 * 24), now, age_max));
-            assert!(!is_within(ago(-1), now, age_max));
-        }
-    }
 }

@@ -354,6 +354,7 @@ fn prune() -> Value {
             unknown_objects: 1,
             carried_out: true,
         }],
+        settled: vec![dataset()],
         foreign: Foreign {
             objects: 1,
             bytes: 1,
