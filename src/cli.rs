@@ -24,7 +24,22 @@ use tokio::sync::watch;
 
 /// Parses the command line, runs the command and returns the exit status.
 pub fn run() -> ExitCode {
-    let args = Args::parse();
+    ExitCode::from(run_args(Args::parse()))
+}
+
+/// Runs a command line in this process, with this ZFS instead of the kernel's, and returns the exit
+/// status. For benchmarks of whole commands.
+///
+/// # Panics
+/// When the words are not a valid command line.
+#[cfg(any(test, feature = "testing"))]
+pub fn run_in_process(words: &[&str], zfs: Arc<dyn crate::zfs::Zfs>) -> u8 {
+    open::remote::replace_zfs(zfs);
+    let words = std::iter::once("zfs-backup").chain(words.iter().copied());
+    run_args(Args::try_parse_from(words).expect("a valid command line"))
+}
+
+fn run_args(args: Args) -> u8 {
     let output = Arc::new(Output::new(&args.global));
     screen::log::init_log(args.global.verbose, args.global.quiet, output.log_tail());
     // The threads of the runtime move bytes to and from sockets; computations have their own
@@ -40,7 +55,7 @@ pub fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             output.error(&error, None);
-            return ExitCode::from(status::FAILED);
+            return status::FAILED;
         }
     };
     let (sender, stop) = watch::channel(false);
@@ -73,10 +88,10 @@ pub fn run() -> ExitCode {
     // process.
     runtime.shutdown_timeout(GRACE);
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => status::DONE,
         Err(failure) => {
             failure.print(&output);
-            ExitCode::from(failure.status())
+            failure.status()
         }
     }
 }

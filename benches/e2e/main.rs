@@ -17,6 +17,7 @@ mod floor;
 mod generate;
 mod http;
 mod objects;
+mod record;
 mod sink;
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/support/tls.rs"]

@@ -5,13 +5,14 @@
 
 use crate::http::{Request, answer, read_body, read_request};
 use crate::objects::{ALGORITHM, Came, Content, Object, SMALL_BYTES, Shared, Upload, join};
+use crate::record::{Control, Recorder};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Result, Write};
 use std::net::{TcpListener, TcpStream};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -21,11 +22,15 @@ const HEAD_BUFFER_BYTES: usize = 8 << 10;
 const PAGE_KEYS_MAX: usize = 1000;
 const CRC_HEADER: &str = "x-amz-checksum-crc64nvme";
 const NOTHING_THERE: &str = "*";
+/// Is after every character of a key.
+const LAST: char = char::MAX;
 
 struct Sink {
     state: Shared,
     delay: Duration,
     keep: bool,
+    /// What `fleet` asks of the sink besides S3; `e2e` asks nothing.
+    recorder: Recorder,
 }
 
 /// Serves until the process ends.
@@ -35,6 +40,7 @@ pub(crate) fn serve(port: u16, delay: Duration, keep: bool) {
         state: Shared::default(),
         delay,
         keep,
+        recorder: Recorder::default(),
     });
     println!("listening on http://{}", listener.local_addr().unwrap());
     for stream in listener.incoming().flatten() {
@@ -57,10 +63,41 @@ impl Sink {
                 return error(&mut output, "411 Length Required", "MissingContentLength");
             }
             let came = self.take_body(&mut input, &request, &mut buffer)?;
-            std::thread::sleep(self.delay);
+            if let Some(control) = Control::of(&request) {
+                answer(&mut output, "200 OK", &[], &self.control(control))?;
+                continue;
+            }
+            let arrived = self.recorder.arrive(&request);
+            std::thread::sleep(self.delay + self.recorder.delay());
+            self.recorder.reply(arrived);
             self.reply(&request, came, &mut output)?;
         }
         Ok(())
+    }
+
+    fn control(&self, control: Control) -> Vec<u8> {
+        match control {
+            Control::Delay(delay) => self.recorder.set_delay(delay),
+            Control::Log => return self.recorder.take().into_bytes(),
+            Control::Copy { from, to } => {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let under = state.objects.range(from.clone()..);
+                let under = under.take_while(|(key, _)| key.starts_with(&from));
+                let copies: Vec<(String, Object)> = under
+                    .map(|(key, object)| (format!("{to}{}", &key[from.len()..]), object.clone()))
+                    .collect();
+                state.objects.extend(copies);
+            }
+            Control::Remove { from } => {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.objects.retain(|key, _| !key.starts_with(&from));
+            }
+            Control::Count => {
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                return state.objects.len().to_string().into_bytes();
+            }
+        }
+        Vec::new()
     }
 
     fn take_body(
@@ -137,28 +174,41 @@ impl Sink {
             .unwrap_or(PAGE_KEYS_MAX);
         let root = format!("{bucket}/");
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = state
-            .objects
-            .range(format!("{root}{prefix}")..)
-            .map_while(|(name, object)| {
-                let name = name.strip_prefix(&root)?;
-                name.starts_with(prefix).then_some((name, object))
-            });
-        let (mut lines, mut folders, mut last, mut count, mut more) =
-            (String::new(), BTreeSet::new(), "", 0, false);
-        for (name, object) in all.filter(|(name, _)| *name > after) {
-            let folder = name[prefix.len()..]
-                .find(delimiter)
-                .filter(|_| !delimiter.is_empty());
-            if let Some(end) = folder {
-                folders.insert(&name[..prefix.len() + end + delimiter.len()]);
-                continue;
+        let (mut lines, mut folders, mut last, mut more) =
+            (String::new(), BTreeSet::new(), String::new(), false);
+        let mut count = 0;
+        let mut from = Bound::Included(format!("{root}{prefix}"));
+        if after > prefix {
+            from = Bound::Excluded(format!("{root}{after}"));
+            // A token that is a folder stands for everything in it.
+            if !delimiter.is_empty() && after.ends_with(delimiter) {
+                from = Bound::Included(format!("{root}{after}{LAST}"));
+            }
+        }
+        while let Some((name, object)) = state.objects.range((from, Bound::Unbounded)).next() {
+            let Some(name) = name.strip_prefix(&root) else {
+                break;
+            };
+            if !name.starts_with(prefix) {
+                break;
             }
             if count == most {
                 more = true;
                 break;
             }
-            (last, count) = (name, count + 1);
+            count += 1;
+            let folder = name[prefix.len()..]
+                .find(delimiter)
+                .filter(|_| !delimiter.is_empty());
+            if let Some(end) = folder {
+                let folder = &name[..prefix.len() + end + delimiter.len()];
+                last = folder.to_owned();
+                from = Bound::Included(format!("{root}{folder}{LAST}"));
+                folders.insert(folder);
+                continue;
+            }
+            last = name.to_owned();
+            from = Bound::Excluded(format!("{root}{name}"));
             let (bytes, etag, at) = (object.came.bytes, object.etag(), time_text(object.modified));
             lines += &format!(
                 "<Contents><Key>{}</Key><Size>{bytes}</Size><ETag>{etag}</ETag><LastModified>{at}</LastModified>\
@@ -175,7 +225,7 @@ impl Sink {
         let next = if more {
             format!(
                 "<NextContinuationToken>{0}</NextContinuationToken><NextMarker>{0}</NextMarker>",
-                escape(last)
+                escape(&last)
             )
         } else {
             String::new()
@@ -477,10 +527,10 @@ fn error(output: &mut TcpStream, status: &str, code: &str) -> Result<()> {
     } else {
         format!("<Error><Code>{code}</Code><Message>{status}</Message></Error>")
     };
-    answer(
-        output,
-        status,
-        &[("Content-Type", "application/xml".to_owned())],
-        body.as_bytes(),
-    )
+    // Clients read the store's clock here.
+    let headers = [
+        ("Content-Type", "application/xml".to_owned()),
+        ("Date", http_time(SystemTime::now())),
+    ];
+    answer(output, status, &headers, body.as_bytes())
 }

@@ -13,8 +13,28 @@ use crate::zfs::{ALLOW_VARIABLE, RealZfs, Zfs};
 use std::path::Path;
 use std::sync::Arc;
 
+/// The ZFS that a benchmark uses instead of the kernel's.
+#[cfg(any(test, feature = "testing"))]
+static REPLACED_ZFS: std::sync::Mutex<Option<Arc<dyn Zfs>>> = std::sync::Mutex::new(None);
+
+/// Makes every later [`open_zfs`] return this ZFS.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn replace_zfs(zfs: Arc<dyn Zfs>) {
+    let mut replaced = REPLACED_ZFS
+        .lock()
+        .unwrap_or_else(|locked| locked.into_inner());
+    *replaced = Some(zfs);
+}
+
 /// Opens the kernel's ZFS.
 pub(crate) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
+    #[cfg(any(test, feature = "testing"))]
+    if let Some(zfs) = &*REPLACED_ZFS
+        .lock()
+        .unwrap_or_else(|locked| locked.into_inner())
+    {
+        return Ok(Arc::clone(zfs));
+    }
     let allowed = std::env::var(ALLOW_VARIABLE).ok();
     Ok(Arc::new(RealZfs::open(allowed.as_deref())?))
 }

@@ -1,0 +1,53 @@
+//! The rows about a fleet of 300 datasets, and the row about one small incremental.
+
+use crate::scene::Scene;
+
+const DATASETS: usize = 300;
+const DELAY_MS: u64 = 50;
+const MIB: usize = 1 << 20;
+
+/// Nothing changed in any dataset since the last night.
+pub(crate) fn unchanged() {
+    let scene = Scene::new(DATASETS, 100_000);
+    scene.run(0, &["perform"]).print("(first night, no delay)");
+    let night = scene.run(DELAY_MS, &["perform"]);
+    night.print("300 datasets, nothing changed: perform");
+}
+
+/// Each dataset has one MiB that changed.
+pub(crate) fn changed() {
+    let scene = Scene::new(DATASETS, 100_000);
+    scene.run(0, &["perform"]).print("(first night, no delay)");
+    let mut seconds = Vec::new();
+    for parallel in [1, 4] {
+        scene.configure(&format!("parallel_datasets = {parallel}\n"));
+        scene.change(&scene.datasets, MIB);
+        let night = scene.run(DELAY_MS, &["perform"]);
+        night.print(&format!(
+            "300 datasets, 1 MiB changed, parallel_datasets = {parallel}"
+        ));
+        seconds.push(night.wall_seconds);
+    }
+    println!("  {:.1} times faster", seconds[0] / seconds[1]);
+}
+
+/// One small incremental of one dataset.
+pub(crate) fn incremental() {
+    const DELAY_MS: u64 = 100;
+    let scene = Scene::new(1, 8 * MIB);
+    // The first run also probes the store and makes its keys, and the first incremental looks for
+    // what the first run cannot have cached.
+    for _ in 0..2 {
+        scene.run(0, &["snapshot"]);
+        scene.run(0, &["stream-to-remote"]);
+        scene.change(&scene.datasets, MIB);
+    }
+    scene.run(0, &["snapshot"]);
+    let run = scene.run(DELAY_MS, &["stream-to-remote"]);
+    run.print("one incremental of 1 MiB: stream-to-remote");
+    let depth = run.requests.depths().into_iter().max().unwrap_or(0);
+    println!(
+        "  {depth} round trips one after the other; wall / delay = {:.1}",
+        run.wall_seconds * 1000.0 / DELAY_MS as f64
+    );
+}
