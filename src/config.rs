@@ -39,10 +39,10 @@ pub use document::without_secrets;
 pub use keys::KeySource;
 pub use levels::{FullEvery, KeepLevels, LevelBase};
 pub use lifecycle::{BackupLifecycle, Percent, RetentionRules};
-pub(crate) use main_section::parse_retry_for;
 pub use main_section::{
     DatasetSelection, Hooks, Intermediate, Pace, RcloneSection, SnapshotSettings, SnapshotSource,
 };
+pub(crate) use main_section::{PARALLEL_DATASETS_MAX, parse_retry_for};
 pub use paths::{Environment, default_config_file, default_lock_file, default_state_dir};
 pub use problem::{ConfigError, Notice, Problem};
 pub use remote::Remote;

@@ -111,6 +111,7 @@ async fn run_step(
     let global = Global {
         dry_run: context.global.dry_run || own.dry_run,
         lock_wait: own.lock_wait.or(context.global.lock_wait),
+        parallel_datasets: own.parallel_datasets.or(context.global.parallel_datasets),
         ..context.global.clone()
     };
     context

@@ -108,7 +108,15 @@ pub struct Pace {
     pub max_runtime: Option<TimeLimit>,
     /// The time for which a store that does not answer is waited for; zero for not at all.
     pub retry_for: TimeLimit,
+    /// The number of datasets that a command works on at once.
+    pub parallel_datasets: u32,
 }
+
+/// The default of [`Pace::parallel_datasets`]: enough to hide most of the round trips to a store.
+const PARALLEL_DATASETS_DEFAULT: u32 = 4;
+/// The most datasets at once. Each has a few threads and a pipe; memory and requests are bounded
+/// for all of them together.
+pub(crate) const PARALLEL_DATASETS_MAX: u32 = 64;
 
 /// The default of [`Pace::retry_for`]: a reboot of a router takes minutes, and a disturbance at a
 /// provider often less than half an hour. A longer one is for a person to see.
@@ -400,6 +408,7 @@ impl Default for Pace {
             window: None,
             max_runtime: None,
             retry_for: RETRY_FOR_DEFAULT,
+            parallel_datasets: PARALLEL_DATASETS_DEFAULT,
         }
     }
 }
@@ -411,6 +420,8 @@ impl Pace {
         visitor.key("window", &mut self.window, form::parsed());
         visitor.key("max_runtime", &mut self.max_runtime, time_limit());
         visitor.with_default("retry_for", &mut self.retry_for, retry_for());
+        let datasets = form::number(1..=PARALLEL_DATASETS_MAX);
+        visitor.with_default("parallel_datasets", &mut self.parallel_datasets, datasets);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The options that every command has.
 
-use crate::config::{TimeLimit, parse_retry_for};
+use crate::config::{PARALLEL_DATASETS_MAX, TimeLimit, parse_retry_for};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::PathBuf;
 
@@ -22,6 +22,9 @@ pub(crate) struct Global {
     /// prune; 0 for others]
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_retry_for)]
     pub(crate) retry_for: Option<TimeLimit>,
+    /// Work on this many datasets at once, 1 to 64 [default: main.parallel_datasets, or 4]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(PARALLEL_DATASETS_MAX)))]
+    pub(crate) parallel_datasets: Option<u32>,
     /// Print what would be done, and change nothing
     #[arg(long, global = true)]
     pub(crate) dry_run: bool,
