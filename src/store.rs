@@ -65,6 +65,9 @@ pub struct StoreTraits {
     pub concurrency: usize,
     /// Whether the store itself can make a put create-only.
     pub conditional_put: bool,
+    /// Whether a part may wait for later parts of its object before it is sent: in memory, as the
+    /// first part does for native B2, or in a spool.
+    pub holds_parts: bool,
 }
 
 /// The strength of the store's own evidence for an object's content, best first.

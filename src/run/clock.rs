@@ -256,6 +256,7 @@ mod tests {
             part_bytes: 1000,
             concurrency: 1,
             conditional_put: true,
+            holds_parts: false,
         });
         note_clock(state, &store).await.unwrap();
         assert_eq!(note(), None, "nothing confirms the clock");

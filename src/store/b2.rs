@@ -53,7 +53,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 /// A bucket, or the part of it below a prefix. Clones share one client and one session.
 #[derive(Clone)]
@@ -68,6 +68,8 @@ struct Shared {
     /// Ends with a slash, or is empty.
     prefix: String,
     traits: StoreTraits,
+    /// The places of the parts in flight, of all objects together.
+    places: Arc<Semaphore>,
     /// The session. The lock is held while a session is opened, so that one task opens it for all.
     session: Mutex<Option<Arc<Session>>>,
     /// The credentials that were read last.
@@ -115,6 +117,7 @@ impl Shared {
             part_bytes: settings.part_bytes,
             concurrency: settings.concurrency,
             conditional_put: false,
+            holds_parts: true,
         };
         let (session, bucket_id, upload_urls) =
             (Mutex::new(None), OnceLock::new(), UrlPool::default());
@@ -122,6 +125,7 @@ impl Shared {
             http,
             url,
             prefix: folder_of(&settings.prefix),
+            places: Arc::new(Semaphore::new(traits.concurrency)),
             traits,
             session,
             credentials: std::sync::Mutex::new(settings.credentials.clone()),

@@ -60,6 +60,7 @@ impl DirStore {
             part_bytes: settings.part_bytes,
             concurrency: 1,
             conditional_put: true,
+            holds_parts: false,
         };
         Ok(Self {
             shared: Arc::new(Shared {

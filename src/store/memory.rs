@@ -58,6 +58,7 @@ impl MemoryStore {
             part_bytes: PART_BYTES,
             concurrency: CONCURRENCY,
             conditional_put: true,
+            holds_parts: false,
         })
     }
 

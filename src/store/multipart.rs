@@ -1,7 +1,11 @@
 //! [`MultipartWriter`]: writes a large object in parts, with several in flight, to a store that
 //! takes parts by requests ([`MultipartStore`]).
 //!
-//! Memory: the parts in flight and the part that the caller fills, so (concurrency + 1) parts.
+//! All writers of a store share the limit on the number of parts in flight. A part that waits for
+//! later parts of its object has no place in flight, so that it never blocks another writer.
+//!
+//! Memory: the parts in flight, and for each writer the part that it holds and the one that waits
+//! for a place.
 //! Dropping the writer stops its requests and does nothing more: an upload that was begun stays
 //! unfinished until it is aborted or the bucket's lifecycle rule removes it.
 
@@ -13,7 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// The largest number of parts of one object, in the protocols of S3 and of B2.
@@ -31,6 +35,9 @@ pub(super) trait MultipartStore: Adapter + Send + Sync + 'static {
     type Part: Send + Sync + 'static;
 
     fn traits(&self) -> &StoreTraits;
+
+    /// Returns the places of the parts in flight, as many as the store's concurrency.
+    fn places(&self) -> &Arc<Semaphore>;
 
     /// Returns the patience with which requests are repeated.
     fn patience(&self) -> &Patience;
@@ -87,9 +94,8 @@ pub(super) struct MultipartWriter<S: MultipartStore> {
     key: ObjectKey,
     sizes: PartSizes,
     upload: Option<Arc<S::Upload>>,
-    /// The first part, with its permit, while no upload was begun: it is sent alone if no other
-    /// part follows.
-    held: Option<(Bytes, OwnedSemaphorePermit)>,
+    /// The first part while no upload was begun: it is sent alone if no other part follows.
+    held: Option<Bytes>,
     parts_begun: u16,
     in_flight: InFlight<SentPart<S::Part>, StoreError>,
     is_aborted: bool,
@@ -107,7 +113,7 @@ impl<S: MultipartStore> MultipartWriter<S> {
         let traits = store.traits();
         Self {
             sizes: PartSizes::new(traits.part_bytes),
-            in_flight: InFlight::new(traits.concurrency),
+            in_flight: InFlight::new(store.places()),
             store: Arc::clone(store),
             key: key.clone(),
             upload: upload.map(Arc::new),
@@ -142,29 +148,30 @@ impl<S: MultipartStore> MultipartWriter<S> {
                 "an object has at most {PARTS_MAX} parts: choose a larger `part_size`"
             )));
         }
-        // The held part keeps its permit: with a concurrency of one, no other part could ever get
-        // one.
-        if let Some((first, permit)) = self.held.take() {
+        if let Some(first) = self.held.take() {
             let patience = self.store.patience();
             let upload = patience.wait_out(|| self.store.begin(&self.key)).await?;
-            let upload = Arc::new(upload);
-            self.upload = Some(Arc::clone(&upload));
-            self.send(upload, first, permit);
+            self.upload = Some(Arc::new(upload));
+            self.send(first).await?;
         }
-        let permit = self.in_flight.place().await?;
-        match self.upload.clone() {
-            None => self.held = Some((part, permit)),
-            Some(upload) => self.send(upload, part, permit),
+        match self.upload {
+            None => self.held = Some(part),
+            Some(_) => self.send(part).await?,
         }
         Ok(())
     }
 
-    fn send(&mut self, upload: Arc<S::Upload>, part: Bytes, permit: OwnedSemaphorePermit) {
+    /// Waits for a place in flight, and starts to send a part of the upload.
+    async fn send(&mut self, part: Bytes) -> Result<(), StoreError> {
+        let Some(upload) = self.upload.clone() else {
+            return Err(self.invalid("the upload was not begun"));
+        };
+        let place = self.in_flight.place().await?;
         self.parts_begun += 1;
         let number = self.parts_begun;
         let store = Arc::clone(&self.store);
         let key = self.key.clone();
-        self.in_flight.begin(permit, async move {
+        self.in_flight.begin(place, async move {
             let bytes = part.len() as u64;
             let patience = store.patience();
             let part = patience
@@ -176,12 +183,13 @@ impl<S: MultipartStore> MultipartWriter<S> {
                 part,
             })
         });
+        Ok(())
     }
 
     async fn complete(&mut self) -> Result<Evidence, StoreError> {
         self.check_not_aborted()?;
         let Some(upload) = self.upload.clone() else {
-            let whole = self.held.take().map(|(part, _)| part).unwrap_or_default();
+            let whole = self.held.take().unwrap_or_default();
             self.check_sent(whole.len() as u64)?;
             return self.put_whole(whole).await;
         };
@@ -200,7 +208,8 @@ impl<S: MultipartStore> MultipartWriter<S> {
             .await
     }
 
-    async fn put_whole(&self, bytes: Bytes) -> Result<Evidence, StoreError> {
+    async fn put_whole(&mut self, bytes: Bytes) -> Result<Evidence, StoreError> {
+        let _place = self.in_flight.place().await?;
         let patience = self.store.patience();
         patience
             .wait_out(|| self.store.put_whole(&self.key, bytes.clone()))

@@ -125,6 +125,7 @@ impl RcloneStore {
             part_bytes: settings.part_bytes,
             concurrency: 1,
             conditional_put: false,
+            holds_parts: true,
         };
         let uploads = if settings.bwlimit.is_some() {
             1

@@ -47,6 +47,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket}
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Semaphore;
 
 /// The directive that every filter of the log must end with: the SDK's signer logs all headers of a
 /// request, and so the customer key.
@@ -71,6 +72,8 @@ struct Shared {
     /// The prefix, which ends with a slash or is empty.
     prefix: String,
     traits: StoreTraits,
+    /// The places of the parts in flight, of all objects together.
+    places: Arc<Semaphore>,
     tls: bool,
     /// Whether the endpoint is on this host.
     local: bool,
@@ -156,6 +159,7 @@ impl Shared {
             part_bytes: settings.part_bytes,
             concurrency: settings.concurrency,
             conditional_put: true,
+            holds_parts: false,
         };
         Self {
             client: connected.client,
@@ -164,6 +168,7 @@ impl Shared {
             local: is_local(&connected.endpoint),
             endpoint: connected.endpoint,
             prefix: folder_of(&settings.prefix),
+            places: Arc::new(Semaphore::new(traits.concurrency)),
             traits,
             tls: connected.tls,
             refuses_put_condition: AtomicBool::new(false),

@@ -7,13 +7,15 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tracing::{Instrument, Span};
 
 /// Runs `work` on a thread that may block. A panic there is resumed here. The work continues to
 /// its end even if the caller stops waiting.
 pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
-    match spawn_blocking(work).await {
+    let span = Span::current();
+    match spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
         // Running work is never cancelled. No work is begun once the runtime shuts down, when
         // nobody waits any more.
@@ -24,8 +26,8 @@ pub(crate) async fn run_blocking<T: Send + 'static>(
     }
 }
 
-/// Parts of one object in flight: the limit on their number, and the results of those that arrived.
-/// Dropping it stops them.
+/// Parts of one object in flight, and the results of those that arrived. All objects of a store
+/// share the limit on the number of parts in flight. Dropping it stops the parts.
 pub(crate) struct InFlight<T, E> {
     places: Arc<Semaphore>,
     tasks: JoinSet<Result<T, E>>,
@@ -33,10 +35,10 @@ pub(crate) struct InFlight<T, E> {
 }
 
 impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
-    /// Allows `at_once` parts in flight.
-    pub(crate) fn new(at_once: usize) -> Self {
+    /// Each part in flight takes one of these places.
+    pub(crate) fn new(places: &Arc<Semaphore>) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(at_once)),
+            places: Arc::clone(places),
             tasks: JoinSet::new(),
             done: Vec::new(),
         }
@@ -60,11 +62,12 @@ impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
         place: OwnedSemaphorePermit,
         part: impl Future<Output = Result<T, E>> + Send + 'static,
     ) {
-        self.tasks.spawn(async move {
+        let sending = async move {
             let ended = part.await;
             drop(place);
             ended
-        });
+        };
+        self.tasks.spawn(sending.in_current_span());
     }
 
     /// Waits for all parts, and returns their results in no order.
@@ -178,11 +181,15 @@ mod tests {
                 }
             }
         };
-        let mut flight = InFlight::new(3);
+        let places = Arc::new(Semaphore::new(3));
+        let (mut flight, mut other) = (InFlight::new(&places), InFlight::new(&places));
         for n in 0..20 {
             let place = flight.place().await.unwrap();
             flight.begin(place, part(n));
+            let place = other.place().await.unwrap();
+            other.begin(place, part(n));
         }
+        assert_eq!(other.all().await.unwrap().len(), 20);
         let mut all = flight.all().await.unwrap();
         all.sort_unstable();
         assert_eq!((all, most.load(Ordering::SeqCst)), ((0..20).collect(), 3));

@@ -133,6 +133,7 @@ async fn one_store_under_two_names_is_refused_by_commands_that_need_two() {
     assert_eq!(world.store.keys(), before);
     let pair = Pair::new(world);
     let upload = zfs_backup::run::copy::UploadEnv {
+        pool: zfs_backup::run::copy::CopyPool::default(),
         to: pair.world.shared_store(),
         ..pair.env(never())
     };
@@ -365,6 +366,7 @@ async fn concurrent_first_runs_agree_on_one_store_id() {
             part_bytes: PART_BYTES,
             concurrency: 1,
             conditional_put,
+            holds_parts: false,
         };
         let store = MemoryStore::with_traits(traits);
         let states: Vec<TempDir> = (0..4).map(|_| TempDir::new().unwrap()).collect();
@@ -406,6 +408,7 @@ async fn hosts_of_a_store_without_conditional_puts_agree_on_one_store_id() {
         part_bytes: PART_BYTES,
         concurrency: 1,
         conditional_put: false,
+        holds_parts: false,
     };
     for (first, second) in (0..14).flat_map(|first| (0..14).map(move |second| (first, second))) {
         let inner = MemoryStore::with_traits(traits.clone());

@@ -347,6 +347,7 @@ async fn half_copied(original: &Original, tier: EvidenceTier) -> (Pair, String) 
         part_bytes: REMOTE_PART_BYTES,
         concurrency: 2,
         conditional_put: true,
+        holds_parts: false,
     };
     pair.remote = MemoryStore::with_tier(traits, tier);
     die_at(&pair, "/RESTORE.txt", Fault::before).await;

@@ -15,7 +15,9 @@ use crate::store::{Evidence, ObjectKey, Patience, StoreError, StoreErrorKind, St
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::json;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Semaphore;
 
 const START: &str = "b2_start_large_file";
 const PART: &str = "b2_upload_part";
@@ -42,6 +44,10 @@ impl MultipartStore for Shared {
 
     fn traits(&self) -> &StoreTraits {
         &self.traits
+    }
+
+    fn places(&self) -> &Arc<Semaphore> {
+        &self.places
     }
 
     fn patience(&self) -> &Patience {

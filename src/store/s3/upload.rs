@@ -16,6 +16,7 @@ use aws_sdk_s3::operation::upload_part::UploadPartOutput;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// The factor for the time limit of a completion: stores may need minutes to assemble a large
 /// object.
@@ -39,6 +40,10 @@ impl MultipartStore for Shared {
 
     fn traits(&self) -> &StoreTraits {
         &self.traits
+    }
+
+    fn places(&self) -> &Arc<Semaphore> {
+        &self.places
     }
 
     fn patience(&self) -> &Patience {
