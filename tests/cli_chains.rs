@@ -16,6 +16,7 @@ use zfs_backup::run::backup::{BackupEnv, BackupSettings, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::run::pool::snapshot::take_snapshots;
+use zfs_backup::run::transfer::TransferPool;
 use zfs_backup::store::{DirSettings, DirStore};
 use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::fake::FakeZfs;
@@ -92,6 +93,7 @@ fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
         role: StoreRole::Remote,
         other: None,
         listed: None,
+        pool: TransferPool::default(),
         keys,
         settings: BackupSettings {
             split_bytes: 1 << 16,

@@ -30,7 +30,7 @@ pub use source::send_flags;
 
 use super::RunError;
 use super::keys::WriterKeys;
-use super::transfer::{ProgressSink, Stop};
+use super::transfer::{ProgressSink, Stop, TransferPool};
 use crate::config::{RawMode, SnapshotSource, Window};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, DatasetName, KnownStore, ReadFault};
@@ -124,6 +124,7 @@ pub struct OtherStore {
 }
 
 /// The environment of a backup: ZFS, stores, keys, settings and sinks, without the dataset.
+#[derive(Clone)]
 pub struct BackupEnv {
     /// ZFS.
     pub zfs: Arc<dyn Zfs>,
@@ -137,6 +138,8 @@ pub struct BackupEnv {
     /// The datasets that the target lists, as just read. With them a dataset that did not change
     /// costs no request; `None` reads the target for each dataset.
     pub listed: Option<Arc<BTreeSet<DatasetName>>>,
+    /// The buffers and threads that all datasets of the run share.
+    pub pool: TransferPool,
     /// The keys.
     pub keys: WriterKeys,
     /// The settings.

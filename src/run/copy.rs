@@ -13,6 +13,8 @@ mod chunks;
 mod keyring;
 pub mod sums;
 
+pub use chunks::CopyPool;
+
 use super::RunError;
 use super::identity::refuse_one_place;
 use super::keys::WriterKeys;
@@ -39,6 +41,8 @@ pub struct UploadEnv {
     pub from: Arc<dyn StoreRead>,
     /// The remote.
     pub to: Arc<dyn ObjectStore>,
+    /// The memory that all datasets of the run share.
+    pub pool: CopyPool,
     /// The keys that sign the receipts, and the trusted keys. The present keyring is already in the
     /// remote.
     pub keys: WriterKeys,

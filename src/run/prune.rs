@@ -51,6 +51,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The store, and everything that a prune in it needs.
+#[derive(Clone)]
 pub struct PruneEnv {
     /// The store.
     pub store: Arc<dyn ObjectStore>,

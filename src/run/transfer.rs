@@ -16,6 +16,7 @@
 //! confirmed chunks are not sent again, and at the end of each the running checksum must equal the
 //! recorded one.
 
+mod pool;
 mod produce;
 mod produce_error;
 mod sealers;
@@ -27,18 +28,19 @@ use crate::store::key::{BackupObject, object_name};
 use crate::store::{
     Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind, StoreInfo, StoreWrite,
 };
-use crate::stream::part::PartPool;
 use crate::stream::record::{BeginRecord, ResumePoint, StreamExpectation, StreamSummary};
 use crate::stream::seal::{ChunkCompression, SealedChunk};
 use crate::zfs::{SendResume, SendStream, ZfsErrno, ZfsError};
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use pool::TransferPool;
 use produce::Producer;
 use produce_error::ProduceError;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tracing::{Instrument, Span};
 
 /// The capacity of the channel from producer to uploader, in events. They are handles only: the
 /// pool bounds the memory.
@@ -235,15 +237,14 @@ struct SealedEnd {
 pub async fn transfer(
     source: Arc<dyn StreamSource>,
     store: &dyn StoreWrite,
+    pool: &TransferPool,
     plan: Arc<TransferPlan>,
     carried: Carried,
     log: &mut dyn TransferLog,
     progress: ProgressSink,
     stop: Stop,
 ) -> Result<Transferred, RunError> {
-    let traits = store.traits();
-    // The parts in flight, one that is being filled, and one that is being handed over.
-    let pool = PartPool::new(traits.concurrency + 2, traits.part_bytes);
+    let turn = Arc::new(pool.turn(store.traits(), stop.clone()).await?);
     let Carried {
         mut begin,
         chunks: mut confirmed,
@@ -262,13 +263,15 @@ pub async fn transfer(
         let producer = Producer {
             source,
             plan: plan_of_producer,
-            pool: pool.clone(),
+            turn: Arc::clone(&turn),
             skip,
             resume,
             events,
         };
-        // The runtime's own blocking thread: it lives as long as the stream.
-        let producer = tokio::task::spawn_blocking(move || producer.run());
+        // The runtime's own blocking thread: it lives as long as the stream. Its log lines name the
+        // dataset too.
+        let span = Span::current();
+        let producer = tokio::task::spawn_blocking(move || span.in_scope(|| producer.run()));
         let uploader = Uploader {
             store,
             plan: &plan,
@@ -437,7 +440,8 @@ impl Uploader<'_> {
                 let writer = writer
                     .take()
                     .ok_or_else(|| out_of_order(self.store, self.plan))?;
-                self.confirming.spawn(confirm(writer, *end));
+                self.confirming
+                    .spawn(confirm(writer, *end).in_current_span());
             }
             (Event::Part(_), None) => return Err(out_of_order(self.store, self.plan).into()),
         }

@@ -17,10 +17,18 @@ pub struct PartPool {
 }
 
 struct Shared {
-    /// The free buffers. A buffer that was never taken has no memory yet.
-    free: Mutex<Vec<Option<MmapMut>>>,
-    returned: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
     part_bytes: usize,
+}
+
+struct State {
+    /// The free buffers. A buffer that was never taken has no memory yet.
+    free: Vec<Option<MmapMut>>,
+    /// The numbers of the request that is next, and of the next new request: buffers are given out
+    /// in the order of the requests, so that a fast taker cannot starve another one.
+    serving: u64,
+    requests: u64,
 }
 
 /// A buffer on loan. Dropping it returns it to its pool, also if it is the owner behind a
@@ -37,11 +45,15 @@ impl PartPool {
     /// Makes a pool of `buffers` buffers of `part_bytes` each. Memory is allocated when a buffer is
     /// first filled.
     pub fn new(buffers: usize, part_bytes: usize) -> Self {
-        let free = (0..buffers).map(|_| None).collect();
+        let state = State {
+            free: (0..buffers).map(|_| None).collect(),
+            serving: 0,
+            requests: 0,
+        };
         Self {
             shared: Arc::new(Shared {
-                free: Mutex::new(free),
-                returned: Condvar::new(),
+                state: Mutex::new(state),
+                changed: Condvar::new(),
                 part_bytes,
             }),
         }
@@ -52,24 +64,7 @@ impl PartPool {
     /// # Errors
     /// The system has no memory for a buffer that was never taken before.
     pub fn take(&self) -> io::Result<PartBuffer> {
-        let mut free = self
-            .shared
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let memory = loop {
-            match free.pop() {
-                Some(memory) => break memory,
-                None => {
-                    free = self
-                        .shared
-                        .returned
-                        .wait(free)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
-            }
-        };
-        drop(free);
+        let memory = self.shared.take();
         let mut buffer = PartBuffer {
             memory,
             filled: 0,
@@ -79,6 +74,28 @@ impl PartPool {
             buffer.memory = Some(map(self.shared.part_bytes)?);
         }
         Ok(buffer)
+    }
+}
+
+impl Shared {
+    /// Takes a free buffer when it is the turn of this request.
+    fn take(&self) -> Option<MmapMut> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = state.requests;
+        state.requests += 1;
+        loop {
+            if state.serving == request
+                && let Some(memory) = state.free.pop()
+            {
+                state.serving += 1;
+                self.changed.notify_all();
+                return memory;
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -145,12 +162,10 @@ impl AsRef<[u8]> for PartBuffer {
 
 impl Drop for PartBuffer {
     fn drop(&mut self) {
-        self.pool
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(self.memory.take());
-        self.pool.returned.notify_one();
+        let state = &self.pool.state;
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.free.push(self.memory.take());
+        self.pool.changed.notify_all();
     }
 }
 

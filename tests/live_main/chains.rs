@@ -13,6 +13,7 @@ use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
 use zfs_backup::run::backup::{BackupEnv, BackupSettings, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::select::Selected;
+use zfs_backup::run::transfer::TransferPool;
 use zfs_backup::store::MemoryStore;
 use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::{RealZfs, Zfs};
@@ -331,6 +332,7 @@ fn base_destroyed_between_plan_and_send_causes_a_new_plan() {
             role: StoreRole::Remote,
             other: None,
             listed: None,
+            pool: TransferPool::default(),
             keys: keys.clone(),
             settings: BackupSettings {
                 split_bytes: 256 << 10,

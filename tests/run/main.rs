@@ -45,6 +45,7 @@ mod nights;
 mod observer;
 mod old_zfs;
 mod outages;
+mod parallel;
 mod partial_file;
 #[allow(
     dead_code,

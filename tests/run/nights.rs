@@ -10,7 +10,7 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::copy::doomed;
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::copy::{UploadEnv, UploadRules, upload_dataset};
+use zfs_backup::run::copy::{CopyPool, UploadEnv, UploadRules, upload_dataset};
 use zfs_backup::run::pool::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
 use zfs_backup::run::prune::{SecondaryStore, prune_dataset};
 use zfs_backup::run::{RunError, error_chain};
@@ -100,6 +100,7 @@ impl Host {
     /// `upload-intermediate-to-remote`, by the remote's rules.
     async fn copy(&self) -> Result<(), String> {
         let env = UploadEnv {
+            pool: CopyPool::default(),
             from: Arc::new(self.here.clone()),
             to: Arc::new(self.remote.clone()),
             keys: self.yard.writer.clone(),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupRun, back_up};
-use zfs_backup::run::copy::UploadEnv;
+use zfs_backup::run::copy::{CopyPool, UploadEnv};
 use zfs_backup::run::pool::select::Selected;
 use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::prune::{SecondaryStore, prune_dataset};
@@ -435,6 +435,7 @@ async fn copy_waits_out_an_outage() {
         let (patience, _sender) = outage.patience(LIMIT);
         outage.befall(&pair.remote, operation, n);
         let env = UploadEnv {
+            pool: CopyPool::default(),
             to: patient(&pair.remote, &patience),
             ..pair.env(crate::world::never())
         };

@@ -11,8 +11,8 @@ use zfs_backup::catalog::read_catalog;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
-use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::copy::sums::write_sums;
+use zfs_backup::run::copy::{CopyPool, UploadEnv};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::{DirSettings, DirStore, ObjectKey, ObjectStore};
 
@@ -123,6 +123,7 @@ async fn b3sums_file_is_a_known_object_written_once_and_not_copied() {
     // It goes with the backup: whoever deletes all that is listed leaves no folder behind.
     let pair = Pair::new(world);
     let env = UploadEnv {
+        pool: CopyPool::default(),
         from: store.clone(),
         ..pair.env(never())
     };

@@ -24,7 +24,7 @@ use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::plan::send::LifecycleRules;
 use zfs_backup::run::backup::{BackupEnv, BackupSettings, OtherStore, StoreRole};
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::copy::UploadEnv;
+use zfs_backup::run::copy::{CopyPool, UploadEnv};
 use zfs_backup::run::error_chain;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pool::pins::{pinned, unpin};
@@ -36,6 +36,7 @@ use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
 };
+use zfs_backup::run::transfer::TransferPool;
 use zfs_backup::state::journal::unended;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{ObjectStore, StoreRead, StoreTraits};
@@ -258,6 +259,7 @@ impl TwoHosts {
             part_bytes: PART_BYTES,
             concurrency: 3,
             conditional_put: create_only,
+            holds_parts: false,
         };
         Arc::new(GatedStore {
             inner: inner.clone(),
@@ -326,6 +328,7 @@ impl TwoHosts {
             role,
             other: Some(other),
             listed: None,
+            pool: TransferPool::default(),
             keys: self.writer.clone(),
             settings: self.settings(host),
             now: clock_of(host),
@@ -337,6 +340,7 @@ impl TwoHosts {
 
     pub(crate) fn upload_env(&self, host: usize, actor: usize) -> UploadEnv {
         UploadEnv {
+            pool: CopyPool::default(),
             from: self.store(Place::Intermediate(host), actor),
             to: self.store(Place::Remote, actor),
             keys: self.writer.clone(),

@@ -13,7 +13,9 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::copy::LeftReason;
 use zfs_backup::plan::restore::plan_restore;
-use zfs_backup::run::copy::{UploadEnv, UploadReport, UploadRules, plan_upload, upload_dataset};
+use zfs_backup::run::copy::{
+    CopyPool, UploadEnv, UploadReport, UploadRules, plan_upload, upload_dataset,
+};
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::run::{RunError, error_chain};
@@ -39,6 +41,7 @@ impl Pair {
 
     pub(crate) fn env(&self, stop: Stop) -> UploadEnv {
         UploadEnv {
+            pool: CopyPool::default(),
             from: Arc::new(self.world.store.clone()),
             to: Arc::new(self.remote.clone()),
             keys: self.world.writer.clone(),

@@ -4,6 +4,7 @@
 use crate::chain::{manifest_blake3, plant, plant_prune_record, plant_twin};
 use crate::world::{World, key_of, never};
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::Manifest;
 use zfs_backup::plan::sample::ReadShare;
@@ -33,6 +34,7 @@ fn lose_all(world: &World, manifest: &Manifest) {
 
 fn read(share: ReadShare, keys: Option<&KeyFile>, stop: Stop) -> VerifyOptions<'static> {
     let read = ReadData {
+        one_reader: Arc::new(Semaphore::new(1)),
         share,
         day: 0,
         seed: 1,
@@ -271,6 +273,7 @@ async fn turn_sampling_downloads_every_chunk_once_per_round() {
         world.store.clear_events();
         let options = VerifyOptions {
             read: Some(ReadData {
+                one_reader: Arc::new(Semaphore::new(1)),
                 share: ReadShare::Turn(3),
                 day,
                 seed: day,

@@ -25,7 +25,7 @@ use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset,
     restore_to_writer,
 };
-use zfs_backup::run::transfer::Stop;
+use zfs_backup::run::transfer::{Stop, TransferPool};
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::key::backup_prefix;
 use zfs_backup::store::memory::{MemoryStore, Operation};
@@ -89,6 +89,7 @@ pub(crate) fn memory_store(part_bytes: usize) -> MemoryStore {
         part_bytes,
         concurrency: 3,
         conditional_put: true,
+        holds_parts: false,
     })
 }
 
@@ -187,6 +188,7 @@ impl World {
             role: StoreRole::Remote,
             other: None,
             listed: None,
+            pool: TransferPool::default(),
             keys: self.writer.clone(),
             settings: self.settings.clone(),
             now,

@@ -456,6 +456,7 @@ impl<'a> Attempt<'a> {
         match transfer(
             source,
             &*env.store,
+            &env.pool,
             plan,
             carried,
             &mut recorder,

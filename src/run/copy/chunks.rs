@@ -12,17 +12,57 @@ use crate::run::transfer::stopped;
 use crate::run::{RunError, error_chain};
 use crate::store::{
     ContentCheck, ContentVerdict, Evidence, EvidenceTier, ObjectKey, PartWriter, StoreErrorKind,
-    StoreRead,
+    StoreRead, StoreTraits,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use std::ops::Range;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The most ranges read ahead of the store: at most `part_bytes x (concurrency + 3)` bytes with
-/// those in flight there.
+/// The most ranges of one chunk that are read ahead of the store.
 const AHEAD_MAX: usize = 2;
+/// The parts in memory, of all datasets together, in addition to those in flight.
+const PARTS_EXTRA: usize = AHEAD_MAX + 1;
 /// The bytes of one range when an object is read without being sent.
 const RANGE_BYTES: u64 = 8 << 20;
+
+/// The limit on the memory of all copies of a run: `part_bytes x (concurrency + 3)`. Clones share
+/// it. The limit is made with the first chunk, for the properties of its store.
+///
+/// The source is a folder of this host, so only the store keeps a part for long: the first part of a
+/// chunk may wait there for the second one ([`StoreTraits::holds_parts`]). One chunk less than there
+/// are parts is copied at once, so there is always a part for one of the chunks.
+#[derive(Clone, Default)]
+pub struct CopyPool(Arc<OnceLock<Limits>>);
+
+struct Limits {
+    chunks: Arc<Semaphore>,
+    parts: Arc<Semaphore>,
+}
+
+impl CopyPool {
+    fn limits(&self, traits: &StoreTraits) -> &Limits {
+        let parts = traits.concurrency + PARTS_EXTRA;
+        self.0.get_or_init(|| Limits {
+            chunks: Arc::new(Semaphore::new(parts - 1)),
+            parts: Arc::new(Semaphore::new(parts)),
+        })
+    }
+}
+
+/// Bytes in memory, with their permit.
+struct CountedPart {
+    bytes: Bytes,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for CountedPart {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// A chunk in the new store.
 pub(super) struct CopiedChunk {
@@ -92,6 +132,8 @@ impl ChunkCopy<'_> {
     }
 
     async fn send(&self) -> Result<Evidence, RunError> {
+        // The semaphore is never closed, so there is always a turn.
+        let _turn = self.limits().chunks.acquire().await;
         let mut writer = self.env.to.create(&self.key).await?;
         let mut stop = self.env.stop.clone();
         let sent = tokio::select! {
@@ -113,11 +155,7 @@ impl ChunkCopy<'_> {
     async fn feed(&self, writer: &mut dyn PartWriter) -> Result<(), RunError> {
         let part_bytes = self.env.to.traits().part_bytes as u64;
         let mut hasher = blake3::Hasher::new();
-        let from = &*self.env.from;
-        let ranges = ranges(self.chunk.sealed_bytes, part_bytes);
-        let mut parts = stream::iter(ranges)
-            .map(|range| get_part(from, &self.key, range))
-            .buffered(AHEAD_MAX);
+        let mut parts = pin!(self.parts(&*self.env.from, part_bytes));
         while let Some(part) = parts.next().await {
             let part = part?;
             let hashed = part.clone();
@@ -181,10 +219,7 @@ impl ChunkCopy<'_> {
         mut check: ContentCheck,
     ) -> Result<(Digest, ContentVerdict), RunError> {
         let mut hasher = blake3::Hasher::new();
-        let ranges = ranges(self.chunk.sealed_bytes, RANGE_BYTES);
-        let mut parts = stream::iter(ranges)
-            .map(|range| get_part(store, &self.key, range))
-            .buffered(AHEAD_MAX);
+        let mut parts = pin!(self.parts(store, RANGE_BYTES));
         while let Some(part) = parts.next().await {
             if *self.env.stop.borrow() {
                 return Err(RunError::Interrupted);
@@ -198,6 +233,31 @@ impl ChunkCopy<'_> {
             .await?;
         }
         Ok((hasher.finalize().into(), check.finish()))
+    }
+
+    /// Reads the chunk in pieces of this length, in order and ahead of the caller. The pieces count
+    /// against the limit of the run until they are dropped; each gets its permit before the next.
+    fn parts<'s>(
+        &'s self,
+        store: &'s dyn StoreRead,
+        part_bytes: u64,
+    ) -> impl Stream<Item = Result<Bytes, RunError>> + 's {
+        let permits = &self.limits().parts;
+        stream::iter(ranges(self.chunk.sealed_bytes, part_bytes))
+            .then(async |range| (range, Arc::clone(permits).acquire_owned().await.ok()))
+            .map(async |(range, permit)| {
+                let bytes = get_part(store, &self.key, range).await?;
+                let counted = CountedPart {
+                    bytes,
+                    _permit: permit,
+                };
+                Ok(Bytes::from_owner(counted))
+            })
+            .buffered(AHEAD_MAX)
+    }
+
+    fn limits(&self) -> &Limits {
+        self.env.pool.limits(self.env.to.traits())
     }
 
     fn check_source(&self, actual: Digest) -> Result<(), RunError> {

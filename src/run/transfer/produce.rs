@@ -1,13 +1,13 @@
 //! The producer of a transfer: reads the stream, joins it to what was sent before, cuts it into
 //! chunks, and fills the parts of the missing chunks. Runs on a blocking thread.
 
+use super::pool::Turn;
 use super::produce_error::ProduceError;
-use super::sealers::{EndOfChunk, SealLine, sealers, with_sealers};
+use super::sealers::{EndOfChunk, SealLine, with_sealers};
 use super::{Ending, Event, StreamSource, TransferPlan};
 use crate::manifest::CHUNKS_MAX;
 use crate::model::{ChunkIndex, ReadFault, RecordPlace};
 use crate::store::key::BackupObject;
-use crate::stream::part::PartPool;
 use crate::stream::record::{
     BeginRecord, ResumePoint, StreamError, StreamFault, StreamParser, StreamSummary,
 };
@@ -25,7 +25,7 @@ const READ_BYTES: usize = 1 << 20;
 pub(super) struct Producer {
     pub(super) source: Arc<dyn StreamSource>,
     pub(super) plan: Arc<TransferPlan>,
-    pub(super) pool: PartPool,
+    pub(super) turn: Arc<Turn>,
     /// The confirmed chunks, with the running checksum at the end of each.
     pub(super) skip: BTreeMap<u32, Option<[u64; 4]>>,
     /// The resume point, with the first record of the stream; `None` to read from the beginning.
@@ -35,7 +35,8 @@ pub(super) struct Producer {
 
 impl Producer {
     pub(super) fn run(self) -> Result<StreamSummary, ProduceError> {
-        with_sealers(&self.events, |line| match &self.resume {
+        let jobs = self.turn.sealers().map_err(ProduceError::Thread)?;
+        with_sealers(jobs, &self.events, |line| match &self.resume {
             None => self.run_from_start(line),
             Some((begin, point)) => self.run_from(line, begin, *point),
         })
@@ -267,12 +268,12 @@ impl<'a> Cutter<'a> {
             nonce,
             compressed,
         };
-        let threads = u32::try_from(sealers()).unwrap_or(1);
+        let turn = &self.producer.turn;
         let filler = ChunkFiller::new(
             &plan.recipients,
             plan.compression,
-            threads,
-            &self.producer.pool,
+            turn.compressing_threads(),
+            turn.parts(),
         );
         let filler = filler.map_err(ProduceError::Seal)?;
         self.line

@@ -2,36 +2,25 @@
 //! in the order of the stream.
 //!
 //! ```text
-//! reader --(jobs)--> sealers            one part each, sealed and hashed; at most four at once
+//! reader --(jobs)--> sealers            one part each, sealed and hashed; at most four at once,
+//!                                       which all streams of the run share
 //!        --(steps, in order)--> hasher  awaits each part in turn, joins its hashes, hands it over
 //! ```
 //! Every part comes from the pool and returns to it after it was sent, so the pool bounds the parts
-//! in flight here too. When the uploader stops, the hasher ends, then the reader's next step fails,
-//! and the sealers end with it.
+//! in flight here too. When the uploader stops, the hasher ends, and then the reader's next step
+//! fails.
 
+use super::pool::{Job, PARTS_MAX, Sealed};
 use super::produce_error::ProduceError;
 use super::{Ending, Event, SealedEnd};
-use crate::config::SEALING_THREADS_MAX;
 use crate::model::ChunkIndex;
 use crate::store::key::{BackupObject, object_name};
-use crate::stream::fill::{FilledPart, SealedPart};
+use crate::stream::fill::FilledPart;
 use crate::stream::seal::{ChunkHasher, FilledChunk, SealError};
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
-use std::thread::{Builder, Scope};
+use std::thread::Builder;
 use tokio::sync::mpsc::Sender;
-
-/// The capacity of both channels. They hold only handles: the pool bounds the memory, and no pool
-/// has more parts than the 64 in flight that a configuration may set and two more.
-const STEPS_MAX: usize = 66;
-
-type Sealed = Result<SealedPart, SealError>;
-
-struct Job {
-    part: FilledPart,
-    sealed: SyncSender<Sealed>,
-}
 
 /// The steps of the chunks, in order.
 enum SealStep {
@@ -78,31 +67,22 @@ impl SealLine {
     }
 }
 
-/// Returns the number of threads that seal on this machine.
-pub(super) fn sealers() -> usize {
-    std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(SEALING_THREADS_MAX)
-}
-
 /// Runs `work`, whose parts go to the uploader. Returns when all parts are handed over or the
 /// uploader has stopped.
 pub(super) fn with_sealers<T>(
+    jobs: SyncSender<Job>,
     events: &Sender<Event>,
     work: impl FnOnce(&SealLine) -> Result<T, ProduceError>,
 ) -> Result<T, ProduceError> {
-    let (jobs, waiting) = sync_channel(STEPS_MAX);
-    let (steps, ordered) = sync_channel(STEPS_MAX);
-    let waiting = Mutex::new(waiting);
+    let (steps, ordered) = sync_channel(PARTS_MAX);
     std::thread::scope(|scope| {
-        // If a later thread cannot be started, the earlier threads end when their channels close.
         let line = SealLine { jobs, steps };
-        for number in 0..sealers() {
-            spawn(scope, &format!("seal-{number}"), || seal_all(&waiting))?;
-        }
         // The hasher owns its channel: when it ends, the reader's next step fails and the waiting
         // parts return to the pool.
-        let hasher = spawn(scope, "hash", move || hand_over_all(ordered, events))?;
+        let hasher = Builder::new()
+            .name("hash".to_owned())
+            .spawn_scoped(scope, move || hand_over_all(ordered, events))
+            .map_err(ProduceError::Thread)?;
         let worked = work(&line);
         drop(line);
         let handed = hasher.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -114,32 +94,6 @@ pub(super) fn with_sealers<T>(
             (worked, _) => worked,
         }
     })
-}
-
-fn spawn<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> Result<std::thread::ScopedJoinHandle<'scope, T>, ProduceError> {
-    Builder::new()
-        .name(name.to_owned())
-        .spawn_scoped(scope, work)
-        .map_err(ProduceError::Thread)
-}
-
-/// Seals parts until the reader has no more.
-fn seal_all(waiting: &Mutex<Receiver<Job>>) {
-    loop {
-        let job = waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .recv();
-        let Ok(Job { part, sealed }) = job else {
-            return;
-        };
-        // The receiver is gone if the hasher has ended.
-        let _ = sealed.send(part.seal().map_err(SealError::from));
-    }
 }
 
 /// Handles the steps in order until there are no more.

@@ -17,6 +17,7 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use std::ops::Range;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// Size of one ranged read, and limit of concurrent reads.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -32,6 +33,9 @@ pub struct ReadData {
     pub seed: u64,
     /// The keys that open backups, if available.
     pub keys: Option<KeyFile>,
+    /// The turn to read: one dataset of a run at a time, because its pieces already fill the line,
+    /// and take up to 32 MiB of memory.
+    pub one_reader: Arc<Semaphore>,
     /// The signal to stop.
     pub stop: Stop,
 }
@@ -57,6 +61,8 @@ pub(super) async fn read_chunks_of(
     read: &ReadData,
     known: &[Damage],
 ) -> Result<(ReadReport, Vec<Damage>), RunError> {
+    // The semaphore is never closed, so there is always a turn.
+    let _turn = read.one_reader.acquire().await;
     let all: Vec<&ChunkEntry> = chunks.iter().flatten().collect();
     let candidates: Vec<Candidate<'_>> = all
         .iter()
