@@ -7,6 +7,7 @@ mod context;
 mod failure;
 mod lock;
 mod open;
+mod parallel;
 mod perform;
 mod screen;
 

@@ -41,12 +41,16 @@ use std::time::Duration;
 
 type Row = (&'static str, fn());
 
-const ROWS: [Row; 5] = [
+/// Is no row of the table, and only run when it is named.
+const SCREEN: &str = "screen";
+
+const ROWS: [Row; 6] = [
     ("unchanged", rows::unchanged),
     ("changed", rows::changed),
     ("million", million::million),
     ("planning", planning::planning),
     ("incremental", rows::incremental),
+    (SCREEN, rows::screen),
 ];
 
 fn main() {
@@ -72,7 +76,11 @@ fn main() {
         .filter(|word| !word.starts_with("--"))
         .collect();
     for (name, _) in ROWS {
-        if !wanted.is_empty() && !wanted.contains(&name) {
+        let is_wanted = match wanted.is_empty() {
+            true => name != SCREEN,
+            false => wanted.contains(&name),
+        };
+        if !is_wanted {
             continue;
         }
         let mut row = Command::new(std::env::current_exe().unwrap());

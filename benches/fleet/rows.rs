@@ -51,3 +51,14 @@ pub(crate) fn incremental() {
         run.wall_seconds * 1000.0 / DELAY_MS as f64
     );
 }
+
+/// Prints what a night of a few datasets prints on a terminal. No row of the table.
+pub(crate) fn screen() {
+    let scene = Scene::new(9, 100_000);
+    scene.configure("bwlimit = \"4M\"\n");
+    for (number, dataset) in scene.datasets.iter().enumerate() {
+        let mib = [60, 1, 24, 2, 12, 3, 6, 1, 9][number];
+        scene.change(std::slice::from_ref(dataset), mib * MIB);
+    }
+    scene.run_aloud(100, &["perform"]);
+}

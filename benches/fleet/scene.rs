@@ -107,16 +107,26 @@ impl Scene {
         }
     }
 
+    /// Runs a command as [`Scene::run`] does, with its output.
+    pub(crate) fn run_aloud(&self, delay_ms: u64, words: &[&str]) -> Cost {
+        self.run_with(&[], delay_ms, words)
+    }
+
     /// Runs a command, which must succeed, with so many milliseconds for each request.
     pub(crate) fn run(&self, delay_ms: u64, words: &[&str]) -> Cost {
+        self.run_with(&["-q"], delay_ms, words)
+    }
+
+    fn run_with(&self, options: &[&str], delay_ms: u64, words: &[&str]) -> Cost {
         self.zfs.set_now(Timestamp::now());
         self.bucket.delay(delay_ms);
         self.bucket.requests();
         forget_peak();
         let (begun, cpu) = (Instant::now(), cpu_seconds());
         let file = self.config_file();
-        let head = ["-q", "-c", file.to_str().unwrap()];
-        let status = run_in_process(&[&head, words].concat(), Arc::new(self.zfs.clone()));
+        let head = ["-c", file.to_str().unwrap()];
+        let words = [options, &head, words].concat();
+        let status = run_in_process(&words, Arc::new(self.zfs.clone()));
         assert_eq!(status, 0, "{words:?}");
         let (wall_seconds, cpu_seconds) = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
         let peak_mib = peak_mib();

@@ -57,6 +57,9 @@ pub(crate) struct Tally {
     pub(crate) skipped: BTreeSet<DatasetName>,
     /// Bytes stored or deleted.
     pub(crate) bytes: u64,
+    /// Whether a request to stop came before every dataset was worked on.
+    #[serde(skip)]
+    pub(crate) is_incomplete: bool,
 }
 
 fn failures<S: Serializer>(
@@ -228,6 +231,24 @@ impl Context {
         skipped
     }
 
+    /// Returns the number of datasets to work on at once. Without a configuration the default
+    /// applies.
+    pub(crate) fn parallel_datasets(&self) -> usize {
+        let configured = || {
+            self.setup
+                .get()
+                .map(|setup| setup.config.pace.parallel_datasets)
+        };
+        let default = || Pace::default().parallel_datasets;
+        let count = self.global.parallel_datasets.or_else(configured);
+        count.unwrap_or_else(default) as usize
+    }
+
+    /// Records that a dataset was not worked on because of a request to stop.
+    pub(crate) fn left_undone(&self) {
+        self.with_tally(|tally| tally.is_incomplete = true);
+    }
+
     /// Adds bytes that were stored or deleted for a dataset that is not done nevertheless.
     pub(crate) fn moved(&self, bytes: u64) {
         self.with_tally(|tally| tally.bytes = tally.bytes.saturating_add(bytes));
@@ -272,13 +293,20 @@ impl Context {
     pub(crate) fn verdict(&self) -> Result<(), Failure> {
         let tally = self.tally();
         if tally.failed.is_empty() {
-            return Ok(());
+            return match tally.is_incomplete {
+                true => Err(Failure::Run(RunError::Interrupted)),
+                false => Ok(()),
+            };
         }
+        let least = match tally.is_incomplete {
+            true => status::INTERRUPTED,
+            false => status::DONE,
+        };
         let worst = tally
             .failed
             .values()
             .map(|(status, _)| *status)
-            .fold(status::DONE, status::worst);
+            .fold(least, status::worst);
         let may_be_partial = matches!(worst, status::FAILED | status::PARTIAL | status::USAGE);
         let partial = may_be_partial && !tally.done.is_empty();
         Err(Failure::Reported(if partial {

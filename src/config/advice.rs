@@ -66,13 +66,32 @@ impl Config {
         let parts = self.parts();
         parts.part_size.bytes() * (u64::from(parts.concurrency) + PART_BUFFERS_EXTRA)
             + PEAK_FIXED.bytes()
-            + self.send.compression.peak_bytes()
+            + self.compression_bytes()
+    }
+
+    fn compression_bytes(&self) -> u64 {
+        self.send.compression.peak_bytes(self.streams_max())
+    }
+
+    /// Returns the largest number of streams that are uploaded at once.
+    fn streams_max(&self) -> u64 {
+        let datasets = match self.datasets.recursive {
+            true => u64::MAX,
+            false => self.datasets.names.len() as u64,
+        };
+        let buffers = u64::from(self.parts().concurrency) + PART_BUFFERS_EXTRA;
+        let need = match &self.remote {
+            Some(Remote::B2 { .. } | Remote::Rclone { .. }) => 2,
+            _ => 1,
+        };
+        let parallel = u64::from(self.pace.parallel_datasets);
+        parallel.min(datasets).min(buffers / need).max(1)
     }
 
     fn memory_advice(&self) -> String {
         let parts = self.parts();
         let peak = Size(self.peak_bytes());
-        let compression = match Size(self.send.compression.peak_bytes()) {
+        let compression = match Size(self.compression_bytes()) {
             Size(0) => String::new(),
             more => format!(" + {more} for {}", self.send.compression),
         };

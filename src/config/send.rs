@@ -101,10 +101,14 @@ impl fmt::Display for RawMode {
     }
 }
 
+/// What each further stream takes at the lower levels: its own window, and a job of its thread.
+const STREAM_BYTES: Size = Size::mebibytes(12);
+
 impl Compression {
-    /// Returns the maximum memory in bytes in addition to that of the lower levels: tables of each
-    /// thread, and the window.
-    pub(super) fn peak_bytes(self) -> u64 {
+    /// Returns the maximum memory in bytes of so many streams, in addition to that of one stream at
+    /// the lower levels: tables of each thread, and the window of each stream. The streams share
+    /// the threads, but each has at least one.
+    pub(super) fn peak_bytes(self, streams: u64) -> u64 {
         let Self::Zstd { level, long } = self else {
             return 0;
         };
@@ -126,7 +130,11 @@ impl Compression {
             0
         };
         let window = long.map_or(0, |bits| (2 << bits) + ahead);
-        Size::mebibytes(thread).bytes() * SEALING_THREADS_MAX as u64 + window
+        let more_streams = streams.saturating_sub(1);
+        let threads = SEALING_THREADS_MAX as u64 + more_streams;
+        Size::mebibytes(thread).bytes() * threads
+            + window * streams
+            + STREAM_BYTES.bytes() * more_streams
     }
 }
 

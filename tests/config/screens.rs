@@ -568,6 +568,7 @@ fn the_merged_configuration_hides_secrets_and_marks_defaults() {
     split_size = "1G"  # default
     remote = "s3:bucket"
     retry_for = "30m"  # default
+    parallel_datasets = 4  # default
     snapshot_prefix = "zfs-backup_"  # default
     use_snapshots = "own"  # default
     snapshot_unchanged = true  # default

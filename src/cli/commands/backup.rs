@@ -11,6 +11,7 @@ use crate::cli::open::keys::{ask_passphrase, keys_for_planning, keys_for_writing
 use crate::cli::open::remote::open_zfs;
 use crate::cli::open::settings::backup_settings;
 use crate::cli::open::{history, kept_config};
+use crate::cli::parallel::for_each_dataset;
 use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::progress::UploadProgress;
 use crate::cli::screen::table::{bytes, tier_words};
@@ -27,7 +28,7 @@ use crate::run::identity::refuse_one_place;
 use crate::run::keys::{KeyCache, WriterKeys, learn_keys};
 use crate::run::pool::inside::refuse_inside;
 use crate::run::pool::select::Selected;
-use crate::run::transfer::Stop;
+use crate::run::transfer::{Stop, TransferPool};
 use crate::run::{RunError, error_chain};
 use crate::store::{EvidenceTier, ObjectStore, StoreInfo, StoreWrite};
 #[cfg(any(test, feature = "testing"))]
@@ -173,7 +174,7 @@ async fn back_up_all(
     zfs: &Arc<dyn Zfs>,
     target: Target,
 ) -> Result<(), Failure> {
-    let Context { output, stop, .. } = context;
+    let output = &context.output;
     let setup = context.setup()?;
     let config = &setup.config;
     let requested = match (kind.full, kind.incremental) {
@@ -187,70 +188,24 @@ async fn back_up_all(
     }
     learn_keys_of_remote(setup, &target).await?;
     let keys = keys_for_writing(setup, &*target.store).await?;
-    // All datasets of the run share one end of the time window.
-    let until = backup_settings(config).until;
-    let listed = list_to_skip(config, &target).await?;
+    let mut backup = backup_env(
+        config,
+        kind,
+        &target,
+        zfs,
+        keys.clone(),
+        context.stop.clone(),
+    );
+    backup.listed = list_to_skip(config, &target).await?;
     let mut results = Vec::new();
-    for selected in &datasets {
-        let dataset = &selected.dataset.name;
-        let progress = UploadProgress::new(output, dataset.as_str());
-        let shown = (progress.clone(), Arc::clone(output), dataset.clone());
-        let planned = move |planned: &PlannedBackup| {
-            let (progress, output, dataset) = &shown;
-            progress.expect(planned.estimate_bytes.unwrap_or(0));
-            if let SendPlan::Full { why, .. } = &planned.plan
-                && !matches!(why, FullReason::Requested | FullReason::First)
-            {
-                output.note(&format!("{dataset}: a full, not an incremental: {why}"));
-            }
-        };
-        let mut backup = backup_env(config, kind, &target, zfs, keys.clone(), stop.clone());
-        (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
-        backup.settings.until = until;
-        backup.listed.clone_from(&listed);
-        let started = Instant::now();
-        let run = wait_for_others(context, async || {
-            back_up(&backup, selected, requested).await
-        })
-        .await;
-        progress.finish();
-        let run = run.unwrap_or_else(|error| BackupRun {
-            committed: Vec::new(),
-            end: Err(error),
-        });
-        history::backed_up(config, &*target.store, &selected.stored, &run);
-        for backup in &run.committed {
-            let result = BackupResult::committed(backup, started);
-            results.push(output.printed(DatasetResult::new(dataset, result)));
-        }
-        match run.end {
-            Ok(BackupEnd::UpToDate(id)) if run.committed.is_empty() => {
-                let result = BackupResult::UpToDate { id };
-                results.push(output.printed(DatasetResult::new(dataset, result)));
-            }
-            Ok(BackupEnd::UpToDate(_)) => {}
-            Ok(BackupEnd::Unchanged { id, snapshot }) => {
-                let snapshot = snapshot.name;
-                let result = BackupResult::Unchanged { id, snapshot };
-                results.push(output.printed(DatasetResult::new(dataset, result)));
-            }
-            Ok(BackupEnd::Paused(paused)) => {
-                context.paused(dataset);
-                let result = BackupResult::Paused(paused);
-                results.push(output.printed(DatasetResult::new(dataset, result)));
-            }
-            Err(error) => {
-                history::failed(config, &*target.store, &selected.stored, "backup", &error);
-                context.failed(dataset, &Failure::Run(error));
-                if *stop.borrow() {
-                    break;
-                }
-                continue;
-            }
-        }
-        let stored_bytes = run.committed.iter().map(|backup| backup.stored_bytes);
-        context.done(dataset, stored_bytes.sum());
-    }
+    for_each_dataset(
+        context,
+        &datasets,
+        |selected| &selected.dataset.name,
+        async |selected| back_up_one(context, config, &backup, selected, requested).await,
+        |_, of_dataset| results.extend(of_dataset),
+    )
+    .await;
     if !results.is_empty() && target.role == StoreRole::Remote {
         kept_config::keep(config, &*target.store, &keys).await;
     }
@@ -277,6 +232,89 @@ async fn list_to_skip(
     }
     let listed = list_datasets(&*target.store).await?;
     Ok(Some(Arc::new(listed.into_iter().collect())))
+}
+
+/// Backs up one dataset, and prints its results.
+async fn back_up_one(
+    context: &Context,
+    config: &Config,
+    backup: &BackupEnv,
+    selected: &Selected,
+    requested: RequestedKind,
+) -> Vec<DatasetResult<BackupResult>> {
+    let output = &context.output;
+    let dataset = &selected.dataset.name;
+    let (progress, started) = (
+        UploadProgress::new(output, dataset.as_str()),
+        Instant::now(),
+    );
+    let backup = BackupEnv {
+        progress: progress.sink(),
+        planned: when_planned(output, &progress, dataset),
+        ..backup.clone()
+    };
+    let run = wait_for_others(context, async || {
+        back_up(&backup, selected, requested).await
+    })
+    .await;
+    progress.finish();
+    let run = run.unwrap_or_else(|error| BackupRun {
+        committed: Vec::new(),
+        end: Err(error),
+    });
+    history::backed_up(config, &*backup.store, &selected.stored, &run);
+    let committed = run.committed.iter();
+    let mut results: Vec<BackupResult> = committed
+        .map(|backup| BackupResult::committed(backup, started))
+        .collect();
+    let mut failure = None;
+    match run.end {
+        Ok(BackupEnd::UpToDate(id)) if run.committed.is_empty() => {
+            results.push(BackupResult::UpToDate { id });
+        }
+        Ok(BackupEnd::UpToDate(_)) => {}
+        Ok(BackupEnd::Unchanged { id, snapshot }) => {
+            let snapshot = snapshot.name;
+            results.push(BackupResult::Unchanged { id, snapshot });
+        }
+        Ok(BackupEnd::Paused(paused)) => {
+            context.paused(dataset);
+            results.push(BackupResult::Paused(paused));
+        }
+        Err(error) => {
+            history::failed(config, &*backup.store, &selected.stored, "backup", &error);
+            failure = Some(Failure::Run(error));
+        }
+    }
+    let results = results
+        .into_iter()
+        .map(|result| output.printed(DatasetResult::new(dataset, result)))
+        .collect();
+    match failure {
+        Some(failure) => context.failed(dataset, &failure),
+        None => {
+            let stored_bytes = run.committed.iter().map(|backup| backup.stored_bytes);
+            context.done(dataset, stored_bytes.sum());
+        }
+    }
+    results
+}
+
+/// Returns the receiver of a plan: it passes on the size, and notes a full that nobody asked for.
+fn when_planned(
+    output: &Arc<Output>,
+    progress: &UploadProgress,
+    dataset: &DatasetName,
+) -> Arc<dyn Fn(&PlannedBackup) + Send + Sync> {
+    let (output, progress, dataset) = (Arc::clone(output), progress.clone(), dataset.clone());
+    Arc::new(move |planned| {
+        progress.expect(planned.estimate_bytes.unwrap_or(0));
+        if let SendPlan::Full { why, .. } = &planned.plan
+            && !matches!(why, FullReason::Requested | FullReason::First)
+        {
+            output.note(&format!("{dataset}: a full, not an incremental: {why}"));
+        }
+    })
 }
 
 /// Gets the keys from the remote, when this host has none and starts with an empty intermediate
@@ -311,6 +349,7 @@ fn backup_env(
     keys: WriterKeys,
     stop: Stop,
 ) -> BackupEnv {
+    // All datasets of the run share one end of the time window.
     let mut settings = backup_settings(config);
     settings.restart = kind.restart;
     BackupEnv {
@@ -319,6 +358,7 @@ fn backup_env(
         role: target.role,
         other: target.other.clone(),
         listed: None,
+        pool: TransferPool::default(),
         keys,
         settings,
         now: Timestamp::now,
@@ -342,53 +382,93 @@ async fn dry_run(
     let keys = keys_for_planning(setup, &*target.store).await?;
     let backup = backup_env(config, kind, target, zfs, keys, context.stop.clone());
     let mut plans = Vec::new();
-    for selected in datasets {
+    let print = |selected: &Selected, planned: Result<PlannedSteps, RunError>| {
         let dataset = &selected.dataset.name;
-        let resumes = match plan_resumes(&backup, selected, requested).await {
-            Ok(resumes) => resumes,
-            Err(error) => {
-                context.failed(dataset, &Failure::Run(error));
-                continue;
-            }
-        };
-        let resumes_one = resumes.iter().any(|resume| resume.resumes_at.is_some());
-        for resume in resumes {
-            let split_bytes = config.split_size.bytes();
-            let plan = Plan::Resume {
-                resume,
-                split_bytes,
-            };
-            plans.push(output.printed(DatasetResult::new(dataset, plan)));
-        }
-        if resumes_one {
-            // The later steps depend on what will be stored by then.
-            output.line(format!(
-                "{dataset}: then the newest snapshot, if that is another one"
-            ));
-            context.done(dataset, 0);
-            continue;
-        }
-        match plan_backup(&backup, selected, requested).await {
-            Ok(planned) => {
-                for SteppedOver { snapshot, fault } in &planned.stepped_over {
-                    let name = snapshot.name.short();
-                    context.output.note(&format!(
-                        "{dataset}: @{name} is unreadable and is stepped over: ZFS cannot read {}",
-                        fault.object_text()
-                    ));
-                }
-                let plan = Plan::new(planned, config);
-                plans.push(output.printed(DatasetResult::new(dataset, plan)));
-                context.done(dataset, 0);
-            }
+        match planned {
+            Ok(planned) => plans.extend(print_plan(context, config, dataset, planned)),
             Err(error) => context.failed(dataset, &Failure::Run(error)),
         }
-    }
+    };
+    for_each_dataset(
+        context,
+        datasets,
+        |selected| &selected.dataset.name,
+        async |selected| PlannedSteps::plan(&backup, selected, requested).await,
+        print,
+    )
+    .await;
     output.json(&Plans {
         plans,
         failed: context.failed_datasets(),
     });
     context.verdict()
+}
+
+/// What a run would do for one dataset.
+struct PlannedSteps {
+    resumes: Vec<PlannedResume>,
+    /// The backup of the newest snapshot; `None` after a resumed upload, because it depends on what
+    /// will be stored by then.
+    newest: Option<Result<PlannedBackup, RunError>>,
+}
+
+impl PlannedSteps {
+    async fn plan(
+        backup: &BackupEnv,
+        selected: &Selected,
+        requested: RequestedKind,
+    ) -> Result<Self, RunError> {
+        let resumes = plan_resumes(backup, selected, requested).await?;
+        let newest = match resumes.iter().any(|resume| resume.resumes_at.is_some()) {
+            true => None,
+            false => Some(plan_backup(backup, selected, requested).await),
+        };
+        Ok(Self { resumes, newest })
+    }
+}
+
+/// Prints the plan of one dataset, and returns it for the document.
+fn print_plan(
+    context: &Context,
+    config: &Config,
+    dataset: &DatasetName,
+    planned: PlannedSteps,
+) -> Vec<DatasetResult<Plan>> {
+    let output = &context.output;
+    let resume = |resume| {
+        let split_bytes = config.split_size.bytes();
+        let plan = Plan::Resume {
+            resume,
+            split_bytes,
+        };
+        output.printed(DatasetResult::new(dataset, plan))
+    };
+    let mut plans: Vec<_> = planned.resumes.into_iter().map(resume).collect();
+    let newest = match planned.newest {
+        None => {
+            output.line(format!(
+                "{dataset}: then the newest snapshot, if that is another one"
+            ));
+            context.done(dataset, 0);
+            return plans;
+        }
+        Some(Err(error)) => {
+            context.failed(dataset, &Failure::Run(error));
+            return plans;
+        }
+        Some(Ok(newest)) => newest,
+    };
+    for SteppedOver { snapshot, fault } in &newest.stepped_over {
+        let name = snapshot.name.short();
+        output.note(&format!(
+            "{dataset}: @{name} is unreadable and is stepped over: ZFS cannot read {}",
+            fault.object_text()
+        ));
+    }
+    let plan = Plan::new(newest, config);
+    plans.push(output.printed(DatasetResult::new(dataset, plan)));
+    context.done(dataset, 0);
+    plans
 }
 
 /// The document of a run.

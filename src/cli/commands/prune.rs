@@ -13,9 +13,9 @@ use crate::cli::open::history;
 use crate::cli::open::identity::check_other_store;
 use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::open::settings::prune_env;
+use crate::cli::parallel::for_each_dataset;
 use crate::cli::screen::table::bytes;
-use crate::config::{Config, RetentionRules};
-use crate::manifest::Origin;
+use crate::config::RetentionRules;
 use crate::model::DatasetName;
 use crate::plan::prune::Doubt;
 use crate::run::backup::StoreRole;
@@ -150,53 +150,58 @@ async fn prune_store(
     let PruneCall { step, rules, prune } = *call;
     let datasets = context.datasets(zfs)?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
-    let mut env = prune_env(context, &store, clock).await?;
+    let env = prune_env(context, &store, clock).await?;
     let foreign = count_foreign(&*store, &datasets).await?;
     let carry_out = context.carries_out(prune.yes);
     let (settled, datasets) = set_settled_aside(context, &env, datasets, call)?;
     let mut results = Vec::new();
-    for selected in &datasets {
-        let origin = origin_of(zfs, selected);
-        let viewed = match origin.and_then(|own| view_pool(zfs, &mut env, selected, &own)) {
-            Ok(origins) => {
-                let task = PruneTask {
-                    stored: selected.stored.clone(),
-                    origins,
-                    rules: rules.clone(),
-                    secondary: secondary.clone(),
-                };
-                if carry_out {
-                    carry_out_prune(context, zfs, &env, selected, &task).await
-                } else {
-                    read_view(&env, &task).await
-                }
-            }
-            Err(error) => Err(error),
-        };
-        match viewed {
-            Ok(view) => {
-                output.line(format!("{}:", selected.stored));
-                for line in plan_lines(&view, carry_out) {
-                    output.line(line);
-                }
-                finish(context, selected, &view, step, carry_out);
-                if carry_out {
-                    note_prune(config, &selected.stored, &view, step);
-                }
-                let stored = selected.stored.clone();
-                results.push(PrunedDataset::new(stored, view, step, carry_out));
-            }
-            Err(error) => {
-                if carry_out {
-                    history::prune_failed(config, &selected.stored, step, &error);
-                }
-                context.failed(&selected.dataset.name, &Failure::Run(error));
-            }
+    let work = async |selected: &Selected| {
+        let (env, task) = prune_of(&env, zfs, selected, rules, &secondary)?;
+        if !carry_out {
+            return read_view(&env, &task).await;
         }
-        if *context.stop.borrow() {
-            break;
+        let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
+        let PruneOutcome { view, deleted } = pruned?;
+        // Release also the holds that an interrupted run left here: the record that names its
+        // backups still exists.
+        unpin_if_writable(zfs, &selected.dataset.name, |id| {
+            deleted.contains(id) || view.is_over(id)
+        })?;
+        Ok(view)
+    };
+    let report = |selected: &Selected, pruned: Result<PruneView, RunError>| match pruned {
+        Ok(view) => {
+            output.line(format!("{}:", selected.stored));
+            plan_lines(&view, carry_out)
+                .iter()
+                .for_each(|line| output.line(line));
+            finish(context, selected, &view, step, carry_out);
+            if carry_out {
+                let doubts = &view.plan.doubts;
+                let is_damage = doubts.iter().any(Doubt::is_damage);
+                let doubt = doubts
+                    .first()
+                    .map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
+                history::pruned(config, &selected.stored, step, doubt);
+            }
+            let stored = selected.stored.clone();
+            results.push(PrunedDataset::new(stored, view, step, carry_out));
         }
-    }
+        Err(error) => {
+            if carry_out {
+                history::prune_failed(config, &selected.stored, step, &error);
+            }
+            context.failed(&selected.dataset.name, &Failure::Run(error));
+        }
+    };
+    for_each_dataset(
+        context,
+        &datasets,
+        |selected| &selected.dataset.name,
+        work,
+        report,
+    )
+    .await;
     if foreign.objects > 0 {
         output.line(format!(
             "foreign {} objects {} left alone.",
@@ -247,47 +252,30 @@ fn set_settled_aside(
     Ok((names.collect(), unsettled))
 }
 
-/// Reads what the pool knows of a dataset into `env`. Returns the origins that count as ours.
-fn view_pool(
-    zfs: &dyn ZfsSnapshots,
-    env: &mut PruneEnv,
-    selected: &Selected,
-    own: &Origin,
-) -> Result<Vec<Origin>, RunError> {
-    let store = env.store.known();
-    let origins = origins_of(&env.state_dir, &store, &selected.stored, own)?;
-    let place = (&*env.state_dir, &store, &selected.stored);
-    let pool = pool_view(zfs, &selected.dataset.name, place, own)?;
-    env.pools.insert(selected.stored.clone(), pool);
-    Ok(origins)
-}
-
-/// Prunes a dataset, and releases the holds of the backups that are gone.
-async fn carry_out_prune(
-    context: &Context,
-    zfs: &dyn ZfsSnapshots,
+/// Returns the environment and the task for one dataset, with what its pool says about it.
+fn prune_of(
     env: &PruneEnv,
+    zfs: &dyn ZfsSnapshots,
     selected: &Selected,
-    task: &PruneTask,
-) -> Result<PruneView, RunError> {
-    let pruned = wait_for_others(context, async || prune_dataset(env, task).await).await;
-    let PruneOutcome { view, deleted } = pruned?;
-    // Release also the holds that an interrupted run left here: the record that names its
-    // backups still exists.
-    unpin_if_writable(zfs, &selected.dataset.name, |id| {
-        deleted.contains(id) || view.is_over(id)
-    })?;
-    Ok(view)
-}
-
-/// Saves the result of a prune for `health`.
-fn note_prune(config: &Config, stored: &DatasetName, view: &PruneView, step: &'static str) {
-    let doubts = &view.plan.doubts;
-    let is_damage = doubts.iter().any(Doubt::is_damage);
-    let doubt = doubts
-        .first()
-        .map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
-    history::pruned(config, stored, step, doubt);
+    rules: &RetentionRules,
+    secondary: &SecondaryStore,
+) -> Result<(PruneEnv, PruneTask), RunError> {
+    let (known, stored) = (env.store.known(), selected.stored.clone());
+    let own = origin_of(zfs, selected)?;
+    let origins = origins_of(&env.state_dir, &known, &stored, &own)?;
+    let place = (&*env.state_dir, &known, &stored);
+    let pool = pool_view(zfs, &selected.dataset.name, place, &own)?;
+    let env = PruneEnv {
+        pools: [(stored.clone(), pool)].into(),
+        ..env.clone()
+    };
+    let task = PruneTask {
+        stored,
+        origins,
+        rules: rules.clone(),
+        secondary: secondary.clone(),
+    };
+    Ok((env, task))
 }
 
 /// Counts the objects under the prefix that belong to no dataset of this configuration. The

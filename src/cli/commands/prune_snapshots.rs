@@ -8,8 +8,10 @@ use crate::cli::open::access::Access;
 use crate::cli::open::history;
 use crate::cli::open::keys::keys_for_pruning;
 use crate::cli::open::remote::{StoreState, open_zfs};
+use crate::cli::parallel::for_each_dataset;
 use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::bytes;
+use crate::config::Config;
 use crate::plan::snapshots::find_snapshots_doubt;
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
@@ -115,19 +117,18 @@ pub(crate) async fn prune_snapshots_of(
         clock,
     };
     let mut results = Vec::new();
-    for selected in &datasets {
-        let outcomes = if carry_out {
-            wait_for_others(context, async || prune_dataset(&env, selected).await).await
-        } else {
-            preview(&env, selected).await
-        };
-        match outcomes {
+    let work = async |selected: &Selected| match carry_out {
+        true => wait_for_others(context, async || prune_dataset(&env, selected).await).await,
+        false => preview(&env, selected).await,
+    };
+    let report =
+        |selected: &Selected, outcomes: Result<Vec<SnapshotOutcome>, RunError>| match outcomes {
             Ok(outcomes) => {
                 let first = results.len();
                 for outcome in outcomes {
                     results.push(output.printed(PrunedSnapshot::new(outcome, carry_out)));
                 }
-                finish(context, selected, &results[first..], carry_out)?;
+                finish(context, config, selected, &results[first..], carry_out);
             }
             Err(error) => {
                 if carry_out {
@@ -135,11 +136,15 @@ pub(crate) async fn prune_snapshots_of(
                 }
                 context.failed(&selected.dataset.name, &Failure::Run(error));
             }
-        }
-        if *context.stop.borrow() {
-            break;
-        }
-    }
+        };
+    for_each_dataset(
+        context,
+        &datasets,
+        |selected| &selected.dataset.name,
+        work,
+        report,
+    )
+    .await;
     if !carry_out {
         output.note("nothing was destroyed; -y destroys");
     }
@@ -200,11 +205,11 @@ async fn preview(
 /// is saved for `health`.
 fn finish(
     context: &Context,
+    config: &Config,
     selected: &Selected,
     outcomes: &[PrunedSnapshot],
     carried_out: bool,
-) -> Result<(), Failure> {
-    let config = &context.setup()?.config;
+) {
     let name = &selected.dataset.name;
     let verdicts: Vec<_> = outcomes
         .iter()
@@ -235,5 +240,4 @@ fn finish(
             context.done(name, freed.sum());
         }
     }
-    Ok(())
 }

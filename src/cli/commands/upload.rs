@@ -11,6 +11,7 @@ use crate::cli::open::datasets::{NamedDataset, datasets_to_change};
 use crate::cli::open::keys::keys_for_writing;
 use crate::cli::open::reading::{open_configured, trusted_keys};
 use crate::cli::open::{history, kept_config};
+use crate::cli::parallel::for_each_dataset;
 use crate::cli::screen::output::Output;
 use crate::cli::screen::progress::UploadProgress;
 use crate::model::BackupId;
@@ -19,7 +20,8 @@ use crate::plan::copy::doomed;
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::copy::{
-    UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal, upload_dataset,
+    CopyPool, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal,
+    upload_dataset,
 };
 use crate::run::identity::refuse_one_place;
 use crate::run::transfer::ProgressSink;
@@ -60,38 +62,48 @@ pub(crate) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     // have them too.
     keys_for_writing(setup, &*from).await?;
     let keys = keys_for_writing(setup, &*to).await?;
+    let pool = CopyPool::default();
     let mut results = Vec::new();
-    for named in &datasets {
-        let shown = ShownProgress::new(&context.output, named.stored.as_str());
-        let upload = UploadEnv {
-            from: from.clone(),
-            to: Arc::clone(&to),
-            keys: keys.clone(),
-            state_dir: config.state_dir.clone(),
-            now: Timestamp::now,
-            progress: shown.begin(),
-            stop: context.stop.clone(),
-        };
-        let started = Instant::now();
-        let outcome = wait_for_others(context, async || {
-            upload_dataset(&upload, &named.stored, &rules).await
-        })
-        .await;
-        shown.finish();
-        match outcome {
-            Ok(report) => {
-                history::copied(config, &*to, &named.stored, report.copied.last());
-                let seconds = started.elapsed().as_secs_f64();
-                let upload = DatasetUpload::new(named, &report, seconds);
-                results.push(context.output.printed(upload));
-                settle(context, named, report);
+    for_each_dataset(
+        context,
+        &datasets,
+        |named| &named.in_pool,
+        async |named| {
+            let shown = ShownProgress::new(&context.output, named.stored.as_str());
+            let upload = UploadEnv {
+                from: from.clone(),
+                to: Arc::clone(&to),
+                pool: pool.clone(),
+                keys: keys.clone(),
+                state_dir: config.state_dir.clone(),
+                now: Timestamp::now,
+                progress: shown.begin(),
+                stop: context.stop.clone(),
+            };
+            let started = Instant::now();
+            let outcome = wait_for_others(context, async || {
+                upload_dataset(&upload, &named.stored, &rules).await
+            })
+            .await;
+            shown.finish();
+            match outcome {
+                Ok(report) => {
+                    history::copied(config, &*to, &named.stored, report.copied.last());
+                    let seconds = started.elapsed().as_secs_f64();
+                    let upload = DatasetUpload::new(named, &report, seconds);
+                    let upload = context.output.printed(upload);
+                    settle(context, named, report);
+                    Some(upload)
+                }
+                Err(error) => {
+                    context.failed(&named.in_pool, &Failure::Run(error));
+                    None
+                }
             }
-            Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
-        }
-        if *context.stop.borrow() {
-            break;
-        }
-    }
+        },
+        |_, upload| results.extend(upload),
+    )
+    .await;
     if !results.is_empty() {
         kept_config::keep(config, &*to, &keys).await;
     }
@@ -153,28 +165,34 @@ async fn dry_run(
     )
     .await?;
     let mut plans = Vec::new();
-    for named in datasets {
-        match plan_upload(from, to, &trusted, &named.stored, rules).await {
-            Ok(planned) => {
-                plans.push(context.output.printed(DatasetPlan::new(named, &planned)));
-                let UploadPlan {
-                    plan,
-                    mut untrusted,
-                    ..
-                } = planned;
-                untrusted.extend(
-                    plan.refused
-                        .into_iter()
-                        .map(|(id, gap)| (id, refusal(&named.stored, &gap))),
-                );
-                match untrusted.is_empty() {
-                    true => context.done(&named.in_pool, 0),
-                    false => fail_all(context, named, untrusted),
-                }
+    let finish = |named: &NamedDataset, planned: Result<UploadPlan, RunError>| match planned {
+        Ok(planned) => {
+            plans.push(context.output.printed(DatasetPlan::new(named, &planned)));
+            let UploadPlan {
+                plan,
+                mut untrusted,
+                ..
+            } = planned;
+            untrusted.extend(
+                plan.refused
+                    .into_iter()
+                    .map(|(id, gap)| (id, refusal(&named.stored, &gap))),
+            );
+            match untrusted.is_empty() {
+                true => context.done(&named.in_pool, 0),
+                false => fail_all(context, named, untrusted),
             }
-            Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
         }
-    }
+        Err(error) => context.failed(&named.in_pool, &Failure::Run(error)),
+    };
+    for_each_dataset(
+        context,
+        datasets,
+        |named| &named.in_pool,
+        async |named| plan_upload(from, to, &trusted, &named.stored, rules).await,
+        finish,
+    )
+    .await;
     context.output.json(&CopyPlans { plans });
     context.verdict()
 }

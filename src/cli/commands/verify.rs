@@ -10,6 +10,7 @@ use crate::cli::open::history;
 use crate::cli::open::identity::expected_identity;
 use crate::cli::open::reading::{ReadSide, key_file, open_for_reading, trusted_keys};
 use crate::cli::open::remote::open_zfs;
+use crate::cli::parallel::for_each_dataset;
 use crate::cli::screen::output::{Output, Render};
 use crate::cli::screen::table::{bytes, tier_words};
 use crate::keyring::KeyFile;
@@ -31,6 +32,7 @@ use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::mem::take;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 const SECONDS_PER_DAY: i64 = 86_400;
 
@@ -52,55 +54,23 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
             flaw.hint().as_deref(),
         );
     }
-    for named in &datasets {
-        let intermediate = intermediate_catalog(&side, verify, named, &trusted, output).await;
-        let read = match verify.read_data {
-            Some(share) => Some(read_data(share, opening.clone(), context)?),
-            None => None,
-        };
-        let known = expected.as_ref().map(|(known, _)| known);
-        let own_commits = own_commits(&side, known, named).unwrap_or_else(|failure| {
-            context.failed(&named.in_pool, &failure);
-            Vec::new()
-        });
-        let options = VerifyOptions {
-            read,
-            intermediate: intermediate.as_ref(),
-            own_commits,
-        };
-        // A dataset whose check fails must not hide the results of the others.
-        match verify_with(Arc::clone(&side.store), &named.stored, &trusted, &options).await {
-            Ok(report) => {
-                if let Some(setup) = side.setup {
-                    let share = verify.read_data.as_ref().map(ToString::to_string);
-                    history::verified(
-                        &setup.config,
-                        &*side.store,
-                        &named.stored,
-                        &report,
-                        share.as_deref(),
-                    );
-                }
-                let sources = sources_here(&side, named, &report);
-                let verified = VerifiedDataset::new(named, report, &sources, side.store.url());
-                let verified = output.printed(verified);
-                match verified.flaw() {
-                    Some((status, reason)) => context.reported(&named.in_pool, status, reason),
-                    None => context.done(&named.in_pool, 0),
-                }
-                datasets_verified.push(verified);
-            }
-            Err(error) => {
-                if let Some(setup) = side.setup {
-                    history::failed(&setup.config, &*side.store, &named.stored, "verify", &error);
-                }
-                context.failed(&named.in_pool, &Failure::Run(error));
-            }
-        }
-        if *context.stop.borrow() {
-            break;
-        }
-    }
+    let one_reader = Arc::new(Semaphore::new(1));
+    let verification = DatasetVerification {
+        side: &side,
+        verify,
+        trusted: &trusted,
+        known: expected.as_ref().map(|(known, _)| known),
+        opening,
+        one_reader,
+    };
+    for_each_dataset(
+        context,
+        &datasets,
+        |named| &named.in_pool,
+        async |named| verification.run(context, named).await,
+        |_, verified| datasets_verified.extend(verified),
+    )
+    .await;
     output.json(&Verification {
         store: side.store.url().to_owned(),
         other_store: other_store.map(ToString::to_string),
@@ -113,6 +83,88 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
             Err(Failure::Reported(worst))
         }
         (verdict, None) => verdict,
+    }
+}
+
+/// What the verifications of all datasets share.
+struct DatasetVerification<'a> {
+    side: &'a ReadSide<'a>,
+    verify: &'a Verify,
+    trusted: &'a TrustedKeys,
+    known: Option<&'a KnownStore>,
+    opening: Option<KeyFile>,
+    one_reader: Arc<Semaphore>,
+}
+
+impl DatasetVerification<'_> {
+    /// Verifies one dataset, and prints the result. A dataset whose check fails must not hide the
+    /// results of the others.
+    async fn run(&self, context: &Context, named: &NamedDataset) -> Option<VerifiedDataset> {
+        match self.verify(context, named).await {
+            Ok(verified) => {
+                let verified = context.output.printed(verified);
+                match verified.flaw() {
+                    Some((status, reason)) => context.reported(&named.in_pool, status, reason),
+                    None => context.done(&named.in_pool, 0),
+                }
+                Some(verified)
+            }
+            Err(failure) => {
+                context.failed(&named.in_pool, &failure);
+                None
+            }
+        }
+    }
+
+    async fn verify(
+        &self,
+        context: &Context,
+        named: &NamedDataset,
+    ) -> Result<VerifiedDataset, Failure> {
+        let (side, verify, output) = (self.side, self.verify, &context.output);
+        let intermediate = intermediate_catalog(side, verify, named, self.trusted, output).await;
+        let read = match verify.read_data {
+            Some(share) => Some(self.read_data(share, context)?),
+            None => None,
+        };
+        let own_commits = own_commits(side, self.known, named).unwrap_or_else(|failure| {
+            context.failed(&named.in_pool, &failure);
+            Vec::new()
+        });
+        let options = VerifyOptions {
+            read,
+            intermediate: intermediate.as_ref(),
+            own_commits,
+        };
+        let store = Arc::clone(&side.store);
+        let report = verify_with(store, &named.stored, self.trusted, &options).await;
+        if let Some(setup) = side.setup {
+            let (config, store) = (&setup.config, &*side.store);
+            match &report {
+                Ok(report) => {
+                    let share = verify.read_data.as_ref().map(ToString::to_string);
+                    history::verified(config, store, &named.stored, report, share.as_deref());
+                }
+                Err(error) => history::failed(config, store, &named.stored, "verify", error),
+            }
+        }
+        let report = report?;
+        let sources = sources_here(side, named, &report);
+        let url = side.store.url();
+        Ok(VerifiedDataset::new(named, report, &sources, url))
+    }
+
+    fn read_data(&self, share: ReadShare, context: &Context) -> Result<ReadData, Failure> {
+        let seed = getrandom::u64().map_err(RunError::from)?;
+        let day = u64::try_from(Timestamp::now().as_second() / SECONDS_PER_DAY).unwrap_or(0);
+        Ok(ReadData {
+            share,
+            day,
+            seed,
+            keys: self.opening.clone(),
+            one_reader: Arc::clone(&self.one_reader),
+            stop: context.stop.clone(),
+        })
     }
 }
 
@@ -178,22 +230,6 @@ async fn opening_keys(side: &ReadSide<'_>, verify: &Verify, output: &Output) -> 
             None
         }
     }
-}
-
-fn read_data(
-    share: ReadShare,
-    keys: Option<KeyFile>,
-    context: &Context,
-) -> Result<ReadData, Failure> {
-    let seed = getrandom::u64().map_err(RunError::from)?;
-    let day = u64::try_from(Timestamp::now().as_second() / SECONDS_PER_DAY).unwrap_or(0);
-    Ok(ReadData {
-        share,
-        day,
-        seed,
-        keys,
-        stop: context.stop.clone(),
-    })
 }
 
 /// Returns the contents of the intermediate directory for the dataset, when the remote is verified

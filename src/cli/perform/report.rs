@@ -389,6 +389,7 @@ mod tests {
             skipped: (10..10 + skipped).map(name_of).collect(),
             paused: BTreeSet::new(),
             bytes,
+            is_incomplete: false,
         };
         let said = (status != 0).then(|| Said {
             text: "B2 401: key 0021 deleted or lacks writeFiles".into(),

@@ -1,5 +1,6 @@
 //! The log on stderr, and its last lines for the message about a failed run.
 
+use crate::cli::screen::bars::above_bars;
 use crate::store::s3::LOG_LIMIT;
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
@@ -80,7 +81,7 @@ struct Tee(Arc<LogTail>);
 impl Write for Tee {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.keep(&String::from_utf8_lossy(bytes));
-        std::io::stderr().write_all(bytes).map(|()| bytes.len())
+        above_bars(|| std::io::stderr().write_all(bytes)).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -1,6 +1,7 @@
 //! The output: results on stdout, everything else on stderr. Only this module prints.
 
 use crate::cli::args::{Global, ProgressWhen};
+use crate::cli::screen::bars::above_bars;
 use crate::cli::screen::log::LogTail;
 use crate::cli::screen::table::{WIDTH, wrap};
 use serde::{Serialize, Serializer};
@@ -127,7 +128,7 @@ impl Output {
     /// not apply.
     pub(crate) fn raw(&self, bytes: &[u8]) {
         // A reader that has closed the pipe is no reason to fail.
-        let _ = std::io::stdout().write_all(bytes);
+        let _ = above_bars(|| std::io::stdout().write_all(bytes));
     }
 
     /// Prints a line of the result whose last occurrence of a word is coloured, if stdout shows
@@ -137,7 +138,7 @@ impl Output {
             return self.line(text);
         }
         let text = printable(text);
-        let _ = match text.rfind(word) {
+        let _ = above_bars(|| match text.rfind(word) {
             Some(at) => {
                 let (before, rest) = text.split_at(at);
                 let (word, after) = rest.split_at(word.len());
@@ -152,7 +153,7 @@ impl Output {
                 )
             }
             None => writeln!(std::io::stdout(), "{text}"),
-        };
+        });
     }
 
     /// Prints a line of the result for people, unless `--quiet` or `--json` is given.
@@ -251,7 +252,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Writes a line. A reader that has closed the pipe (`| head`) is no reason to fail: the work is
 /// done.
 fn write_line(to: &mut dyn Write, text: &str) {
-    let _ = writeln!(to, "{}", printable(text));
+    let _ = above_bars(|| writeln!(to, "{}", printable(text)));
 }
 
 /// Escapes control characters, except line ends: anyone who can write to a store can choose the

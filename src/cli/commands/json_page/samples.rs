@@ -816,6 +816,7 @@ fn perform() -> Value {
         paused: [dataset()].into(),
         skipped: [dataset()].into(),
         bytes: 1,
+        is_incomplete: false,
     };
     let step = StepReport {
         name: text(),

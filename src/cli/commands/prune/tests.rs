@@ -20,6 +20,7 @@ use crate::run::backup::{BackupEnv, back_up};
 use crate::run::identity::Purpose;
 use crate::run::keys::WriterKeys;
 use crate::run::pool::snapshot::take_snapshots;
+use crate::run::transfer::TransferPool;
 use crate::state::history::HistoryRecords;
 use crate::zfs::fake::FakeZfs;
 use crate::zfs::{DatasetType, Zfs, ZfsRead};
@@ -140,6 +141,7 @@ impl Host {
         let env = BackupEnv {
             zfs: self.zfs(),
             store: self.remote().await,
+            pool: TransferPool::default(),
             role: StoreRole::Remote,
             other: None,
             listed: None,

@@ -19,6 +19,7 @@ use crate::cli::open::history::{DEFAULT_LIMITS, facts_of};
 use crate::cli::open::identity::known_stores;
 use crate::cli::open::reading::{ReadSide, open_configured, open_for_reading, trusted_keys};
 use crate::cli::open::remote::{StoreState, open_zfs};
+use crate::cli::parallel::for_each_dataset;
 use crate::cli::screen::output::Output;
 use crate::config::{Config, FullEvery};
 use crate::model::DatasetName;
@@ -58,19 +59,19 @@ pub(crate) async fn survey_store(context: &Context, show: &Show) -> Result<Surve
         asked: true,
         error: None,
     });
-    for name in names {
-        let mut view = DatasetView::new(name);
-        let asked = store_view(
-            &*side.store,
-            &view.dataset,
-            &trusted,
-            true,
-            &ObjectCache::none(),
-        )
-        .await;
-        view.remote = survey.keep(asked.map(|(view, _)| view), &mut view.errors, output);
-        survey.overview.datasets.push(view);
-    }
+    let cache = ObjectCache::none();
+    for_each_dataset(
+        context,
+        &names,
+        |name| name,
+        async |name| store_view(&*side.store, name, &trusted, true, &cache).await,
+        |name, found| {
+            let mut view = DatasetView::new(name.clone());
+            view.remote = survey.keep(found.map(|(view, _)| view), &mut view.errors, output);
+            survey.overview.datasets.push(view);
+        },
+    )
+    .await;
     Ok(survey)
 }
 
@@ -289,21 +290,28 @@ impl Survey {
             Err(failure) => return self.unanswered(&failure, output),
         };
         let mut datasets = std::mem::take(&mut self.overview.datasets);
-        for dataset in &mut datasets {
-            let keeping = if context.global.dry_run {
-                CacheMode::ReadOnly
-            } else {
-                CacheMode::ReadWrite
-            };
+        let keeping = if context.global.dry_run {
+            CacheMode::ReadOnly
+        } else {
+            CacheMode::ReadWrite
+        };
+        let work = async |dataset: &DatasetView| {
             let cache = side.setup.map_or_else(ObjectCache::none, |setup| {
-                ObjectCache::open(
-                    &setup.config.state_dir,
-                    &side.store.known(),
-                    &dataset.dataset,
-                    keeping,
-                )
+                let state_dir = &setup.config.state_dir;
+                ObjectCache::open(state_dir, &side.store.known(), &dataset.dataset, keeping)
             });
-            let found = store_view(&*side.store, &dataset.dataset, &trusted, deep, &cache).await;
+            store_view(&*side.store, &dataset.dataset, &trusted, deep, &cache).await
+        };
+        let mut found = Vec::new();
+        for_each_dataset(
+            context,
+            &datasets,
+            |view| &view.dataset,
+            work,
+            |_, of_dataset| found.push(of_dataset),
+        )
+        .await;
+        for (dataset, found) in datasets.iter_mut().zip(found) {
             let Some((mut view, catalog)) = self.keep(found, &mut dataset.errors, output) else {
                 continue;
             };
