@@ -60,9 +60,12 @@ pub(crate) const SUBROOMS: &[(&str, Folders)] = &[
             ("context", &["args", "screen", "failure"]),
             ("lock", &["args", "screen", "failure", "context"]),
             ("open", &["args", "screen", "failure", "context"]),
+            ("parallel", &["context"]),
             (
                 "commands",
-                &["args", "screen", "failure", "context", "lock", "open"],
+                &[
+                    "args", "screen", "failure", "context", "lock", "open", "parallel",
+                ],
             ),
             (
                 "perform",
