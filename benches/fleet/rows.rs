@@ -3,20 +3,28 @@
 use crate::scene::Scene;
 
 const DATASETS: usize = 300;
+/// A smaller fleet, for a quick look: `--datasets=40`.
+const DATASETS_OPTION: &str = "--datasets=";
 const DELAY_MS: u64 = 50;
 const MIB: usize = 1 << 20;
 
+fn datasets() -> usize {
+    let asked = std::env::args().find_map(|arg| arg.strip_prefix(DATASETS_OPTION)?.parse().ok());
+    asked.unwrap_or(DATASETS)
+}
+
 /// Nothing changed in any dataset since the last night.
 pub(crate) fn unchanged() {
-    let scene = Scene::new(DATASETS, 100_000);
+    let scene = Scene::new(datasets(), 100_000);
     scene.run(0, &["perform"]).print("(first night, no delay)");
     let night = scene.run(DELAY_MS, &["perform"]);
-    night.print("300 datasets, nothing changed: perform");
+    let count = datasets();
+    night.print(&format!("{count} datasets, nothing changed: perform"));
 }
 
 /// Each dataset has one MiB that changed.
 pub(crate) fn changed() {
-    let scene = Scene::new(DATASETS, 100_000);
+    let scene = Scene::new(datasets(), 100_000);
     scene.run(0, &["perform"]).print("(first night, no delay)");
     let mut seconds = Vec::new();
     for parallel in [1, 4] {
@@ -24,7 +32,8 @@ pub(crate) fn changed() {
         scene.change(&scene.datasets, MIB);
         let night = scene.run(DELAY_MS, &["perform"]);
         night.print(&format!(
-            "300 datasets, 1 MiB changed, parallel_datasets = {parallel}"
+            "{} datasets, 1 MiB changed, parallel_datasets = {parallel}",
+            datasets()
         ));
         seconds.push(night.wall_seconds);
     }

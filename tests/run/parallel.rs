@@ -25,7 +25,7 @@ use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{B2Settings, B2Store, ObjectStore, StoreTraits};
 use zfs_backup::stream::record::{BeginRecord, StreamExpectation};
-use zfs_backup::stream::seal::Compression;
+use zfs_backup::stream::seal::ChunkCompression;
 use zfs_backup::zfs::{DatasetType, SendResume, SendStream, Snapshot, ZfsError, ZfsRead};
 
 /// How long anything here may take before the test fails rather than hangs.
@@ -100,7 +100,7 @@ fn plan(world: &World, snapshot: &Snapshot, number: u64) -> TransferPlan {
             base_guid: None,
         },
         split_bytes: SPLIT_BYTES,
-        compression: Compression::None,
+        compression: ChunkCompression::None,
         recipients: world.writer.recipients.clone(),
     }
 }
@@ -127,13 +127,14 @@ async fn send_all(store: Arc<dyn ObjectStore>, streams: u64, stalled: u64) {
         let plan = Arc::new(plan(&world, &snapshot, number));
         sent.spawn(async move {
             let (carried, progress) = (Carried::default(), Arc::new(|_| {}));
+            let mut log = NoLog;
             let done = transfer(
                 source,
                 &*store,
                 &pool,
                 plan,
                 carried,
-                &mut NoLog,
+                &mut log,
                 progress,
                 never(),
             );
