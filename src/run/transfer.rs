@@ -120,6 +120,8 @@ pub struct TransferPlan {
     pub compression: ChunkCompression,
     /// The recipients that chunks are sealed to.
     pub recipients: Vec<age::x25519::Recipient>,
+    /// What all streams of the run share.
+    pub pool: TransferPool,
 }
 
 /// The progress of a transfer, reported after every part.
@@ -237,14 +239,13 @@ struct SealedEnd {
 pub async fn transfer(
     source: Arc<dyn StreamSource>,
     store: &dyn StoreWrite,
-    pool: &TransferPool,
     plan: Arc<TransferPlan>,
     carried: Carried,
     log: &mut dyn TransferLog,
     progress: ProgressSink,
     stop: Stop,
 ) -> Result<Transferred, RunError> {
-    let turn = Arc::new(pool.turn(store.traits(), stop.clone()).await?);
+    let turn = Arc::new(plan.pool.turn(store.traits(), stop.clone()).await?);
     let Carried {
         mut begin,
         chunks: mut confirmed,

@@ -90,7 +90,7 @@ impl TransferLog for NoLog {
     }
 }
 
-fn plan(world: &World, snapshot: &Snapshot, number: u64) -> TransferPlan {
+fn plan(world: &World, snapshot: &Snapshot, number: u64, pool: &TransferPool) -> TransferPlan {
     TransferPlan {
         dataset: name(&format!("tank/{number}")),
         id: BackupId::new(snapshot.created_at, BackupKind::Full, snapshot.guid, number),
@@ -102,6 +102,7 @@ fn plan(world: &World, snapshot: &Snapshot, number: u64) -> TransferPlan {
         split_bytes: SPLIT_BYTES,
         compression: ChunkCompression::None,
         recipients: world.writer.recipients.clone(),
+        pool: pool.clone(),
     }
 }
 
@@ -123,21 +124,12 @@ async fn send_all(store: Arc<dyn ObjectStore>, streams: u64, stalled: u64) {
             bytes: Arc::clone(&bytes),
             stall: Mutex::new(stall),
         });
-        let (store, pool) = (Arc::clone(&store), pool.clone());
-        let plan = Arc::new(plan(&world, &snapshot, number));
+        let store = Arc::clone(&store);
+        let plan = Arc::new(plan(&world, &snapshot, number, &pool));
         sent.spawn(async move {
             let (carried, progress) = (Carried::default(), Arc::new(|_| {}));
             let mut log = NoLog;
-            let done = transfer(
-                source,
-                &*store,
-                &pool,
-                plan,
-                carried,
-                &mut log,
-                progress,
-                never(),
-            );
+            let done = transfer(source, &*store, plan, carried, &mut log, progress, never());
             assert_eq!(done.await.unwrap().chunks.len(), 5);
             number
         });

@@ -441,6 +441,7 @@ impl<'a> Attempt<'a> {
             split_bytes: env.settings.split_bytes,
             compression: env.settings.compression,
             recipients: env.keys.recipients.clone(),
+            pool: env.pool.clone(),
         });
         let (carried, stop) = (std::mem::take(&mut course.carried), env.stop.clone());
         let mut recorder = Recorder::new(
@@ -456,7 +457,6 @@ impl<'a> Attempt<'a> {
         match transfer(
             source,
             &*env.store,
-            &env.pool,
             plan,
             carried,
             &mut recorder,
