@@ -33,7 +33,7 @@ use crate::plan::timeline::Timeline;
 use crate::sign::{SignedType, TrustedKeys};
 use crate::state::history::SeenNote;
 use crate::state::manifests::ObjectCache;
-use crate::store::key::{BackupObject, ParsedKey, SIGNATURE_SUFFIX, dataset_prefix};
+use crate::store::key::{BackupObject, ParsedKey, SIGNATURE_SUFFIX, dataset_of, dataset_prefix};
 use crate::store::{ListedObject, ObjectKey, StoreRead};
 use fetch::get_with_signature;
 use futures_util::{StreamExt, stream};
@@ -652,19 +652,9 @@ pub(crate) async fn list_wanted(
 /// # Errors
 /// [`CatalogError::Store`] when the listing fails.
 pub async fn list_datasets(store: &dyn StoreRead) -> Result<Vec<DatasetName>, CatalogError> {
-    let mut names: BTreeSet<DatasetName> = BTreeSet::new();
-    let mut take = |page: Vec<ListedObject>| {
-        names.extend(
-            page.iter()
-                .filter_map(|object| object.key.split_once("/@")?.0.parse().ok()),
-        );
-        if names.len() > DATASETS_MAX {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
-    store.visit("", &mut take).await?;
+    let folders = store.list_folders("", '@').await?;
+    let names = folders.iter().filter_map(|folder| dataset_of(folder));
+    let names: BTreeSet<DatasetName> = names.collect();
     if names.len() > DATASETS_MAX {
         let what = format!(
             "{} has objects of more than {DATASETS_MAX} datasets",

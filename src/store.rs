@@ -12,6 +12,7 @@ mod adapter;
 mod answer;
 pub mod b2;
 pub mod dir;
+mod folders;
 mod hash;
 mod identified;
 pub mod key;

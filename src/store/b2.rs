@@ -234,6 +234,10 @@ impl StoreRead for B2Store {
         self.shared.visit_live(prefix, take).await
     }
 
+    async fn list_folders(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        self.shared.list_folders(prefix, delimiter).await
+    }
+
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.shared.unfinished(prefix).await
     }

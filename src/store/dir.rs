@@ -377,6 +377,14 @@ impl StoreRead for DirStore {
         .await
     }
 
+    async fn list_folders(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        let owned = prefix.to_owned();
+        self.run("list", prefix, move |shared| {
+            listing::list_folders(&shared.root, &owned, delimiter)
+        })
+        .await
+    }
+
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         let owned = prefix.to_owned();
         self.run("list unfinished uploads under", prefix, move |shared| {

@@ -170,6 +170,12 @@ pub fn dataset_prefix(dataset: &DatasetName) -> String {
     format!("{dataset}/@")
 }
 
+/// Returns the dataset of a [`dataset_prefix`]. Such a prefix is all that its keys have in common up
+/// to their first `@`, also for a dataset with children.
+pub fn dataset_of(prefix: &str) -> Option<DatasetName> {
+    prefix.strip_suffix("/@")?.parse().ok()
+}
+
 /// The prefix of all objects of one backup.
 pub fn backup_prefix(dataset: &DatasetName, id: &BackupId) -> String {
     format!("{dataset}/@{id}/")

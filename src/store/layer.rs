@@ -128,6 +128,12 @@ impl<L: Layer> StoreRead for L {
         }
     }
 
+    async fn list_folders(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        self.patience()
+            .wait_out(|| self.inner().list_folders(prefix, delimiter))
+            .await
+    }
+
     async fn is_unused(&self) -> Result<bool, StoreError> {
         self.patience().wait_out(|| self.inner().is_unused()).await
     }

@@ -11,9 +11,9 @@ mod writer;
 pub use fault::{Fault, Operation, Outcome, StoreEvent};
 
 use super::{
-    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, PartWriter, PutOutcome, SpoolFile,
-    SpooledStore, StoreDelete, StoreError, StoreErrorKind, StoreInfo, StoreRead, StoreTraits,
-    StoreWrite, UnfinishedUpload,
+    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, PageVisitor, PartWriter,
+    PutOutcome, SpoolFile, SpooledStore, StoreDelete, StoreError, StoreErrorKind, StoreInfo,
+    StoreRead, StoreTraits, StoreWrite, UnfinishedUpload,
 };
 use crate::model::{KnownStore, StoreId};
 use async_trait::async_trait;
@@ -138,6 +138,12 @@ impl MemoryStore {
         self.state().default_retention = retention;
     }
 
+    /// Sets the most entries of a page of a listing. A failure is armed for a whole listing, and
+    /// each page is recorded as a call of its own.
+    pub fn set_page_entries(&self, entries: usize) {
+        self.state().page_entries = entries.max(1);
+    }
+
     /// Makes the store one that takes large objects only whole: `create` is refused from now on, and
     /// [`SpooledStore::put_spooled`] works.
     pub fn take_no_parts(&self) {
@@ -254,6 +260,18 @@ impl MemoryStore {
         })
     }
 
+    /// Records the second and later pages of a listing with that many entries.
+    fn record_pages(&self, operation: Operation, key: &str, entries: usize) {
+        let mut state = self.state();
+        for _ in 1..entries.div_ceil(state.page_entries) {
+            state.events.push(StoreEvent {
+                operation,
+                key: key.to_owned(),
+                outcome: Outcome::Done,
+            });
+        }
+    }
+
     fn demand(&self, wanted: bool, text: &str) -> Result<(), CallFailure> {
         if wanted {
             Ok(())
@@ -316,7 +334,31 @@ impl StoreRead for MemoryStore {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
-        self.call(Operation::List, prefix, |state| Ok(state.list(prefix)))
+        let listed = self.call(Operation::List, prefix, |state| Ok(state.list(prefix)))?;
+        self.record_pages(Operation::List, prefix, listed.len());
+        Ok(listed)
+    }
+
+    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        let mut last = None;
+        loop {
+            let page = self.call(Operation::List, prefix, |state| {
+                Ok(state.page(prefix, last.as_deref()))
+            })?;
+            let is_full = page.len() == self.state().page_entries;
+            last = page.last().map(|object| object.key.clone());
+            if take(page).is_break() || !is_full {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn list_folders(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        let (folders, entries) = self.call(Operation::ListFolders, prefix, |state| {
+            Ok(state.list_folders(prefix, delimiter))
+        })?;
+        self.record_pages(Operation::ListFolders, prefix, entries);
+        Ok(folders)
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {

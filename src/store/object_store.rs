@@ -6,7 +6,7 @@
 
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, PartWriter, PutOutcome, StoreError,
-    StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, key,
+    StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, folders::Folders, key,
 };
 use crate::model::KnownStore;
 use async_trait::async_trait;
@@ -112,6 +112,29 @@ pub trait StoreRead: StoreInfo {
     async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
         let _ = take(self.list(prefix).await?);
         Ok(())
+    }
+
+    /// Lists the beginnings of all keys under `prefix` up to and with the first `delimiter` behind
+    /// it, in order: with a slash, the folders directly below. Keys without the delimiter are left
+    /// out. The listing is complete, or it is an error. A folder may be empty where folders exist
+    /// by themselves.
+    async fn list_folders(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        let mut folders = Folders::new(prefix, delimiter);
+        let mut counted = Ok(());
+        let mut take = |page: Vec<ListedObject>| {
+            counted = page
+                .iter()
+                .try_for_each(|object| folders.add_key(&object.key));
+            match counted {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        };
+        self.visit(prefix, &mut take).await?;
+        counted.map_err(|text| {
+            StoreError::new(StoreErrorKind::Corrupt, "list", prefix, self.url(), text)
+        })?;
+        Ok(folders.into_vec())
     }
 
     /// Whether the store is empty except for its identity, which is stored before any other object.

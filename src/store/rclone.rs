@@ -295,6 +295,10 @@ impl StoreRead for RcloneStore {
         self.list_objects(prefix).await
     }
 
+    async fn list_folders(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        self.list_folders_of(prefix, delimiter).await
+    }
+
     /// Lists the partial files of a killed rclone. rclone does not show parts that a provider
     /// keeps: `rclone cleanup` removes those.
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {

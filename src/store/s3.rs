@@ -408,8 +408,12 @@ impl StoreRead for S3Store {
 
     async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
         self.shared
-            .turn_pages(prefix, &mut |page| Ok(take(page)))
+            .turn_pages(prefix, None, &mut |page| Ok(take(page.objects)))
             .await
+    }
+
+    async fn list_folders(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        self.shared.list_folders(prefix, delimiter).await
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {

@@ -121,6 +121,32 @@ async fn evidence_of_a_thousand_objects_takes_one_b2_listing() {
 }
 
 #[tokio::test]
+async fn b2_folders_take_one_entry_each() {
+    let sim = B2Sim::start_with(SimOptions {
+        page_max: 2,
+        ..SimOptions::default()
+    });
+    for dataset in ["tank", "tank/a", "tank/b"] {
+        for n in 0..50 {
+            sim.plant(&format!("{dataset}/@a/{n:08}"), b"x");
+        }
+    }
+    sim.plant("tank/gone/@a/x", b"x");
+    sim.hide("tank/gone/@a/x");
+    let store = connect(sim.settings());
+    let found = store.list_folders("", '@').await.unwrap();
+    assert_eq!(found, ["tank/@", "tank/a/@", "tank/b/@"]);
+    assert_eq!(
+        sim.tally(),
+        [
+            ("b2_authorize_account".to_owned(), 1),
+            ("b2_list_buckets".to_owned(), 1),
+            ("b2_list_file_names".to_owned(), 2),
+        ]
+    );
+}
+
+#[tokio::test]
 async fn b2_listings_read_every_page() {
     let sim = B2Sim::start_with(SimOptions {
         page_max: 2,

@@ -4,12 +4,13 @@
 use crate::contract::{key, pattern, upload};
 use bytes::Bytes;
 use std::fs;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
-    Evidence, EvidenceTier, PutOutcome, Spool, StoreDelete, StoreErrorKind, StoreInfo, StoreRead,
-    StoreWrite,
+    Evidence, EvidenceTier, ListedObject, PutOutcome, Spool, StoreDelete, StoreErrorKind,
+    StoreInfo, StoreRead, StoreWrite,
 };
 
 fn lines(store: &MemoryStore) -> Vec<String> {
@@ -42,6 +43,37 @@ async fn calls_are_recorded_in_order() {
         "Get none failed NotFound",
     ];
     assert_eq!(lines(&store), expected);
+}
+
+#[tokio::test]
+async fn each_page_of_a_listing_is_a_call() {
+    let store = MemoryStore::new();
+    store.set_page_entries(2);
+    for name in [
+        "tank/@a/x",
+        "tank/@b/x",
+        "tank/@c/x",
+        "tank/@c/y",
+        "tank/@d",
+    ] {
+        store.plant(name, pattern(1, 1));
+    }
+    assert_eq!(store.list("tank/@").await.unwrap().len(), 5);
+    let folders = store.list_folders("tank/@", '/').await.unwrap();
+    assert_eq!(folders, ["tank/@a/", "tank/@b/", "tank/@c/"]);
+    let mut visited = Vec::new();
+    let mut take = |page: Vec<ListedObject>| {
+        visited.push(page.len());
+        ControlFlow::Continue(())
+    };
+    store.visit("tank/@", &mut take).await.unwrap();
+    assert_eq!(visited, [2, 2, 1]);
+    let calls = [
+        ["List tank/@"; 3].as_slice(),
+        &["ListFolders tank/@"; 2],
+        &["List tank/@"; 3],
+    ];
+    assert_eq!(lines(&store), calls.concat());
 }
 
 #[tokio::test]

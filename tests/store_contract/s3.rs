@@ -28,11 +28,12 @@ use zfs_backup::store::{
 };
 
 use broken::{
-    false_s3_evidence_is_an_error, objects_without_listed_versions_are_deleted,
-    pages_that_never_end_are_an_error, permanent_failure_of_the_last_part_leaves_no_object,
-    puts_with_lost_replies_are_read_back, rclone_serve_is_recognised,
-    stores_that_hide_checksums_give_weaker_evidence, temporary_s3_failures_are_retried,
-    truncated_s3_bodies_are_fetched_again, unsupported_conditional_puts_are_replaced_by_plain_ones,
+    false_s3_evidence_is_an_error, folders_are_found_without_a_delimiter_that_works,
+    objects_without_listed_versions_are_deleted, pages_that_never_end_are_an_error,
+    permanent_failure_of_the_last_part_leaves_no_object, puts_with_lost_replies_are_read_back,
+    rclone_serve_is_recognised, stores_that_hide_checksums_give_weaker_evidence,
+    temporary_s3_failures_are_retried, truncated_s3_bodies_are_fetched_again,
+    unsupported_conditional_puts_are_replaced_by_plain_ones,
 };
 use encryption::{
     bucket_policy_that_demands_an_encryption_is_named_and_met,
@@ -127,6 +128,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         false_s3_evidence_is_an_error
         truncated_s3_bodies_are_fetched_again
         pages_that_never_end_are_an_error
+        folders_are_found_without_a_delimiter_that_works
         rclone_serve_is_recognised
         probe_of_a_capable_server_reports_its_abilities
         probe_reports_each_missing_ability_of_a_server

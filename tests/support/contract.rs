@@ -26,6 +26,8 @@ macro_rules! all_contract_cases {
             prefixes_are_strings
             unusual_key_names_round_trip
             more_than_a_thousand_keys_are_listed
+            folders_are_cut_at_the_delimiter
+            more_than_a_thousand_folders_are_listed
             delete_is_idempotent_and_frees_the_key
             one_of_many_concurrent_writers_wins
             one_of_many_concurrent_puts_wins
@@ -409,6 +411,65 @@ pub(crate) async fn more_than_a_thousand_keys_are_listed(store: &dyn ObjectStore
     assert_eq!(keys(store, "tank/@").await, names);
     let last_ten = &names[count - 10][..names[0].len() - 1];
     assert_eq!(keys(store, last_ten).await, names[count - 10..]);
+}
+
+/// The folders that each prefix and delimiter has among a few keys, for every store.
+pub(crate) const FOLDERS: [(&str, char, &[&str]); 9] = [
+    ("", '@', &["@", "tank/@", "tank/a/@"]),
+    ("", '/', &["@zfs-backup/", "tank/"]),
+    ("tank/", '@', &["tank/@", "tank/a/@"]),
+    ("tank/@", '/', &["tank/@a/", "tank/@b/"]),
+    ("tank/@a", '/', &["tank/@a/"]),
+    ("tank/@a/", '/', &[]),
+    ("tank/a/", '/', &["tank/a/@c/"]),
+    ("tank/a/@c/", '@', &[]),
+    ("pool/@", '/', &[]),
+];
+
+/// Puts the keys of [`FOLDERS`].
+pub(crate) async fn put_folders(store: &dyn ObjectStore) {
+    for name in [
+        "@zfs-backup/store-id",
+        "readme",
+        "tank/@a/x",
+        "tank/@a/y",
+        "tank/@b/x",
+        "tank/@plain",
+        "tank/a/@c/x",
+    ] {
+        store.put_new(&key(name), pattern(3, 1)).await.unwrap();
+    }
+}
+
+pub(crate) async fn folders_are_cut_at_the_delimiter(store: &dyn ObjectStore) {
+    put_folders(store).await;
+    for (prefix, delimiter, expected) in FOLDERS {
+        let found = store.list_folders(prefix, delimiter).await.unwrap();
+        assert_eq!(found, expected, "{prefix:?} {delimiter}");
+    }
+    store.delete(&key("tank/a/@c/x")).await.unwrap();
+    // rclone leaves the empty folder.
+    if !store.url().starts_with("rclone:") {
+        let found = store.list_folders("", '@').await.unwrap();
+        assert_eq!(found, ["@", "tank/@"]);
+    }
+}
+
+pub(crate) async fn more_than_a_thousand_folders_are_listed(store: &dyn ObjectStore) {
+    let count = if store.url().starts_with("rclone:") {
+        10
+    } else {
+        1010
+    };
+    let folders: Vec<String> = (0..count).map(|n| format!("tank/@{n:08}/")).collect();
+    let put = |folder: &String| {
+        let name = key(&format!("{folder}x"));
+        async move { store.put_new(&name, Bytes::from_static(b"x")).await }
+    };
+    let puts = stream::iter(folders.iter().map(put).collect::<Vec<_>>()).buffer_unordered(32);
+    puts.try_collect::<Vec<_>>().await.unwrap();
+    assert_eq!(store.list_folders("tank/@", '/').await.unwrap(), folders);
+    assert_eq!(store.list_folders("", '@').await.unwrap(), ["tank/@"]);
 }
 
 pub(crate) async fn delete_is_idempotent_and_frees_the_key(store: &dyn ObjectStore) {

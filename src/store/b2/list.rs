@@ -4,6 +4,7 @@ use super::Shared;
 use super::cause::B2Cause;
 use super::client::Session;
 use super::messages::{FileVersion, FileVersions, UnfinishedFiles};
+use crate::store::folders::Folders;
 use crate::store::pages::{Marks, check_count};
 use crate::store::{ObjectKey, PageVisitor, StoreError, StoreErrorKind, UnfinishedUpload};
 use serde_json::json;
@@ -18,6 +19,28 @@ const VERSIONS_PAGE: usize = 100;
 const UNFINISHED_PAGE: usize = 100;
 
 const LIST: &str = "b2_list_file_versions";
+const LIST_NAMES: &str = "b2_list_file_names";
+
+/// The pages to request.
+#[derive(Clone, Copy)]
+struct PageRequest<'a> {
+    api: &'static str,
+    /// The beginning of all names, with the prefix of the store.
+    full: &'a str,
+    page_max: usize,
+    delimiter: Option<char>,
+}
+
+impl<'a> PageRequest<'a> {
+    fn versions(full: &'a str, page_max: usize) -> Self {
+        Self {
+            api: LIST,
+            full,
+            page_max,
+            delimiter: None,
+        }
+    }
+}
 
 impl Shared {
     /// Returns all versions of exactly this key, newest first: files, hide markers, and unfinished
@@ -32,7 +55,8 @@ impl Shared {
         let mut versions = Vec::new();
         let mut counted = Ok(());
         let exact = |file: &FileVersion| file.file_name == name;
-        self.turn_pages(&name, VERSIONS_PAGE, failed, |files| {
+        let request = PageRequest::versions(&name, VERSIONS_PAGE);
+        self.turn_pages(request, failed, |files| {
             let beyond = files.iter().any(|file| !exact(file));
             versions.extend(files.into_iter().filter(exact));
             counted = check_count(versions.len());
@@ -63,7 +87,8 @@ impl Shared {
         let mut newest: BTreeMap<String, FileVersion> = BTreeMap::new();
         let mut counted = Ok(());
         let failed = |cause| self.failed("list", LIST, prefix, cause);
-        let turned = self.turn_pages(&full, PAGE_MAX, failed, |files| {
+        let request = PageRequest::versions(&full, PAGE_MAX);
+        let turned = self.turn_pages(request, failed, |files| {
             for file in files
                 .into_iter()
                 .filter(|file| file.is_upload() || file.is_hidden_marker())
@@ -91,7 +116,8 @@ impl Shared {
         let full = format!("{}{prefix}", self.prefix);
         let mut last_name = String::new();
         let failed = |cause| self.failed("list", LIST, prefix, cause);
-        let turned = self.turn_pages(&full, PAGE_MAX, failed, |files| {
+        let request = PageRequest::versions(&full, PAGE_MAX);
+        let turned = self.turn_pages(request, failed, |files| {
             let mut page = Vec::new();
             for file in files
                 .into_iter()
@@ -109,16 +135,54 @@ impl Shared {
         turned.await
     }
 
-    /// Passes page after page of versions whose names begin with `full`, until the end or until
+    /// Lists the folders below `prefix` by the names of live files. A name of a folder that is not
+    /// one is an error: B2 knows every delimiter.
+    pub(super) async fn list_folders(
+        &self,
+        prefix: &str,
+        delimiter: char,
+    ) -> Result<Vec<String>, StoreError> {
+        let full = format!("{}{prefix}", self.prefix);
+        let failed = |cause| self.failed("list", LIST_NAMES, prefix, cause);
+        let mut folders = Folders::new(prefix, delimiter);
+        let mut checked = Ok(());
+        let request = PageRequest {
+            api: LIST_NAMES,
+            full: &full,
+            page_max: PAGE_MAX,
+            delimiter: Some(delimiter),
+        };
+        let turned = self.turn_pages(request, failed, |files| {
+            checked = files.iter().try_for_each(|file| {
+                let key = &file.file_name[self.prefix.len()..];
+                match file.is_folder() {
+                    true if folders.add_named(key) => Ok(()),
+                    true => Err(format!("{key:?} is not a folder below {prefix:?}")),
+                    false => folders.add_key(key),
+                }
+            });
+            checked.is_ok()
+        });
+        turned.await?;
+        checked.map_err(|text| failed(B2Cause::ours(StoreErrorKind::Corrupt, text)))?;
+        Ok(folders.into_vec())
+    }
+
+    /// Passes page after page of the requested entries, until the end or until
     /// `take` returns false. A long listing waits here while B2 does not answer, so that it does not
     /// begin again.
     async fn turn_pages(
         &self,
-        full: &str,
-        page_max: usize,
+        request: PageRequest<'_>,
         failed: impl Fn(B2Cause) -> StoreError,
         mut take: impl FnMut(Vec<FileVersion>) -> bool,
     ) -> Result<(), StoreError> {
+        let PageRequest {
+            api,
+            full,
+            page_max,
+            delimiter,
+        } = request;
         let corrupt = |text: &str| failed(B2Cause::ours(StoreErrorKind::Corrupt, text));
         let mut marks = Marks::default();
         let (mut name, mut id): (Option<String>, Option<String>) = (None, None);
@@ -131,9 +195,12 @@ impl Shared {
                 if let Some(id) = &id {
                     body["startFileId"] = json!(id);
                 }
+                if let Some(delimiter) = delimiter {
+                    body["delimiter"] = json!(delimiter);
+                }
                 body
             };
-            let request = || async { self.call(LIST, &body).await.map_err(&failed) };
+            let request = || async { self.call(api, &body).await.map_err(&failed) };
             let page: FileVersions = self.settings.patience.wait_out(request).await?;
             if page
                 .files

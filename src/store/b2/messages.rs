@@ -224,6 +224,11 @@ impl FileVersion {
         matches!(self.action.as_str(), "upload" | "copy")
     }
 
+    /// Whether the entry stands for all names that begin like this, in a listing with a delimiter.
+    pub(super) fn is_folder(&self) -> bool {
+        self.action == "folder"
+    }
+
     pub(super) fn is_hidden_marker(&self) -> bool {
         self.action == "hide"
     }

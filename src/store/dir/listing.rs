@@ -3,6 +3,7 @@
 
 use super::folder::{Folder, PathError, Root};
 use super::temp::TempName;
+use crate::store::folders::Folders;
 use crate::store::pages::check_count;
 use crate::store::{ListedObject, ObjectKey, StoreErrorKind, UnfinishedUpload};
 use jiff::Timestamp;
@@ -34,6 +35,85 @@ pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject
     })?;
     objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     Ok(objects)
+}
+
+/// Lists the folders of keys below `prefix`, without those that contain no object.
+pub(super) fn list_folders(
+    root: &Root,
+    prefix: &str,
+    delimiter: char,
+) -> Result<Vec<String>, PathError> {
+    let mut found = Folders::new(prefix, delimiter);
+    let (above, name_prefix) = split_prefix(prefix);
+    if let Some(folder) = find_folder(root, prefix)? {
+        cut_folder(root, &folder, above, name_prefix, &mut found)?;
+    }
+    Ok(found.into_vec())
+}
+
+/// Adds the folders of all keys below `folder`, and enters only folders whose own name does not
+/// have the delimiter.
+fn cut_folder(
+    root: &Root,
+    folder: &Folder,
+    above: &str,
+    name_prefix: &str,
+    found: &mut Folders<'_>,
+) -> Result<(), PathError> {
+    for (name, kind) in folder.names()? {
+        if !name.starts_with(name_prefix) || (above.is_empty() && name == LOST_AND_FOUND) {
+            continue;
+        }
+        let key = format!("{above}{name}");
+        match settle_kind(folder, &name, kind)? {
+            None => {}
+            Some(FileType::RegularFile) if TempName::parse(&name).is_some() => {}
+            Some(FileType::RegularFile) => add_folder(root, found, &key)?,
+            Some(FileType::Directory) => {
+                let inside = format!("{key}/");
+                let is_known = found
+                    .folder_of(&inside)
+                    .map(|folder| found.contains(folder));
+                if is_known == Some(true) {
+                    continue;
+                }
+                let Some(below) = folder.enter(&name)? else {
+                    continue;
+                };
+                if is_known.is_none() {
+                    cut_folder(root, &below, &inside, "", found)?;
+                } else if has_object(&below)? {
+                    add_folder(root, found, &inside)?;
+                }
+            }
+            Some(_) => return Err(neither_file_nor_folder(folder, &name)),
+        }
+    }
+    Ok(())
+}
+
+fn add_folder(root: &Root, found: &mut Folders<'_>, key: &str) -> Result<(), PathError> {
+    let too_many = |text| PathError::of_kind(StoreErrorKind::Corrupt, root.path(), text);
+    found.add_key(key).map_err(too_many)
+}
+
+/// Whether there is an object in the folder or below it.
+fn has_object(folder: &Folder) -> Result<bool, PathError> {
+    for (name, kind) in folder.names()? {
+        let has_object = match settle_kind(folder, &name, kind)? {
+            None => false,
+            Some(FileType::RegularFile) => TempName::parse(&name).is_none(),
+            Some(FileType::Directory) => match folder.enter(&name)? {
+                Some(below) => has_object(&below)?,
+                None => false,
+            },
+            Some(_) => return Err(neither_file_nor_folder(folder, &name)),
+        };
+        if has_object {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Lists the temporary files of dead writers, for keys that begin with `prefix`.
@@ -76,6 +156,15 @@ type Visit<'a> = &'a mut dyn FnMut(&Folder, &str, &str) -> Result<(), PathError>
 /// Visits every file whose key begins with `prefix`, as (folder, key, name).
 fn walk(root: &Root, prefix: &str, visit: Visit<'_>) -> Result<(), PathError> {
     let (folders, name_prefix) = split_prefix(prefix);
+    match find_folder(root, prefix)? {
+        Some(folder) => walk_folder(&folder, folders, name_prefix, visit),
+        None => Ok(()),
+    }
+}
+
+/// Opens the folder that a prefix names; `None` if it does not exist.
+fn find_folder(root: &Root, prefix: &str) -> Result<Option<Folder>, PathError> {
+    let (folders, _) = split_prefix(prefix);
     let components: Vec<&str> = folders.split_terminator('/').collect();
     if !folders.is_empty() && ObjectKey::listed(folders.trim_end_matches('/')).is_none() {
         let text = format!("{prefix:?} is not a prefix of any key");
@@ -85,10 +174,7 @@ fn walk(root: &Root, prefix: &str, visit: Visit<'_>) -> Result<(), PathError> {
             text,
         ));
     }
-    match root.find(&components)? {
-        Some(folder) => walk_folder(&folder, folders, name_prefix, visit),
-        None => Ok(()),
-    }
+    root.find(&components)
 }
 
 fn walk_folder(
@@ -111,17 +197,16 @@ fn walk_folder(
                     walk_folder(&below, &format!("{key}/"), "", visit)?;
                 }
             }
-            Some(_) => {
-                let text = "it is neither a file nor a folder, and what it stands for would be missing in the listing";
-                return Err(PathError::of_kind(
-                    StoreErrorKind::Invalid,
-                    folder.path_of(&name),
-                    text,
-                ));
-            }
+            Some(_) => return Err(neither_file_nor_folder(folder, &name)),
         }
     }
     Ok(())
+}
+
+fn neither_file_nor_folder(folder: &Folder, name: &str) -> PathError {
+    let text =
+        "it is neither a file nor a folder, and what it stands for would be missing in the listing";
+    PathError::of_kind(StoreErrorKind::Invalid, folder.path_of(name), text)
 }
 
 /// Returns the type of `name`, from `stat` if the folder did not report it; `None` if it no longer

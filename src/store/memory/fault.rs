@@ -25,8 +25,10 @@ pub enum Operation {
     Head,
     /// All versions of an object are requested.
     AnyVersion,
-    /// Objects are listed; the key is the prefix.
+    /// A page of objects is listed; the key is the prefix.
     List,
+    /// A page of a listing with a delimiter; the key is the prefix.
+    ListFolders,
     /// An object is deleted.
     Delete,
     /// Unfinished uploads are listed; the key is the prefix.
@@ -49,7 +51,7 @@ impl Operation {
             Self::Get => "get",
             Self::Head => "head",
             Self::AnyVersion => "list versions of",
-            Self::List => "list",
+            Self::List | Self::ListFolders => "list",
             Self::Delete => "delete",
             Self::Unfinished => "list unfinished uploads under",
             Self::AbortUnfinished => "remove unfinished upload of",

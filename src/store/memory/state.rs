@@ -9,7 +9,7 @@ use crate::store::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 
 /// The reason why a call failed.
 pub(super) struct CallFailure {
@@ -46,7 +46,9 @@ pub(super) struct PendingUpload {
 /// Whether the store is away for a call.
 pub(super) type Away = Box<dyn Fn(Operation, &str) -> bool + Send>;
 
-#[derive(Default)]
+/// The entries of a page of S3.
+const PAGE_ENTRIES: usize = 1000;
+
 pub(super) struct State {
     pub(super) objects: BTreeMap<String, Stored>,
     /// Objects behind delete markers.
@@ -66,7 +68,31 @@ pub(super) struct State {
     pub(super) cannot_extend_locks: bool,
     /// Whether large objects come whole, from a spool.
     pub(super) takes_no_parts: bool,
+    /// The most entries of a page of a listing.
+    pub(super) page_entries: usize,
     ids_given: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            hidden: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            lies: HashMap::new(),
+            events: Vec::new(),
+            faults: Vec::new(),
+            away: None,
+            clock: None,
+            has_host_clock: false,
+            lock: None,
+            default_retention: None,
+            cannot_extend_locks: false,
+            takes_no_parts: false,
+            page_entries: PAGE_ENTRIES,
+            ids_given: 0,
+        }
+    }
 }
 
 impl State {
@@ -221,17 +247,49 @@ impl State {
     }
 
     pub(super) fn list(&self, prefix: &str) -> Vec<ListedObject> {
-        let under = self
-            .objects
-            .iter()
-            .filter(|(key, _)| key.starts_with(prefix));
-        under
+        self.under(prefix, Bound::Included(prefix)).collect()
+    }
+
+    /// Returns the next page of a listing, behind the key `last`.
+    pub(super) fn page(&self, prefix: &str, last: Option<&str>) -> Vec<ListedObject> {
+        let begin = last.map_or(Bound::Included(prefix), Bound::Excluded);
+        self.under(prefix, begin).take(self.page_entries).collect()
+    }
+
+    fn under(&self, prefix: &str, begin: Bound<&str>) -> impl Iterator<Item = ListedObject> {
+        self.objects
+            .range::<str, _>((begin, Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
             .map(|(key, object)| ListedObject {
                 key: key.clone(),
                 bytes: object.bytes.len() as u64,
                 modified_at: Some(object.modified_at),
             })
-            .collect()
+    }
+
+    /// Returns the folders below a prefix, and the number of entries with the keys beside them.
+    pub(super) fn list_folders(&self, prefix: &str, delimiter: char) -> (Vec<String>, usize) {
+        let (mut folders, mut keys) = (Vec::new(), 0);
+        let mut begin = Bound::Included(prefix.to_owned());
+        loop {
+            let bounds = (begin.as_ref().map(String::as_str), Bound::Unbounded);
+            let next = self.objects.range::<str, _>(bounds).next();
+            let Some((key, _)) = next.filter(|(key, _)| key.starts_with(prefix)) else {
+                return (folders.clone(), folders.len() + keys);
+            };
+            begin = match key[prefix.len()..].find(delimiter) {
+                None => {
+                    keys += 1;
+                    Bound::Excluded(key.clone())
+                }
+                Some(at) => {
+                    let end = prefix.len() + at + delimiter.len_utf8();
+                    folders.push(key[..end].to_owned());
+                    // No key has this character, the last one.
+                    Bound::Excluded(format!("{}{}", &key[..end], char::MAX))
+                }
+            };
+        }
     }
 
     pub(super) fn unfinished(&self, prefix: &str) -> Vec<UnfinishedUpload> {

@@ -5,6 +5,7 @@ use super::place::vanished;
 use super::process::{self, Call, PARTIAL_SUFFIX};
 use super::{RcloneStore, unreadable};
 use crate::store::adapter::Adapter;
+use crate::store::folders::{Folders, Level, walk};
 use crate::store::hash::HashKind;
 use crate::store::{
     Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload,
@@ -159,20 +160,53 @@ impl RcloneStore {
         prefix: &str,
         hashes: bool,
     ) -> Result<BTreeMap<String, LsEntry>, StoreError> {
-        let failed = |cause| self.failed("list", prefix, cause);
         let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let mut arguments: Vec<String> = [
-            "lsjson",
-            "-R",
-            "--files-only",
-            "--no-mimetype",
-            "--use-server-modtime",
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        if let Some(kind) = self.hash.filter(|_| hashes) {
-            arguments.extend(["--hash".to_owned(), hash_flag(kind)]);
+        let mut arguments = vec!["-R", "--files-only", "--use-server-modtime"];
+        let kind = self.hash.filter(|_| hashes).map(hash_flag);
+        if let Some(kind) = &kind {
+            arguments.extend(["--hash", kind]);
         }
+        let entries = self.list_json(prefix, folder, &arguments).await?;
+        let files = entries.into_iter().filter(|entry| !entry.is_folder);
+        self.below(prefix, folder, files.collect()).await
+    }
+
+    /// Lists the folders of keys, level by level.
+    pub(super) async fn list_folders_of(
+        &self,
+        prefix: &str,
+        delimiter: char,
+    ) -> Result<Vec<String>, StoreError> {
+        let list = |above: String| async move {
+            let folder = above.trim_end_matches('/');
+            let entries = self.list_json(prefix, folder, &["--no-modtime"]).await?;
+            let (folders, files): (Vec<_>, Vec<_>) =
+                entries.into_iter().partition(|entry| entry.is_folder);
+            let files = self.below(&above, folder, files).await?;
+            let folders = folders
+                .iter()
+                .map(|entry| format!("{above}{}/", entry.path));
+            let keys = files.into_keys().filter(|key| partial_of(key).is_none());
+            Ok(Level {
+                folders: folders.collect(),
+                keys: keys.collect(),
+            })
+        };
+        let too_many = |text| self.wrong(StoreErrorKind::Corrupt, "list", prefix, text);
+        walk(Folders::new(prefix, delimiter), list, too_many).await
+    }
+
+    /// Runs `lsjson` on a folder. A missing folder is empty.
+    async fn list_json(
+        &self,
+        prefix: &str,
+        folder: &str,
+        arguments: &[&str],
+    ) -> Result<Vec<LsEntry>, StoreError> {
+        let failed = |cause| self.failed("list", prefix, cause);
+        let begin = ["lsjson", "--no-mimetype"];
+        let arguments = begin.iter().chain(arguments);
+        let arguments = arguments.map(|&argument| argument.to_owned()).collect();
         let places = vec![self.settings.place_of(folder)];
         let output_bytes_max = LISTING_BYTES_MAX;
         let limit = LISTING_LIMIT;
@@ -191,7 +225,7 @@ impl RcloneStore {
             // only while the root folder exists.
             Some(cause) if cause.is_no_folder() && !folder.is_empty() => {
                 self.demand_same_place("list").await?;
-                return Ok(BTreeMap::new());
+                return Ok(Vec::new());
             }
             Some(cause) => return Err(vanished(failed(cause))),
         }
@@ -200,7 +234,7 @@ impl RcloneStore {
         if entries.is_empty() && !self.buckets {
             self.demand_same_place("list").await?;
         }
-        self.below(prefix, folder, entries).await
+        Ok(entries)
     }
 
     async fn below(
@@ -224,7 +258,7 @@ impl RcloneStore {
         }
         let slash = if folder.is_empty() { "" } else { "/" };
         let mut known = BTreeMap::new();
-        for entry in entries.into_iter().filter(|entry| !entry.is_folder) {
+        for entry in entries {
             let key = format!("{folder}{slash}{}", entry.path);
             if !key.starts_with(prefix) {
                 continue;

@@ -1,7 +1,9 @@
 //! Lists objects and unfinished uploads, page by page to the end.
 
 use super::Shared;
+use crate::model::error_chain;
 use crate::store::adapter::Adapter;
+use crate::store::folders::{Folders, Level, SLASH, walk};
 use crate::store::pages::{Marks, check_count};
 use crate::store::{ListedObject, StoreError, StoreErrorKind, UnfinishedUpload};
 use aws_sdk_s3::primitives::DateTime;
@@ -9,11 +11,18 @@ use aws_sdk_s3::types::{MultipartUpload, Object};
 use jiff::Timestamp;
 use std::ops::ControlFlow;
 
+/// A page of a listing.
+pub(super) struct Page {
+    pub(super) objects: Vec<ListedObject>,
+    /// The common beginnings of keys, if a delimiter was requested.
+    folders: Vec<String>,
+}
+
 impl Shared {
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         let mut objects = Vec::new();
-        self.turn_pages(prefix, &mut |page| {
-            objects.extend(page);
+        self.turn_pages(prefix, None, &mut |page| {
+            objects.extend(page.objects);
             check_count(objects.len()).map(ControlFlow::Continue)
         })
         .await?;
@@ -23,12 +32,89 @@ impl Shared {
         Ok(objects)
     }
 
+    /// Lists the folders below `prefix`. Some servers know only the slash as a delimiter, and some
+    /// none: those are listed level by level, or whole.
+    pub(super) async fn list_folders(
+        &self,
+        prefix: &str,
+        delimiter: char,
+    ) -> Result<Vec<String>, StoreError> {
+        let unknown = match self.folders_by(prefix, delimiter).await {
+            Err(error) if is_refused(&error) => error,
+            listed => return listed,
+        };
+        let why = error_chain(&unknown);
+        tracing::debug!(%prefix, %delimiter, why, "the store does not cut a listing at this delimiter");
+        if delimiter != SLASH {
+            let list = |folder: String| async move { self.level(&folder).await };
+            let too_many = |text| self.wrong(StoreErrorKind::Corrupt, "list", prefix, text);
+            match walk(Folders::new(prefix, delimiter), list, too_many).await {
+                Err(error) if is_refused(&error) => {}
+                listed => return listed,
+            }
+        }
+        let mut folders = Folders::new(prefix, delimiter);
+        self.turn_pages(prefix, None, &mut |page| {
+            let mut keys = page.objects.iter();
+            keys.try_for_each(|object| folders.add_key(&object.key))?;
+            Ok(ControlFlow::Continue(()))
+        })
+        .await?;
+        Ok(folders.into_vec())
+    }
+
+    /// Lists the folders by this delimiter.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Unsupported`] when the store names other folders.
+    async fn folders_by(&self, prefix: &str, delimiter: char) -> Result<Vec<String>, StoreError> {
+        let mut folders = Folders::new(prefix, delimiter);
+        let mut odd = None;
+        self.turn_pages(prefix, Some(delimiter), &mut |page| {
+            odd = page.folders.into_iter().find(|it| !folders.add_named(it));
+            let mut keys = page.objects.iter();
+            keys.try_for_each(|object| folders.add_key(&object.key))?;
+            Ok(continue_unless(odd.is_some()))
+        })
+        .await?;
+        self.refuse_odd(prefix, odd)?;
+        Ok(folders.into_vec())
+    }
+
+    /// Lists one level of folders.
+    ///
+    /// # Errors
+    /// As for [`Shared::folders_by`].
+    async fn level(&self, folder: &str) -> Result<Level, StoreError> {
+        let mut folders = Folders::new(folder, SLASH);
+        let (mut keys, mut odd) = (Vec::new(), None);
+        self.turn_pages(folder, Some(SLASH), &mut |page| {
+            odd = page.folders.into_iter().find(|it| !folders.add_named(it));
+            keys.extend(page.objects.into_iter().map(|object| object.key));
+            check_count(keys.len())?;
+            Ok(continue_unless(odd.is_some()))
+        })
+        .await?;
+        self.refuse_odd(folder, odd)?;
+        Ok(Level {
+            folders: folders.into_vec(),
+            keys,
+        })
+    }
+
+    fn refuse_odd(&self, prefix: &str, odd: Option<String>) -> Result<(), StoreError> {
+        let Some(odd) = odd else { return Ok(()) };
+        let text = format!("the store lists {odd:?}, which is no folder below {prefix:?}");
+        Err(self.wrong(StoreErrorKind::Unsupported, "list", prefix, text))
+    }
+
     /// Passes page after page of the objects under `prefix`, until the end, until `take` breaks, or
     /// until it returns an error as a sentence.
     pub(super) async fn turn_pages(
         &self,
         prefix: &str,
-        take: &mut (dyn FnMut(Vec<ListedObject>) -> Result<ControlFlow<()>, String> + Send),
+        delimiter: Option<char>,
+        take: &mut (dyn FnMut(Page) -> Result<ControlFlow<()>, String> + Send),
     ) -> Result<(), StoreError> {
         let full = format!("{}{prefix}", self.prefix);
         let failed = |text: &str| self.wrong(StoreErrorKind::Corrupt, "list", prefix, text);
@@ -39,7 +125,8 @@ impl Shared {
                 .client
                 .list_objects_v2()
                 .bucket(&self.settings.bucket)
-                .prefix(&full);
+                .prefix(&full)
+                .set_delimiter(delimiter.map(String::from));
             let call = call.set_continuation_token(token.clone());
             // A long listing waits here, so that it does not begin again.
             let request = || async {
@@ -52,7 +139,13 @@ impl Shared {
                 .iter()
                 .filter_map(|object| self.listed(object, &full).transpose());
             let listed = listed.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-            if take(listed).map_err(|text| failed(&text))?.is_break() {
+            let folders = page.common_prefixes().iter();
+            let folders = folders.filter_map(|folder| folder.prefix()?.strip_prefix(&self.prefix));
+            let taken = Page {
+                objects: listed,
+                folders: folders.map(str::to_owned).collect(),
+            };
+            if take(taken).map_err(|text| failed(&text))?.is_break() {
                 return Ok(());
             }
             // A token without the flag also means another page: an incomplete listing must not look
@@ -140,6 +233,21 @@ impl Shared {
             started_at: upload.initiated().and_then(timestamp),
         })
     }
+}
+
+fn continue_unless(stop: bool) -> ControlFlow<()> {
+    match stop {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+/// Whether the store answered that it cannot serve such a request.
+fn is_refused(error: &StoreError) -> bool {
+    matches!(
+        error.kind,
+        StoreErrorKind::Unsupported | StoreErrorKind::Invalid
+    )
 }
 
 fn timestamp(time: &DateTime) -> Option<Timestamp> {

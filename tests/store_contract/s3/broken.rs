@@ -2,7 +2,7 @@
 //! rule.
 
 use super::{PART, assert_empty, assert_says, below, completes, connect, connect_by, story};
-use crate::contract::{key, pattern, upload};
+use crate::contract::{self, key, pattern, upload};
 use crate::proxy::{Action, Proxy, Rule, chain, first};
 use crate::weed::Weed;
 use bytes::Bytes;
@@ -295,6 +295,61 @@ pub(super) async fn pages_that_never_end_are_an_error(weed: Arc<Weed>, settings:
         2,
         "the second page was the first again"
     );
+}
+
+pub(super) async fn folders_are_found_without_a_delimiter_that_works(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let plain = connect(settings.clone()).await;
+    contract::put_folders(&plain).await;
+    let at = |head: &str| head.contains("delimiter=%40");
+    let any = |head: &str| head.contains("delimiter=");
+    let prefix = &settings.prefix;
+    let page = |entries: &str| {
+        Action::Answer(format!(
+            "<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+        ))
+    };
+    let odd = format!("<CommonPrefixes><Prefix>{prefix}/tank/</Prefix></CommonPrefixes>");
+    let refused = || Action::Refuse(501, "NotImplemented");
+    let always = usize::MAX;
+    let rules: [(&str, Box<Rule>); 4] = [
+        ("no @", Box::new(first(always, refused(), at))),
+        ("odd @", Box::new(first(always, page(&odd), at))),
+        ("none", Box::new(first(always, refused(), any))),
+        (
+            "invalid",
+            Box::new(first(always, Action::Refuse(400, "InvalidArgument"), any)),
+        ),
+    ];
+    for (name, rule) in rules {
+        let proxy = Proxy::start(&weed.endpoint(), rule);
+        let store = connect_by(&proxy, settings.clone()).await;
+        for (prefix, delimiter, expected) in contract::FOLDERS {
+            let found = store.list_folders(prefix, delimiter).await;
+            let found = found.unwrap_or_else(|error| panic!("{name}: {}", story(&error)));
+            assert_eq!(found, expected, "{name}: {prefix:?} {delimiter}");
+        }
+    }
+
+    let keys = ["tank/@a/x", "tank/@a/y", "tank/a/@c/x", "readme"];
+    let entry =
+        |key: &&str| format!("<Contents><Key>{prefix}/{key}</Key><Size>3</Size></Contents>");
+    let whole = page(&keys.iter().map(entry).collect::<String>());
+    let proxy = Proxy::start(&weed.endpoint(), first(always, whole, any));
+    let found = connect_by(&proxy, settings.clone()).await;
+    let found = found.list_folders("", '@').await.unwrap();
+    assert_eq!(found, ["tank/@", "tank/a/@"], "the delimiter is ignored");
+    assert_eq!(proxy.requests("list-type=2"), 1);
+
+    let proxy = Proxy::start(
+        &weed.endpoint(),
+        first(always, Action::Refuse(403, "AccessDenied"), any),
+    );
+    let store = connect_by(&proxy, settings).await;
+    let error = store.list_folders("", '@').await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Denied, "no reason to try more");
 }
 
 pub(super) async fn rclone_serve_is_recognised(weed: Arc<Weed>, settings: S3Settings) {
