@@ -265,12 +265,23 @@ pub(crate) struct Show {
     /// Also list what the remote holds
     #[arg(long)]
     pub(crate) include_remote: bool,
+    /// Also count the objects in the stores that belong to no configured dataset: lists every
+    /// object, which takes a request for each thousand. Implies --include-remote
+    #[arg(long, conflicts_with = "datasets")]
+    pub(crate) unknown: bool,
     #[command(flatten)]
     pub(crate) source: Source,
     /// Only these datasets, as they are named in the store [default: all configured; with --remote
     /// all found]
     #[arg(value_name = "DATASET")]
     pub(crate) datasets: Vec<DatasetName>,
+}
+
+impl Show {
+    /// Whether the remote is read too.
+    pub(crate) fn reads_remote(&self) -> bool {
+        self.include_remote || self.unknown
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -14,7 +14,6 @@ use crate::cli::open::identity::check_other_store;
 use crate::cli::open::remote::{StoreState, open_zfs};
 use crate::cli::open::settings::prune_env;
 use crate::cli::parallel::for_each_dataset;
-use crate::cli::screen::table::bytes;
 use crate::config::RetentionRules;
 use crate::model::DatasetName;
 use crate::plan::prune::Doubt;
@@ -30,11 +29,9 @@ use crate::run::prune::{
 };
 use crate::run::{RunError, error_chain};
 use crate::state::adoption::origins_of;
-use crate::store::key::dataset_prefix;
-use crate::store::{ListedObject, ObjectStore, StoreInfo, StoreRead};
+use crate::store::{ObjectStore, StoreInfo};
 use crate::zfs::ZfsSnapshots;
 use serde::Serialize;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// The most doubts about one dataset that are printed; further doubts are counted.
@@ -126,15 +123,7 @@ pub(crate) struct PruneDocument<'a> {
     pub(crate) carried_out: bool,
     pub(crate) datasets: Vec<PrunedDataset>,
     pub(crate) settled: Vec<DatasetName>,
-    pub(crate) foreign: Foreign,
     pub(crate) failed: Vec<DatasetName>,
-}
-
-/// Objects that belong to no dataset of this configuration.
-#[derive(Default, Serialize)]
-pub(crate) struct Foreign {
-    pub(crate) objects: usize,
-    pub(crate) bytes: u64,
 }
 
 async fn prune_store(
@@ -151,7 +140,6 @@ async fn prune_store(
     let datasets = context.datasets(zfs)?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
     let env = prune_env(context, &store, clock).await?;
-    let foreign = count_foreign(&*store, &datasets).await?;
     let carry_out = context.carries_out(prune.yes);
     let (settled, datasets) = set_settled_aside(context, &env, datasets, call)?;
     let mut results = Vec::new();
@@ -202,13 +190,6 @@ async fn prune_store(
         report,
     )
     .await;
-    if foreign.objects > 0 {
-        output.line(format!(
-            "foreign {} objects {} left alone.",
-            foreign.objects,
-            bytes(foreign.bytes)
-        ));
-    }
     if !carry_out {
         output.note("nothing was deleted; -y deletes");
     }
@@ -217,7 +198,6 @@ async fn prune_store(
         carried_out: carry_out,
         datasets: results,
         settled,
-        foreign,
         failed: context.failed_datasets(),
     });
     context.verdict()
@@ -276,29 +256,6 @@ fn prune_of(
         secondary: secondary.clone(),
     };
     Ok((env, task))
-}
-
-/// Counts the objects under the prefix that belong to no dataset of this configuration. The
-/// keyrings are not foreign.
-async fn count_foreign(store: &dyn StoreRead, datasets: &[Selected]) -> Result<Foreign, Failure> {
-    let ours: Vec<String> = datasets
-        .iter()
-        .map(|selected| dataset_prefix(&selected.stored))
-        .collect();
-    let is_foreign = |object: &ListedObject| {
-        let known = ours.iter().any(|prefix| object.key.starts_with(prefix));
-        !known && !object.key.starts_with("@zfs-backup/")
-    };
-    let mut foreign = Foreign::default();
-    let mut count = |page: Vec<ListedObject>| {
-        for object in page.into_iter().filter(is_foreign) {
-            foreign.objects += 1;
-            foreign.bytes = foreign.bytes.saturating_add(object.bytes);
-        }
-        ControlFlow::Continue(())
-    };
-    store.visit("", &mut count).await?;
-    Ok(foreign)
 }
 
 fn finish(context: &Context, selected: &Selected, view: &PruneView, step: &str, carried_out: bool) {

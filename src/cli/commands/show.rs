@@ -3,6 +3,7 @@
 pub(crate) mod details;
 pub(crate) mod overview;
 pub(crate) mod survey;
+pub(crate) mod unknown;
 pub(crate) mod views;
 
 use crate::cli::args::Show;
@@ -18,7 +19,7 @@ pub(crate) async fn show(context: &Context, show: &Show) -> Result<(), Failure> 
         true => survey_store(context, show).await?,
         false => survey_host(context, show, deep).await?,
     };
-    if show.include_remote && overview.remote.url.is_none() {
+    if show.reads_remote() && overview.remote.url.is_none() {
         output.always("--include-remote: the configuration names no remote; there is only the intermediate directory");
     }
     for line in overview::lines(&overview) {

@@ -12,8 +12,8 @@ use crate::cli::commands::health::{Judged, JudgedDatasets};
 use crate::cli::commands::holds::{HeldSnapshots, Listed};
 use crate::cli::commands::key::PublicKeys;
 use crate::cli::commands::key::rekey::ChangedKeys;
+use crate::cli::commands::prune::PruneDocument;
 use crate::cli::commands::prune::plan::{DoubtText, PrunedDataset};
-use crate::cli::commands::prune::{Foreign, PruneDocument};
 use crate::cli::commands::prune_snapshots::{PrunedSnapshot, PrunedSnapshots};
 use crate::cli::commands::restore::tree::{MemberResult, TreeResult};
 use crate::cli::commands::restore::{
@@ -355,10 +355,6 @@ fn prune() -> Value {
             carried_out: true,
         }],
         settled: vec![dataset()],
-        foreign: Foreign {
-            objects: 1,
-            bytes: 1,
-        },
         failed: vec![dataset()],
     })
 }
@@ -455,6 +451,8 @@ fn show() -> Value {
         url: Some(text()),
         asked: true,
         error: Some(text()),
+        foreign_objects: Some(1),
+        foreign_bytes: Some(1),
     };
     to_value(&Overview {
         format: 1,

@@ -22,6 +22,7 @@ use crate::run::keys::WriterKeys;
 use crate::run::pool::snapshot::take_snapshots;
 use crate::run::transfer::TransferPool;
 use crate::state::history::HistoryRecords;
+use crate::store::StoreRead;
 use crate::zfs::fake::FakeZfs;
 use crate::zfs::{DatasetType, Zfs, ZfsRead};
 use jiff::Timestamp;

@@ -6,6 +6,7 @@ use crate::catalog::{
     Catalog, StoredAttempt, StoredBackup, list_datasets, read_catalog_through, read_started,
 };
 use crate::cli::args::Show;
+use crate::cli::commands::show::unknown::{Foreign, count_foreign};
 use crate::cli::commands::show::views::{
     AttemptView, BackupView, BookmarkView, DatasetView, HoldView, LocalView, LockfileView,
     Overview, SnapshotView, StoreAnswer, StoreView, UploadView,
@@ -58,6 +59,7 @@ pub(crate) async fn survey_store(context: &Context, show: &Show) -> Result<Surve
         url: Some(side.store.url().to_owned()),
         asked: true,
         error: None,
+        ..StoreAnswer::default()
     });
     let cache = ObjectCache::none();
     for_each_dataset(
@@ -72,6 +74,12 @@ pub(crate) async fn survey_store(context: &Context, show: &Show) -> Result<Surve
         },
     )
     .await;
+    if show.unknown {
+        let foreign = survey.count_foreign(&*side.store, "store", output).await;
+        let answer = &mut survey.overview.remote;
+        answer.foreign_objects = foreign.as_ref().map(|foreign| foreign.objects);
+        answer.foreign_bytes = foreign.as_ref().map(|foreign| foreign.bytes);
+    }
     Ok(survey)
 }
 
@@ -89,6 +97,7 @@ pub(crate) async fn survey_host(
         url: remote_url,
         asked: false,
         error: None,
+        ..StoreAnswer::default()
     });
     survey.local(config, show, output);
     for dataset in &mut survey.overview.datasets {
@@ -123,7 +132,7 @@ pub(crate) async fn survey_host(
             .as_ref()
             .map(|place| format!("file:{}", place.basedir.display()));
     }
-    if show.include_remote && config.remote.is_some() {
+    if show.reads_remote() && config.remote.is_some() {
         let answer = match open_configured(setup, StoreRole::Remote).await {
             Ok(side) => {
                 survey
@@ -151,8 +160,17 @@ enum Shelf {
     Remote,
 }
 
+impl Shelf {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Intermediate => "intermediate",
+            Self::Remote => "remote",
+        }
+    }
+}
+
 impl DatasetView {
-    fn new(dataset: DatasetName) -> Self {
+    pub(super) fn new(dataset: DatasetName) -> Self {
         Self {
             dataset,
             local: None,
@@ -208,6 +226,7 @@ impl Survey {
             url: None,
             asked: false,
             error: Some(failure.reason()),
+            ..StoreAnswer::default()
         }
     }
 
@@ -346,11 +365,30 @@ impl Survey {
                 .collect();
             self.overview.never_deleted.extend(kept);
         }
+        let foreign = match show.unknown {
+            true => self.count_foreign(&*side.store, place.name(), output).await,
+            false => None,
+        };
         StoreAnswer {
             url: None,
             asked: true,
             error: None,
+            foreign_objects: foreign.as_ref().map(|foreign| foreign.objects),
+            foreign_bytes: foreign.as_ref().map(|foreign| foreign.bytes),
         }
+    }
+
+    /// Counts the objects of a store that belong to none of the datasets.
+    async fn count_foreign(
+        &mut self,
+        store: &dyn StoreRead,
+        place: &str,
+        output: &Output,
+    ) -> Option<Foreign> {
+        let counted = count_foreign(store, &self.overview.datasets).await;
+        let foreign = self.keep(counted, &mut Vec::new(), output)?;
+        self.overview.never_deleted.extend(foreign.sentence(place));
+        Some(foreign)
     }
 
     /// Reads this host's records and judges the datasets.

@@ -28,6 +28,9 @@ pub(crate) struct StoreAnswer {
     pub(crate) asked: bool,
     /// The reason why the store could not be read.
     pub(crate) error: Option<String>,
+    /// With `--unknown`: the number of objects that belong to none of the datasets, and their bytes.
+    pub(crate) foreign_objects: Option<u64>,
+    pub(crate) foreign_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]

@@ -149,6 +149,8 @@ fn overview(datasets: Vec<DatasetView>) -> Overview {
         url: Some(url.to_owned()),
         asked: false,
         error: None,
+        foreign_objects: None,
+        foreign_bytes: None,
     };
     Overview {
         format: 1,
