@@ -212,18 +212,12 @@ fn example_configuration_runs_thirteen_nights_and_keeps_the_expected_backups() {
 
     // One chain whole, and the fulls of the three newest chains.
     let remote = nights.in_remote();
-    assert_eq!(
-        kinds(&remote),
-        [(6, Full), (9, Full), (12, Full)]
-    );
+    assert_eq!(kinds(&remote), [(6, Full), (9, Full), (12, Full)]);
     // The newest full, which has no incremental yet, and the fulls on both sides of a week, of which
     // the older one also grows into half a year. The third night's full was on neither side when the
     // sixth night's came, the ninth's when the twelfth's did.
     let intermediate = nights.in_intermediate();
-    assert_eq!(
-        kinds(&intermediate),
-        [(0, Full), (6, Full), (12, Full)]
-    );
+    assert_eq!(kinds(&intermediate), [(0, Full), (6, Full), (12, Full)]);
 
     let own = zfs(&[
         "list",
