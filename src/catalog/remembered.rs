@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The age from which what is remembered may no longer stand for a request lies between these two.
+/// The bounds of the age at which the saved manifests no longer replace a request to the store.
 const AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
 const AGE_MIN: SignedDuration = SignedDuration::from_hours(4 * 24);
 
@@ -104,8 +104,8 @@ pub(crate) fn note_pruned_at(
     Ok(())
 }
 
-/// Returns whether a time is so recent that what was known then may stand for a request. Each
-/// dataset has a limit of its own, so that not all are read in one night. A time in the future
+/// Returns whether a time is so recent that what was saved then may replace a request. Each
+/// dataset has its own limit, so that one night does not read all of them. A time in the future
 /// shows that a clock was wrong, and is not recent.
 pub(crate) fn is_recent(at: Timestamp, now: Timestamp, dataset: Guid) -> bool {
     (SignedDuration::ZERO..=age_max(dataset)).contains(&now.duration_since(at))
@@ -132,7 +132,7 @@ pub(crate) fn distrust(
 
 /// Saves the manifest of a backup that this host has just committed to the store, so that a plan
 /// made while the remote is offline can build on this backup. Does nothing for a store that was
-/// never read: this one backup must not pass for everything that the store holds.
+/// never read: this one backup must not count as everything that the store holds.
 ///
 /// # Errors
 /// As for [`remember`].

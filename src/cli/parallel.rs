@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use tracing::Instrument;
 
 /// Does `work` for each dataset, for at most `parallel_datasets` at once, and passes the results to
-/// `finish` in the order of the datasets, each as soon as those before it are there. After a request
+/// `finish` in the order of the datasets, each once all earlier ones were passed. After a request
 /// to stop no further dataset begins; those that began end by themselves.
 pub(crate) async fn for_each_dataset<T, R>(
     context: &Context,
@@ -24,7 +24,7 @@ pub(crate) async fn for_each_dataset<T, R>(
         if *context.stop.borrow() {
             return (index, None);
         }
-        // The span is an error's, so that every log line has it.
+        // A span of level ERROR is on at every log level, so every line names the dataset.
         let span = tracing::error_span!("dataset", "{}", name(dataset));
         let result = Box::pin(work(dataset)).instrument(span).await;
         (index, Some(result))

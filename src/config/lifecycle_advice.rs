@@ -30,7 +30,9 @@ impl Config {
         let text = retention_sentence(rules);
         let is_smaller = self.backup_lifecycle.keep.is_some() && rules.levels.is_none();
         Some(if is_smaller {
-            format!("{text}; its own section replaces keep, because the remote has every level")
+            format!(
+                "{text}; [lifecycle-intermediate] replaces keep here: the remote has every level"
+            )
         } else {
             text
         })

@@ -144,7 +144,7 @@ impl fmt::Display for Reason {
             Self::Level { level, place, of } => write!(f, "{level} level {place}/{of}"),
             Self::Billed { until } => write!(
                 f,
-                "billed until {} whatever happens (keep_at_least)",
+                "kept at least until {} (keep_at_least)",
                 until.strftime("%Y-%m-%d")
             ),
             Self::AncestorOf { id } => write!(f, "{id} builds on it"),

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// A time that is kept beside the manifests.
+/// A time that is kept with the manifests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MemoryTime {
     /// The time at which this host last read the store's backups of the dataset.

@@ -382,7 +382,7 @@ fn keep_at_least_counts_from_the_time_of_storing_and_says_until_when() {
     };
     assert_eq!(
         reason("i3"),
-        "billed until 2024-02-19 whatever happens (keep_at_least)"
+        "kept at least until 2024-02-19 (keep_at_least)"
     );
     assert_eq!(reason("i6"), "monthly level 1/1");
     shelf.now = at("2024-02-19");

@@ -121,7 +121,7 @@ impl Command {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Upload {
-    /// Also copy what was pruned in the remote, or what prune-remote would delete at once
+    /// Also copy backups that were pruned in the remote or that prune-remote would delete at once
     #[arg(long)]
     pub(crate) all: bool,
 }

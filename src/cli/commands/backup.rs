@@ -553,7 +553,7 @@ impl Render for DatasetResult<BackupResult> {
                 "{dataset}: up to date, {id} holds the newest snapshot"
             )),
             BackupResult::Unchanged { id, snapshot } => output.line(format!(
-                "{dataset}: unchanged, {id} has what @{} has",
+                "{dataset}: unchanged: {id} already has the state of @{}",
                 snapshot.short()
             )),
             BackupResult::Paused(PausedUpload {

@@ -216,7 +216,7 @@ fn set_settled_aside(
     let is_settled = |selected: &Selected| {
         is_step
             && deletes_nothing(env, selected, call.rules).unwrap_or_else(|error| {
-                tracing::debug!(dataset = %selected.stored, error = error_chain(&error), "the store is read, because this host's memory of it cannot be");
+                tracing::debug!(dataset = %selected.stored, error = error_chain(&error), "reading the store, because this host's records of it cannot be read");
                 false
             })
     };

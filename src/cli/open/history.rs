@@ -119,7 +119,7 @@ pub(crate) fn verified(
         && let Err(error) = distrust(&config.state_dir, &store.known(), stored)
     {
         tracing::warn!(
-            "the next backup may take the damaged store for whole: {}",
+            "the next backup may treat the damaged store as intact: {}",
             error_chain(&error)
         );
     }

@@ -133,7 +133,7 @@ impl Attempt<'_> {
         if let Err(error) = noted {
             tracing::debug!(
                 error = error_chain(&error),
-                "cannot record what the backup has beside its stream"
+                "cannot record the metadata of the backup"
             );
         }
     }

@@ -28,7 +28,7 @@ use crate::zfs::{SendRequest, Snapshot};
 use std::collections::BTreeMap;
 use std::io::Read;
 
-/// The estimate above which a stream is taken for a changed one without reading it. ZFS estimates 0
+/// The estimate above which a dataset counts as changed; its stream is not read. ZFS estimates 0
 /// for an unchanged snapshot, or the 624 bytes of BEGIN and END.
 const ESTIMATE_BYTES_MAX: u64 = 4096;
 /// The bytes that are read of such a stream. BEGIN, with its payload, and END are far shorter.
@@ -179,7 +179,7 @@ pub(super) async fn settle_from_memory(
         Ok(Some(stores)) => stores,
         Ok(None) => return Ok(None),
         Err(error) => {
-            tracing::debug!(dataset = %local.dataset.name, error = error_chain(&error), "the store is read, because this host's memory of it cannot be");
+            tracing::debug!(dataset = %local.dataset.name, error = error_chain(&error), "reading the store, because this host's records of it cannot be read");
             return Ok(None);
         }
     };

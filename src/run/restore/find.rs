@@ -453,7 +453,7 @@ async fn load_backup(
 
 fn candidate_text(backup: &BackupFacts) -> String {
     let host = backup.made.host.as_ref().map_or_else(
-        || "a host without mark".to_owned(),
+        || "a host without a mark".to_owned(),
         |host| format!("host {host}"),
     );
     format!(

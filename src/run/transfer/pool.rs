@@ -4,8 +4,8 @@
 //! # Why the streams cannot block each other for ever
 //! A buffer is held in three ways:
 //! 1. A reader fills it. A reader never waits for a second buffer: it hands a full part over before
-//!    it takes the next one ([`crate::stream::fill`]). Nobody can say when the bytes of a stream
-//!    come: a stalled pool may keep this buffer for ever.
+//!    it takes the next one ([`crate::stream::fill`]). The bytes of a stream may come at any time
+//!    or never: a reader of a stalled pool may keep its buffer for ever.
 //! 2. A sealer or a request of the store has it. Neither needs another buffer, and each request has
 //!    a time limit, so the buffer returns.
 //! 3. The store keeps it until a later part of the object comes ([`StoreTraits::holds_parts`]): one
@@ -71,7 +71,7 @@ impl TransferPool {
     /// Waits for the turn of a stream into a store with these properties.
     ///
     /// # Errors
-    /// [`RunError::Interrupted`] when a stop is requested before.
+    /// [`RunError::Interrupted`] when a stop is requested first.
     pub(super) async fn turn(
         &self,
         traits: &StoreTraits,

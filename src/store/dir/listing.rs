@@ -204,8 +204,7 @@ fn walk_folder(
 }
 
 fn neither_file_nor_folder(folder: &Folder, name: &str) -> PathError {
-    let text =
-        "it is neither a file nor a folder, and what it stands for would be missing in the listing";
+    let text = "it is neither a file nor a folder, so the listing would lack its content";
     PathError::of_kind(StoreErrorKind::Invalid, folder.path_of(name), text)
 }
 

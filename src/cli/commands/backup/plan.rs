@@ -91,7 +91,7 @@ impl Render for DatasetResult<Plan> {
                 format!("{dataset}: up to date, {id} holds the newest snapshot")
             }
             SendPlan::Unchanged { snapshot, id } => format!(
-                "{dataset}: unchanged, {id} has what @{} has",
+                "{dataset}: unchanged: {id} already has the state of @{}",
                 snapshot.name.short()
             ),
             SendPlan::Full {
