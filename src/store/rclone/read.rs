@@ -204,8 +204,7 @@ impl RcloneStore {
         arguments: &[&str],
     ) -> Result<Vec<LsEntry>, StoreError> {
         let failed = |cause| self.failed("list", prefix, cause);
-        let begin = ["lsjson", "--no-mimetype"];
-        let arguments = begin.iter().chain(arguments);
+        let arguments = ["lsjson"].iter().chain(arguments).chain(&["--no-mimetype"]);
         let arguments = arguments.map(|&argument| argument.to_owned()).collect();
         let places = vec![self.settings.place_of(folder)];
         let output_bytes_max = LISTING_BYTES_MAX;
