@@ -20,7 +20,7 @@
 //! A snapshot that differs from the newest usable backup in nothing is [`SendPlan::Unchanged`] in
 //! place of 7 and 8, as the caller finds out with [`newest_comparable`].
 //!
-//! With levels, [`levels`] takes the place of 6 to 8.
+//! With levels, the module `levels` takes the place of 6 to 8.
 //!
 //! `--incremental` is a conflict where 4 to 6 would make a full, and at the number of incrementals
 //! in 7. Age and share only decide when no kind is requested.

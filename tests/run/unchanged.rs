@@ -269,7 +269,8 @@ async fn forgotten_backup_is_made_again_the_next_night() {
 /// Whether a prune with these rules would need the store.
 fn is_settled(world: &World, env: &PruneEnv, rules: &RetentionRules) -> bool {
     world.store.clear_events();
-    let settled = deletes_nothing(env, &world.selected(), rules).unwrap();
+    let guid = world.selected().dataset.guid;
+    let settled = deletes_nothing(env, &world.dataset, guid, rules).unwrap();
     assert!(world.store.events().is_empty());
     settled
 }

@@ -215,7 +215,7 @@ fn set_settled_aside(
     let is_step = context.is_step() && context.carries_out(call.prune.yes);
     let is_settled = |selected: &Selected| {
         is_step
-            && deletes_nothing(env, selected, call.rules).unwrap_or_else(|error| {
+            && deletes_nothing(env, &selected.stored, selected.dataset.guid, call.rules).unwrap_or_else(|error| {
                 tracing::debug!(dataset = %selected.stored, error = error_chain(&error), "reading the store, because this host's records of it cannot be read");
                 false
             })

@@ -3,9 +3,9 @@
 use super::{PruneEnv, RetentionRules};
 use crate::catalog::remembered::{is_recent, pruned_at, read_at, recall};
 use crate::catalog::usable::UsableCatalog;
+use crate::model::{DatasetName, Guid};
 use crate::plan::retention::decide_retention;
 use crate::run::RunError;
-use crate::run::pool::select::Selected;
 use crate::state::journal::read_attempts;
 
 /// Returns whether a prune of the dataset would delete nothing, by what this host knows of the
@@ -17,11 +17,12 @@ use crate::state::journal::read_attempts;
 /// [`RunError`] when this host's files cannot be read.
 pub fn deletes_nothing(
     env: &PruneEnv,
-    selected: &Selected,
+    stored: &DatasetName,
+    dataset: Guid,
     rules: &RetentionRules,
 ) -> Result<bool, RunError> {
-    let (state_dir, known, stored) = (&env.state_dir, env.store.known(), &selected.stored);
-    let is_recent = |at| is_recent(at, env.now, selected.dataset.guid);
+    let (state_dir, known) = (&env.state_dir, env.store.known());
+    let is_recent = |at| is_recent(at, env.now, dataset);
     let times = [
         read_at(state_dir, &known, stored)?,
         pruned_at(state_dir, &known, stored)?,
