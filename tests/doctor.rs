@@ -376,7 +376,10 @@ fn store_is_reached_through_the_proxy_of_the_environment() {
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        std::mem::take(&mut *at_proxy.lock().unwrap())
+        // A client of another test may still try this port. No proxy is asked without a scheme.
+        let mut heads = std::mem::take(&mut *at_proxy.lock().unwrap());
+        heads.retain(|head| head.lines().next().is_some_and(|line| line.contains("://")));
+        heads
     };
     for (remote, section, endpoint) in [
         (

@@ -18,8 +18,10 @@ use std::path::Path;
 const AGE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
 const AGE_MIN: SignedDuration = SignedDuration::from_hours(4 * 24);
 
-/// Saves the manifests of these backups, as listed at that time, and removes all others. Fetches only manifests that are
-/// neither saved nor cached.
+/// Saves the manifests of these backups, and removes all others. Fetches only manifests that are
+/// neither saved nor cached. `listed_at` is the time of the listing, by a caller that holds the
+/// dataset's lock for this store; without it the memory never stands for a request, because another
+/// run may have deleted backups in the meantime.
 ///
 /// # Errors
 /// [`CatalogError`]; the saved manifests may then be out of date, but are never wrong.
@@ -28,7 +30,7 @@ pub(crate) async fn remember(
     store: &dyn StoreRead,
     dataset: &DatasetName,
     whole: &[&StoredBackup],
-    listed_at: Timestamp,
+    listed_at: Option<Timestamp>,
 ) -> Result<(), CatalogError> {
     let files = RememberedManifests::new(state_dir, &store.known(), dataset);
     files.create()?;
@@ -57,7 +59,10 @@ pub(crate) async fn remember(
         files.write(id, ManifestPart::Signature, &signature)?;
         files.write(id, ManifestPart::Manifest, &manifest)?;
     }
-    files.note_time(MemoryTime::Read, listed_at)?;
+    match listed_at {
+        Some(listed_at) => files.note_time(MemoryTime::Read, listed_at)?,
+        None => files.clear_time(MemoryTime::Read)?,
+    }
     Ok(())
 }
 
@@ -102,6 +107,18 @@ pub(crate) fn note_pruned_at(
         files.note_time(MemoryTime::Pruned, at)?;
     }
     Ok(())
+}
+
+/// Removes the time of the last prune, so that the next one reads the store unless this one succeeds.
+///
+/// # Errors
+/// [`CatalogError::State`].
+pub(crate) fn clear_pruned_at(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<(), CatalogError> {
+    Ok(RememberedManifests::new(state_dir, store, dataset).clear_time(MemoryTime::Pruned)?)
 }
 
 /// Returns whether a time is so recent that what was saved then may replace a request. Each

@@ -31,7 +31,7 @@ pub use view::{PruneView, SecondaryStore, read_view};
 use super::RunError;
 use super::clock::{ClockCheck, store_clocks};
 use super::transfer::Stop;
-use crate::catalog::remembered::note_pruned_at;
+use crate::catalog::remembered::{clear_pruned_at, note_pruned_at};
 use crate::config::RetentionRules;
 use crate::manifest::{Origin, PrunedEntry};
 use crate::model::{BackupId, DatasetName};
@@ -114,6 +114,7 @@ pub struct PruneOutcome {
 pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
     let known = env.store.known();
     let _lock = lock_dataset(&env.state_dir, &known, &task.stored)?;
+    clear_pruned_at(&env.state_dir, &known, &task.stored)?;
     let outcome = prune_locked(env, task).await?;
     if outcome.view.plan.doubts.is_empty() {
         note_pruned_at(&env.state_dir, &known, &task.stored, env.now)?;

@@ -235,13 +235,12 @@ impl HistoryRecords {
         self.load("recorded")
     }
 
-    /// Records that a snapshot needed no backup, and clears the failure of the step `backup`.
+    /// Records that a snapshot needed no backup.
     ///
     /// # Errors
     /// [`StateError::File`].
     pub fn note_unchanged(&self, note: &UnchangedNote) -> Result<(), StateError> {
-        self.store("unchanged", note)?;
-        self.note_success("backup")
+        self.store("unchanged", note)
     }
 
     /// Records that a backup was copied into this store.

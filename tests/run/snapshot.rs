@@ -350,7 +350,8 @@ async fn dataset_without_a_write_since_its_newest_own_snapshot_gets_none_if_so_c
     let taken = async |of_unchanged| {
         let mut taken = run_on(&zfs, &all, &hooks, &never(), of_unchanged).await;
         taken.taken.sort();
-        (told(&taken).0, taken.unchanged)
+        let unchanged: Vec<_> = taken.unchanged.iter().map(|it| it.name.clone()).collect();
+        (told(&taken).0, unchanged)
     };
     let (some, unchanged) = taken(false).await;
     let next = format!("{SHORT}-1");
@@ -362,11 +363,19 @@ async fn dataset_without_a_write_since_its_newest_own_snapshot_gets_none_if_so_c
         unchanged,
         ["tank/same", "dozer/busy"].map(|dataset| name(dataset).snapshot(SHORT).unwrap())
     );
+    // A new key of an encrypted dataset writes nothing, and needs a backup.
+    zfs.set_encrypted(&name("tank/same"), false);
+    let (encrypted, _) = taken(false).await;
+    assert_eq!(encrypted, [format!("tank/same@{SHORT}-1")]);
     let (every, unchanged) = taken(true).await;
     assert_eq!((every.len(), unchanged.len()), (5, 0));
     // The datasets of a pool that cannot be synced all get one.
     zfs.fail_call(all.len() as u64 + 1, libc_eperm());
     let (some, unchanged) = taken(false).await;
-    assert_eq!(some, [format!("dozer/busy@{SHORT}-2")]);
-    assert_eq!(unchanged.len(), 4);
+    let names = [
+        format!("dozer/busy@{SHORT}-2"),
+        format!("tank/same@{SHORT}-3"),
+    ];
+    assert_eq!(some, names);
+    assert_eq!(unchanged.len(), 3);
 }

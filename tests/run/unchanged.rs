@@ -3,7 +3,7 @@
 
 use crate::cached::prune_task;
 use crate::world::{LIFECYCLE, World, all_committed, name, noise, now, quick_keys};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use zfs_backup::config::{RawMode, RetentionRules};
@@ -12,8 +12,8 @@ use zfs_backup::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnd, BackupEnv, BackupRun, back_up, plan_backup};
 use zfs_backup::run::prune::{PruneEnv, PruneTask, deletes_nothing, forget, prune_dataset};
-use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
+use zfs_backup::store::{LockMode, ObjectLock, StoreErrorKind};
 use zfs_backup::zfs::{PropertyValue, ZfsSnapshots};
 
 /// A dataset with one backup.
@@ -311,5 +311,53 @@ async fn prune_asks_nothing_while_the_rules_keep_all_that_is_remembered() {
     let refused = Fault::before(StoreErrorKind::Denied).of(Operation::Finish);
     world.store.fail(refused);
     run(&world.env(), &world).await.unwrap_err();
+    assert!(!is_settled(&world, &env, &one_chain));
+}
+
+#[tokio::test]
+async fn backup_is_made_in_time_to_extend_the_locks_of_the_chain() {
+    let lock = ObjectLock {
+        days: 30,
+        mode: LockMode::Governance,
+        covers_chains: false,
+    };
+    let nights: [(fn() -> Timestamp, &str); 3] = [
+        (now, "unchanged"),
+        (|| now() + SignedDuration::from_hours(14 * 24), "unchanged"),
+        (|| now() + SignedDuration::from_hours(15 * 24), "incr"),
+    ];
+    for (night, expected) in nights {
+        let (world, id) = backed_up().await;
+        world.store.set_lock(Some(lock), true);
+        world.snapshot();
+        let env = BackupEnv {
+            now: night,
+            ..listing(&world)
+        };
+        assert_eq!(words(&run(&env, &world).await.unwrap(), &id), expected);
+    }
+}
+
+#[tokio::test]
+async fn failed_prune_is_repeated_by_the_next_and_not_taken_for_done() {
+    let (world, _) = backed_up().await;
+    let one_chain = RetentionRules {
+        last_chains: Some(1),
+        ..RetentionRules::default()
+    };
+    let env = world.prune_env(now());
+    let task = PruneTask {
+        rules: one_chain.clone(),
+        ..prune_task(&world)
+    };
+    prune_dataset(&env, &task).await.unwrap();
+    assert!(is_settled(&world, &env, &one_chain));
+    world.snapshot();
+    world.try_back_up_as(RequestedKind::Full).await.unwrap();
+    let stays = Fault::before(StoreErrorKind::Denied).of(Operation::Delete);
+    world.store.fail(stays.on("receipt.json").forever());
+    prune_dataset(&env, &task).await.unwrap_err();
+    world.store.heal();
+    run(&world.env(), &world).await.unwrap();
     assert!(!is_settled(&world, &env, &one_chain));
 }

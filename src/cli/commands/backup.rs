@@ -202,7 +202,7 @@ async fn back_up_all(
         keys.clone(),
         context.stop.clone(),
     );
-    backup.listed = list_to_skip(config, &target).await?;
+    backup.listed = list_to_skip(config, &target).await;
     let mut results = Vec::new();
     for_each_dataset(
         context,
@@ -228,16 +228,19 @@ async fn back_up_all(
 }
 
 /// Lists the datasets of the remote, so that those that did not change cost no request of their
-/// own.
-async fn list_to_skip(
-    config: &Config,
-    target: &Target,
-) -> Result<Option<Arc<BTreeSet<DatasetName>>>, Failure> {
+/// own. If the listing fails, each dataset is read instead.
+async fn list_to_skip(config: &Config, target: &Target) -> Option<Arc<BTreeSet<DatasetName>>> {
     if target.role != StoreRole::Remote || !config.snapshots.skip_unchanged {
-        return Ok(None);
+        return None;
     }
-    let listed = list_datasets(&*target.store).await?;
-    Ok(Some(Arc::new(listed.into_iter().collect())))
+    let listed = list_datasets(&*target.store).await;
+    let listed = listed.inspect_err(|error| {
+        tracing::warn!(
+            error = error_chain(error),
+            "cannot list the datasets of the remote, so it is read for each dataset"
+        );
+    });
+    Some(Arc::new(listed.ok()?.into_iter().collect()))
 }
 
 /// Backs up one dataset, and prints its results.

@@ -2,12 +2,14 @@
 
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, status};
+use crate::cli::open::history;
 use crate::cli::open::remote::open_zfs;
 use crate::config::SnapshotSource;
 use crate::model::{DatasetName, SnapshotName};
 use crate::run::RunError;
+use crate::run::pool::select::Selected;
 use crate::run::pool::snapshot::{SnapshotRun, SnapshotsTaken, snapshot_between_hooks};
-use crate::zfs::{Dataset, ZfsErrno};
+use crate::zfs::{Dataset, Snapshot, ZfsErrno};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -29,10 +31,10 @@ pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
         return Ok(());
     }
     let zfs = open_zfs()?;
-    let datasets: Vec<Dataset> = context
-        .datasets(&*zfs)?
-        .into_iter()
-        .map(|selected| selected.dataset)
+    let selected = context.datasets(&*zfs)?;
+    let datasets: Vec<Dataset> = selected
+        .iter()
+        .map(|selected| selected.dataset.clone())
         .collect();
     if context.global.dry_run {
         for dataset in &datasets {
@@ -57,14 +59,22 @@ pub(crate) async fn snapshot(context: &Context) -> Result<(), Failure> {
         zfs: &*zfs,
         datasets: &datasets,
         prefix: &config.snapshots.prefix,
-        of_unchanged: config.snapshots.of_unchanged,
+        // Only the commit of a new backup extends the locks of the earlier ones.
+        of_unchanged: config.snapshots.of_unchanged || config.object_lock().is_some(),
         now: Timestamp::now,
         hooks: &config.hooks,
         variables,
         stop: &context.stop,
         running: &context.leftovers.hook,
     };
-    report(context, snapshot_between_hooks(&run).await)
+    let outcome = snapshot_between_hooks(&run).await;
+    for Selected { dataset, stored } in &selected {
+        let of_dataset = |newest: &&Snapshot| *newest.name.dataset() == dataset.name;
+        if let Some(newest) = outcome.unchanged.iter().find(of_dataset) {
+            history::unwritten(config, stored, newest);
+        }
+    }
+    report(context, outcome)
 }
 
 fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
@@ -79,10 +89,11 @@ fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
         context.done(name.dataset(), 0);
     }
     for newest in unchanged {
-        let dataset = newest.dataset();
-        context
-            .output
-            .line(format!("{dataset}: nothing was written since {newest}"));
+        let dataset = newest.name.dataset();
+        context.output.line(format!(
+            "{dataset}: nothing was written since {}",
+            newest.name
+        ));
         context.done(dataset, 0);
     }
     for (dataset, error) in refused {

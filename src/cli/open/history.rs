@@ -5,7 +5,7 @@ use crate::catalog::Catalog;
 use crate::catalog::remembered::distrust;
 use crate::cli::open::identity::known_stores;
 use crate::config::Config;
-use crate::model::DatasetName;
+use crate::model::{BackupId, DatasetName};
 use crate::plan::health::{FailureFact, HealthFacts, HealthLimits};
 use crate::run::backup::{BackupEnd, BackupRun};
 use crate::run::copy::CopiedBackup;
@@ -16,6 +16,7 @@ use crate::state::history::{
     DatasetHistory, DrillNote, FailureNote, HistoryRecords, OwnCommit, UnchangedNote, VerifyNote,
 };
 use crate::store::StoreInfo;
+use crate::zfs::Snapshot;
 use jiff::Timestamp;
 use std::time::Duration;
 
@@ -58,8 +59,41 @@ pub(crate) fn backed_up(
                 snapshot_at: snapshot.created_at,
                 at: Timestamp::now(),
             }));
+            warn_if_unsaved(records.note_success("backup"));
         }
         Ok(BackupEnd::UpToDate(_) | BackupEnd::Paused(_)) | Err(_) => {}
+    }
+}
+
+/// Records that nothing was written to a dataset since this snapshot, for each store whose newest
+/// backup has its content.
+pub(crate) fn unwritten(config: &Config, stored: &DatasetName, newest: &Snapshot) {
+    let known = known_stores(config).unwrap_or_else(|error| {
+        tracing::warn!(
+            "cannot record the result for `health` and `show`: {}",
+            error_chain(&error)
+        );
+        Vec::new()
+    });
+    for store in known {
+        let records = HistoryRecords::new(&config.state_dir, &store, stored);
+        let noted = records.read().and_then(|history| {
+            let now = Timestamp::now();
+            let has_content = |id: &&BackupId| {
+                let unchanged = history.unchanged.as_ref().filter(|note| note.id == **id);
+                id.snapshot_guid() == newest.guid
+                    || unchanged.is_some_and(|note| note.snapshot_at >= newest.created_at)
+            };
+            match history.newest().filter(has_content) {
+                None => Ok(()),
+                Some(id) => records.note_unchanged(&UnchangedNote {
+                    id: id.clone(),
+                    snapshot_at: now,
+                    at: now,
+                }),
+            }
+        });
+        warn_if_unsaved(noted);
     }
 }
 

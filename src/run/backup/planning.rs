@@ -13,6 +13,7 @@ use crate::plan::BackupFacts;
 use crate::plan::chunk_count::check_chunk_count;
 use crate::plan::resume::unreadable_at;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
+use crate::run::blocking::blocking;
 use crate::run::identity::refuse_one_place;
 use crate::run::pool::select::Selected;
 use crate::run::pool::snapshot::{find_dataset, is_own};
@@ -24,6 +25,7 @@ use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, ZfsRead, Zf
 use globset::Glob;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The stores and the pool, as a step of a run has read them.
 pub(super) struct View {
@@ -41,7 +43,7 @@ impl View {
         selected: &Selected,
         mode: CacheMode,
     ) -> Result<Self, RunError> {
-        let mut local = Local::read(&*env.zfs, selected)?;
+        let mut local = Local::read_apart(env, selected).await?;
         if send_flags(&local.dataset, &env.settings).raw && local.dataset.encrypted {
             local.set_aside(|bookmark| bookmark.ivset_guid == Some(0));
         }
@@ -143,6 +145,7 @@ pub(super) async fn remember_remote(
     stores: &StoresView,
     listed_at: Timestamp,
 ) {
+    let listed_at = (env.role == StoreRole::Remote).then_some(listed_at);
     let (store, usable): (&dyn StoreRead, _) = match (&stores.remote, env.role) {
         (RemoteView::Current(store, usable), _) => (&**store, usable),
         (_, StoreRole::Remote) => (&*env.store, &stores.target),
@@ -214,6 +217,16 @@ pub(super) struct Local {
 }
 
 impl Local {
+    /// Does the same as [`Local::read`] on a thread of its own: a pool that hangs must not stop the
+    /// uploads of other datasets.
+    ///
+    /// # Errors
+    /// As for [`Local::read`].
+    pub(super) async fn read_apart(env: &BackupEnv, selected: &Selected) -> Result<Self, RunError> {
+        let (zfs, selected) = (Arc::clone(&env.zfs), selected.clone());
+        blocking(move || Self::read(&*zfs, &selected)).await?
+    }
+
     /// Reads the pool.
     ///
     /// # Errors

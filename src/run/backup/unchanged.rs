@@ -5,7 +5,8 @@
 //! `written@SNAPSHOT`), so that a changed dataset costs no second read. What `private.age` records
 //! beside the stream must be the same as well.
 //!
-//! Raw streams of encrypted datasets are always backed up: `zfs change-key` writes nothing to the
+//! In a store with object locks a backup is made when half of the days are over, to extend them. Raw
+//! streams of encrypted datasets are always backed up: `zfs change-key` writes nothing to the
 //! dataset, and the new wrapped key must reach the store.
 
 use super::documents::Recorded;
@@ -23,8 +24,10 @@ use crate::run::transfer::StreamSource;
 use crate::run::{RunError, error_chain};
 use crate::state::history::HistoryRecords;
 use crate::state::journal::read_attempts;
+use crate::store::ObjectLock;
 use crate::stream::record::{RecordType, StreamExpectation, StreamParser};
 use crate::zfs::{SendRequest, Snapshot};
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::io::Read;
 
@@ -92,7 +95,8 @@ async fn find_unchanged(
     let (Some(snapshot), Some((base, backup))) = (newest, newest_comparable(&facts)) else {
         return Ok(None);
     };
-    if !has_same_records(env, view, &backup.id)? {
+    if must_extend_locks(env, backup.made.finished_at) || !has_same_records(env, view, &backup.id)?
+    {
         return Ok(None);
     }
     let source = SendSource {
@@ -116,6 +120,14 @@ async fn find_unchanged(
         },
         is_level_due: is_longer_level_due(&facts, &settings.lifecycle, backup),
     }))
+}
+
+/// Returns whether the next backup must be made to extend the object locks of the chain: only a
+/// commit does that. Half of their days are over then.
+fn must_extend_locks(env: &BackupEnv, committed_at: Timestamp) -> bool {
+    let half = |lock: ObjectLock| SignedDuration::from_hours(i64::from(lock.days) * 12);
+    let lock = env.store.object_lock();
+    lock.is_some_and(|lock| (env.now)().duration_since(committed_at) >= half(lock))
 }
 
 /// Returns whether `private.age` of this backup has what a new one would have.
@@ -174,7 +186,7 @@ pub(super) async fn settle_from_memory(
     if !may_skip {
         return Ok(None);
     }
-    let local = Local::read(&*env.zfs, selected)?;
+    let local = Local::read_apart(env, selected).await?;
     let stores = match remembered_stores(env, selected) {
         Ok(Some(stores)) => stores,
         Ok(None) => return Ok(None),

@@ -65,8 +65,14 @@ pub(super) async fn take_over(
             let from = folder(kind, &old);
             let to = folder(kind, store);
             if proofs.has_any(&named_backups(&from)?).await? {
+                // A time would say that all of the memory is of this store.
+                let is_time = |name: &str| kind == "remote" && !name.contains(".json");
                 for (name, _) in files_of(&from)? {
-                    move_file(&name, &from, &to)?;
+                    if is_time(&name) {
+                        remove_if_there(&from.join(&name))?;
+                    } else {
+                        move_file(&name, &from, &to)?;
+                    }
                 }
             }
         }

@@ -84,7 +84,7 @@ pub struct SnapshotsTaken {
     pub taken: Vec<SnapshotName>,
     /// The datasets without a new snapshot, because nothing was written since their newest one,
     /// which is this.
-    pub unchanged: Vec<SnapshotName>,
+    pub unchanged: Vec<Snapshot>,
     /// The datasets without a snapshot, and why.
     pub refused: Vec<(DatasetName, RunError)>,
     /// The errors of hooks. If `pre_snapshot` is one of them, no snapshot was taken.
@@ -209,7 +209,7 @@ pub async fn snapshot_between_hooks(run: &SnapshotRun<'_>) -> SnapshotsTaken {
 
 /// Divides the datasets into those that need a new snapshot, and the newest own snapshots of the
 /// others.
-fn divide_by_change(run: &SnapshotRun<'_>) -> (Vec<Dataset>, Vec<SnapshotName>) {
+fn divide_by_change(run: &SnapshotRun<'_>) -> (Vec<Dataset>, Vec<Snapshot>) {
     let (mut changed, mut unchanged) = (Vec::new(), Vec::new());
     // What was written a moment ago counts only when it is on disk.
     let is_synced = |pool: &str| {
@@ -244,13 +244,16 @@ fn divide_by_change(run: &SnapshotRun<'_>) -> (Vec<Dataset>, Vec<SnapshotName>) 
 }
 
 /// Returns the newest snapshot if it is ours and nothing was written since. If ZFS cannot tell, a
-/// snapshot is taken.
-fn newest_if_unchanged(run: &SnapshotRun<'_>, dataset: &Dataset) -> Option<SnapshotName> {
-    let snapshots = run.zfs.snapshots(&dataset.name).ok()?;
-    let newest = snapshots.last()?;
+/// snapshot is taken; and of an encrypted dataset always, because a new key is stored only with a
+/// backup, and writes nothing.
+fn newest_if_unchanged(run: &SnapshotRun<'_>, dataset: &Dataset) -> Option<Snapshot> {
+    if dataset.encrypted {
+        return None;
+    }
+    let newest = run.zfs.snapshots(&dataset.name).ok()?.pop()?;
     let now = run.zfs.dataset(&dataset.name).ok()??;
     let is_unchanged = now.guid == dataset.guid && now.number("written") == Some(0);
-    (is_unchanged && is_own(newest, dataset.guid, run.prefix)).then(|| newest.name.clone())
+    (is_unchanged && is_own(&newest, dataset.guid, run.prefix)).then_some(newest)
 }
 
 fn pools(datasets: &[Dataset]) -> BTreeSet<&str> {

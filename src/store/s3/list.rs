@@ -140,10 +140,15 @@ impl Shared {
                 .filter_map(|object| self.listed(object, &full).transpose());
             let listed = listed.collect::<Result<Vec<_>, _>>().map_err(failed)?;
             let folders = page.common_prefixes().iter();
-            let folders = folders.filter_map(|folder| folder.prefix()?.strip_prefix(&self.prefix));
+            let folders = folders.map(|folder| {
+                let folder = folder.prefix().unwrap_or_default();
+                folder.strip_prefix(&self.prefix)
+            });
+            let outside = || failed("a folder is outside the requested prefix");
+            let folders: Vec<&str> = folders.collect::<Option<_>>().ok_or_else(outside)?;
             let taken = Page {
                 objects: listed,
-                folders: folders.map(str::to_owned).collect(),
+                folders: folders.into_iter().map(str::to_owned).collect(),
             };
             if take(taken).map_err(|text| failed(&text))?.is_break() {
                 return Ok(());
