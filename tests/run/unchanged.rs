@@ -321,7 +321,8 @@ async fn backup_is_made_in_time_to_extend_the_locks_of_the_chain() {
         mode: LockMode::Governance,
         covers_chains: false,
     };
-    let nights: [(fn() -> Timestamp, &str); 3] = [
+    type Clock = fn() -> Timestamp;
+    let nights: [(Clock, &str); 3] = [
         (now, "unchanged"),
         (|| now() + SignedDuration::from_hours(14 * 24), "unchanged"),
         (|| now() + SignedDuration::from_hours(15 * 24), "incr"),
