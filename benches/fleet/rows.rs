@@ -20,6 +20,13 @@ pub(crate) fn unchanged() {
     let night = scene.run(DELAY_MS, &["perform"]);
     let count = datasets();
     night.print(&format!("{count} datasets, nothing changed: perform"));
+    scene.configure(
+        "[backup-sequence]\nstep01 = \"snapshot\"\nstep02 = \"stream-to-remote\"\nstep03 = \"prune-remote -y\"\n",
+    );
+    let night = scene.run(DELAY_MS, &["perform"]);
+    night.print(&format!(
+        "{count} datasets, nothing changed: without verify-checksums"
+    ));
 }
 
 /// Each dataset has one MiB that changed.
