@@ -1,4 +1,4 @@
-//! The record of the requests that the sink answered, and what `fleet` asks of the sink besides S3:
+//! The record of the requests that the sink answered, and the requests of `fleet` to the sink that are not S3:
 //! a delay, the record, and copies of many objects at once.
 
 use crate::http::Request;

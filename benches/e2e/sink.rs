@@ -22,14 +22,14 @@ const HEAD_BUFFER_BYTES: usize = 8 << 10;
 const PAGE_KEYS_MAX: usize = 1000;
 const CRC_HEADER: &str = "x-amz-checksum-crc64nvme";
 const NOTHING_THERE: &str = "*";
-/// Is after every character of a key.
+/// The character that sorts after every character of a key.
 const LAST: char = char::MAX;
 
 struct Sink {
     state: Shared,
     delay: Duration,
     keep: bool,
-    /// What `fleet` asks of the sink besides S3; `e2e` asks nothing.
+    /// The answers to the requests of `fleet` that are not S3; `e2e` makes none.
     recorder: Recorder,
 }
 

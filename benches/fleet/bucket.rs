@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 pub(crate) struct Bucket {
     /// `None` when another process started the server.
     process: Option<Child>,
-    /// Such as `127.0.0.1:4711`.
+    /// The address of the server, such as `127.0.0.1:4711`.
     pub(crate) address: String,
 }
 

@@ -41,7 +41,7 @@ use std::time::Duration;
 
 type Row = (&'static str, fn());
 
-/// Is no row of the table, and only run when it is named.
+/// The row for a look at the screen. It is not in the table, and runs only when it is named.
 const SCREEN: &str = "screen";
 
 const ROWS: [Row; 6] = [

@@ -1,8 +1,8 @@
 //! The row about a bucket with a million objects: three datasets, a backup each night for more than
 //! three years, and one dataset that changed.
 //!
-//! One backup of each dataset is made by the program, in another process, because the pools in
-//! memory hold its bytes. The bucket then copies its objects under the names of the other backups,
+//! The program makes one backup of each dataset in another process, because the pools in memory
+//! hold its bytes. The bucket then copies its objects under the names of the other backups,
 //! whose manifests and receipts are written and signed here.
 
 use crate::bucket::Bucket;

@@ -47,7 +47,7 @@ pub(crate) fn changed() {
     println!("  {:.1} times faster", seconds[0] / seconds[1]);
 }
 
-/// One small incremental of one dataset.
+/// The row of one small incremental of one dataset.
 pub(crate) fn incremental() {
     const DELAY_MS: u64 = 100;
     let scene = Scene::new(1, 8 * MIB);

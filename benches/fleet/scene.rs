@@ -30,7 +30,7 @@ pub(crate) struct Scene {
     pub(crate) datasets: Vec<DatasetName>,
 }
 
-/// What a command cost.
+/// The cost of a command.
 pub(crate) struct Cost {
     pub(crate) wall_seconds: f64,
     pub(crate) cpu_seconds: f64,
@@ -50,7 +50,7 @@ impl Scene {
         }
     }
 
-    /// The same, in a folder and with a bucket that exist.
+    /// Does the same as [`Scene::new`], in a folder and with a bucket that exist.
     pub(crate) fn at(folder: PathBuf, bucket: Bucket, datasets: usize, file_bytes: usize) -> Self {
         let zfs = FakeZfs::new();
         zfs.set_now(Timestamp::now());

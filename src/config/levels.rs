@@ -115,9 +115,9 @@ impl fmt::Display for LevelBase {
 /// When a new full is made: `90d` or `never`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FullEvery {
-    /// When the full of the chain has this age.
+    /// A new full is made when the full of the chain has this age.
     Age(Age),
-    /// Never, as long as an incremental is possible.
+    /// A new full is made only where no incremental is possible.
     Never,
 }
 

@@ -1,5 +1,5 @@
-//! What the lifecycle sections mean, in sentences for `config check`: how backups are made, and which
-//! of them stay.
+//! The sentences of `config check` about the lifecycle sections: how backups are made, and which of
+//! them stay.
 
 use super::document::Document;
 use super::levels::{FullEvery, KeepLevels, LevelBase};

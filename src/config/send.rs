@@ -101,7 +101,7 @@ impl fmt::Display for RawMode {
     }
 }
 
-/// What each further stream takes at the lower levels: its own window, and a job of its thread.
+/// The memory of each further stream at the lower levels: its own window, and a job of its thread.
 const STREAM_BYTES: Size = Size::mebibytes(12);
 
 impl Compression {

@@ -120,7 +120,7 @@ pub struct TransferPlan {
     pub compression: ChunkCompression,
     /// The recipients that chunks are sealed to.
     pub recipients: Vec<age::x25519::Recipient>,
-    /// What all streams of the run share.
+    /// The buffers and threads that all streams of the run share.
     pub pool: TransferPool,
 }
 

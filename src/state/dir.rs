@@ -5,6 +5,7 @@
 //! a random name and is made with `O_EXCL`, so that no other user can prepare a file or a link
 //! under its name.
 
+use super::error::{StateError, failed};
 use crate::model::{DatasetName, Digest, KnownStore};
 use rustix::fs::{Mode, OFlags};
 use std::fs::{DirBuilder, File, remove_file, rename};
@@ -94,6 +95,17 @@ pub(crate) fn open_or_create(path: &Path) -> Result<File> {
         Ok(file)
     } else {
         Err(Error::other("it is not a regular file"))
+    }
+}
+
+/// Removes a file. A missing file is no error.
+///
+/// # Errors
+/// [`StateError::File`].
+pub(crate) fn remove_if_there(path: &Path) -> std::result::Result<(), StateError> {
+    match remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", path, source)),
+        _ => Ok(()),
     }
 }
 

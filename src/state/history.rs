@@ -5,8 +5,7 @@
 //! Each file is written whole, so that two runs never overwrite each other's events. A file that
 //! exists and cannot be read is an error, never "nothing".
 
-use super::dir::state_name;
-use super::dir::{create_folder, replace_file};
+use super::dir::{create_folder, remove_if_there, replace_file, state_name};
 use super::error::{StateError, failed};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, DatasetName, Digest, KnownStore, StoreId};
@@ -315,13 +314,7 @@ impl HistoryRecords {
     /// # Errors
     /// [`StateError::File`].
     pub fn note_success(&self, step: &str) -> Result<(), StateError> {
-        let path = self.path(&format!("failed-{step}"));
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(failed("remove", &path, source))
-            }
-            _ => Ok(()),
-        }
+        remove_if_there(&self.path(&format!("failed-{step}")))
     }
 
     fn path(&self, event: &str) -> PathBuf {

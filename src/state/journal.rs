@@ -17,8 +17,8 @@
 pub mod log;
 mod search;
 
-use super::dir::state_name;
 use super::dir::{create_folder, create_new, replace_file};
+use super::dir::{remove_if_there, state_name};
 use super::error::{StateError, failed};
 use crate::model::{BackupId, DatasetName, KnownStore, ReadFault};
 use log::{AttemptLog, JournalRecord, ReadLog, read_log};
@@ -178,13 +178,7 @@ impl AttemptJournal {
     /// # Errors
     /// [`StateError::File`]; the backup exists nevertheless.
     pub fn committed(self) -> Result<(), StateError> {
-        let receipt = self.file(RECEIPT);
-        match std::fs::remove_file(&receipt) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                return Err(failed("remove", &receipt, source));
-            }
-            _ => {}
-        }
+        remove_if_there(&self.file(RECEIPT))?;
         let file = self.file(COMMITTING);
         std::fs::remove_file(&file).map_err(|source| failed("remove", &file, source))
     }
@@ -352,13 +346,7 @@ pub fn forget_attempt(
     id: &BackupId,
 ) -> Result<(), StateError> {
     for state in [RECEIPT, BEGUN, COMMITTING] {
-        let file = folder_of(state_dir, store, dataset).join(format!("{id}.{state}"));
-        match std::fs::remove_file(&file) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                return Err(failed("remove", &file, source));
-            }
-            _ => {}
-        }
+        remove_if_there(&folder_of(state_dir, store, dataset).join(format!("{id}.{state}")))?;
     }
     Ok(())
 }

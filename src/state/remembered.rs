@@ -4,7 +4,7 @@
 //! `state_dir/remote` has a folder for each store and dataset. Nothing in it is trusted: manifests
 //! are verified whenever they are read.
 
-use super::dir::{create_folder, replace_until_crash, state_name};
+use super::dir::{create_folder, remove_if_there, replace_until_crash, state_name};
 use super::error::{StateError, failed};
 use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX};
 use crate::model::{BackupId, DatasetName, KnownStore};
@@ -194,12 +194,5 @@ impl RememberedManifests {
 
     fn path(&self, id: &BackupId, part: ManifestPart) -> PathBuf {
         self.folder.join(format!("{id}.{}", part.extension()))
-    }
-}
-
-fn remove_if_there(path: &Path) -> Result<(), StateError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", path, source)),
-        _ => Ok(()),
     }
 }

@@ -44,7 +44,7 @@ fn keys_that_levels_replace_cause_a_notice() {
     assert_snapshot!(notices(&lifecycle("keep = \"14d\"\nfull_every = \"90d\"")), @"");
 }
 
-/// What `config check` says of the lifecycle.
+/// Returns the sentences of `config check` about the lifecycle.
 fn meaning(text: &str) -> String {
     let advice = parse(text).unwrap().check_advice();
     let lines = advice

@@ -1,5 +1,5 @@
-//! What a real ZFS says about datasets to which nothing was written: the stream without a record,
-//! the smallest changes, and the property `written` just after a write.
+//! Datasets to which nothing was written, on a real ZFS: the stream without a record, the smallest
+//! changes, and the property `written` just after a write.
 
 use crate::bench::Bench;
 use crate::pool::zfs;

@@ -413,7 +413,7 @@ async fn dry_run(
     context.verdict()
 }
 
-/// What a run would do for one dataset.
+/// The steps of a run for one dataset, as a dry run plans them.
 struct PlannedSteps {
     resumes: Vec<PlannedResume>,
     /// The backup of the newest snapshot; `None` after a resumed upload, because it depends on what

@@ -117,9 +117,11 @@ pub(crate) async fn prune_snapshots_of(
         clock,
     };
     let mut results = Vec::new();
-    let work = async |selected: &Selected| match carry_out {
-        true => wait_for_others(context, async || prune_dataset(&env, selected).await).await,
-        false => preview(&env, selected).await,
+    let work = async |selected: &Selected| {
+        if !carry_out {
+            return preview(&env, selected).await;
+        }
+        wait_for_others(context, async || prune_dataset(&env, selected).await).await
     };
     let report =
         |selected: &Selected, outcomes: Result<Vec<SnapshotOutcome>, RunError>| match outcomes {

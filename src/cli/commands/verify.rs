@@ -86,7 +86,7 @@ pub(crate) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
     }
 }
 
-/// What the verifications of all datasets share.
+/// The input that the verifications of all datasets share.
 struct DatasetVerification<'a> {
     side: &'a ReadSide<'a>,
     verify: &'a Verify,

@@ -5,7 +5,7 @@ use crate::catalog::Catalog;
 use crate::catalog::remembered::distrust;
 use crate::cli::open::identity::known_stores;
 use crate::config::Config;
-use crate::model::{BackupId, DatasetName};
+use crate::model::{BackupId, DatasetName, KnownStore};
 use crate::plan::health::{FailureFact, HealthFacts, HealthLimits};
 use crate::run::backup::{BackupEnd, BackupRun};
 use crate::run::copy::CopiedBackup;
@@ -68,14 +68,7 @@ pub(crate) fn backed_up(
 /// Records that nothing was written to a dataset since this snapshot, for each store whose newest
 /// backup has its content.
 pub(crate) fn unwritten(config: &Config, stored: &DatasetName, newest: &Snapshot) {
-    let known = known_stores(config).unwrap_or_else(|error| {
-        tracing::warn!(
-            "cannot record the result for `health` and `show`: {}",
-            error_chain(&error)
-        );
-        Vec::new()
-    });
-    for store in known {
+    for store in stores_or_none(config) {
         let records = HistoryRecords::new(&config.state_dir, &store, stored);
         let noted = records.read().and_then(|history| {
             let now = Timestamp::now();
@@ -252,18 +245,19 @@ pub(crate) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, er
 }
 
 fn first_records(config: &Config, stored: &DatasetName) -> Option<HistoryRecords> {
-    let known = known_stores(config).unwrap_or_else(|error| {
+    let first = stores_or_none(config).into_iter().next()?;
+    Some(HistoryRecords::new(&config.state_dir, &first, stored))
+}
+
+/// Returns the configured stores; none, with a warning, if their identities cannot be read.
+fn stores_or_none(config: &Config) -> Vec<KnownStore> {
+    known_stores(config).unwrap_or_else(|error| {
         tracing::warn!(
             "cannot record the result for `health` and `show`: {}",
             error_chain(&error)
         );
         Vec::new()
-    });
-    Some(HistoryRecords::new(
-        &config.state_dir,
-        known.first()?,
-        stored,
-    ))
+    })
 }
 
 /// Returns the facts by which a dataset is judged.

@@ -413,7 +413,7 @@ fn with_levels_a_nightly_whose_time_is_over_is_not_copied() {
     let now = Timestamp::from_second(1_770_000_000).unwrap();
     let rules = RetentionRules {
         levels: Some("1y 1d".parse().unwrap()),
-        // What is not stored yet is not billed.
+        // No store bills a backup that it does not have yet.
         at_least: Some("100y".parse().unwrap()),
         ..RetentionRules::default()
     };

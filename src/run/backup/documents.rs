@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What `private.age` records of a dataset and its stream does not have.
+/// The part of a dataset that `private.age` records, because the stream does not have it.
 #[derive(Serialize)]
 pub(super) struct Recorded {
     properties: BTreeMap<String, String>,

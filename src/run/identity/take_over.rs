@@ -12,7 +12,7 @@
 use crate::model::{BackupId, DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::state::dataset_lock::lock_dataset;
-use crate::state::dir::{create_folder, state_name};
+use crate::state::dir::{create_folder, remove_if_there, state_name};
 use crate::state::error::{StateError, failed};
 use crate::state::manifests;
 use crate::store::key::{BackupObject, backup_prefix};
@@ -217,11 +217,4 @@ fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), StateError> {
     File::open(to)
         .and_then(|folder| folder.sync_all())
         .map_err(|source| failed("sync", to, source))
-}
-
-fn remove_if_there(path: &Path) -> Result<(), StateError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", path, source)),
-        _ => Ok(()),
-    }
 }
